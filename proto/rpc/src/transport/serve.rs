@@ -1,0 +1,179 @@
+//! The TLS listener.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use hyper_util::rt::TokioExecutor;
+use hyper_util::server::conn::auto::Builder;
+use rustls::ServerConfig;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tonic::transport::server::TcpConnectInfo;
+use tracing::{debug, warn};
+
+use super::connection::{
+    Caller, RequestService, Stage, StageControl, StageWatch, http2, pause_after, serve_connection,
+};
+use super::limits::{LINGER, LINGER_BYTES};
+use super::{PeerIdentity, ServerLimits};
+use crate::tls::{ALPN_H2, KeyRefusal, PeerKey};
+
+/// Serves the requests of the peers that `tls` lets in, until `shutdown` completes and the last connection is closed.
+///
+/// `tls` is made by [`raw_key::server_config`](crate::tls::raw_key::server_config) or
+/// [`x509::server_config`](crate::tls::x509::server_config); each request's extensions hold the peer's
+/// [`PeerIdentity`]. Dropping the future closes the listener and all of its connections at once.
+pub async fn serve_tls<S: RequestService>(
+    listener: TcpListener,
+    tls: Arc<ServerConfig>,
+    service: S,
+    limits: ServerLimits,
+    shutdown: impl Future<Output = ()>,
+) {
+    let mut builder = http2(&limits);
+    builder
+        .http2()
+        .keep_alive_interval(limits.keepalive_interval)
+        .keep_alive_timeout(limits.keepalive_timeout);
+    let port = Arc::new(Port {
+        acceptor: TlsAcceptor::from(tls),
+        builder,
+        connections: Semaphore::new(limits.connections),
+        limits,
+    });
+    let stage = StageControl::new();
+    tokio::select! {
+        () = accept_all(listener, service, &port, &stage) => (),
+        () = shutdown => (),
+    }
+    stage.finish(port.limits.shutdown_grace).await;
+}
+
+/// What the connections of one listener share.
+struct Port {
+    acceptor: TlsAcceptor,
+    builder: Builder<TokioExecutor>,
+    connections: Semaphore,
+    limits: ServerLimits,
+}
+
+/// Never ends by itself. Owns the listener, so that the port is free as soon as this is dropped.
+async fn accept_all<S: RequestService>(listener: TcpListener, service: S, port: &Arc<Port>, stage: &StageControl) {
+    let handshakes = Arc::new(Semaphore::new(port.limits.handshakes));
+    loop {
+        let slot = Arc::clone(&handshakes).acquire_owned().await;
+        let slot = slot.expect("the semaphore is never closed");
+        match listener.accept().await {
+            Ok((tcp, peer)) => {
+                let port = Arc::clone(port);
+                tokio::spawn(serve_peer(port, service.clone(), tcp, peer, slot, stage.watch()));
+            }
+            Err(error) => pause_after(&error).await,
+        }
+    }
+}
+
+async fn serve_peer<S: RequestService>(
+    port: Arc<Port>,
+    service: S,
+    tcp: TcpStream,
+    peer: SocketAddr,
+    slot: OwnedSemaphorePermit,
+    mut stage: StageWatch,
+) {
+    let proved = tokio::select! {
+        proved = prove(&port, tcp, peer) => proved,
+        () = stage.reached(Stage::Draining) => None,
+    };
+    drop(slot);
+    let Some((mut tls, identity)) = proved else { return };
+
+    let Ok(_place) = port.connections.try_acquire() else {
+        warn!(%peer, limit = port.limits.connections, "closing a new connection: as many as allowed are open");
+        let _ = timeout(LINGER, tls.shutdown()).await;
+        return;
+    };
+    let connection = TcpConnectInfo {
+        local_addr: tls.get_ref().0.local_addr().ok(),
+        remote_addr: Some(peer),
+    };
+    let caller = Caller::Remote { identity, connection };
+    let outcome = serve_connection(&port.builder, tls, service, caller, stage).await;
+    if let Err(error) = outcome {
+        debug!(%peer, error = &*error as &dyn std::error::Error, "connection failed");
+    }
+}
+
+/// Performs the handshake, and tells the log why when it fails. The peer learns the TLS alert and no more.
+async fn prove(port: &Port, tcp: TcpStream, peer: SocketAddr) -> Option<(TlsStream<TcpStream>, PeerIdentity)> {
+    if let Err(error) = tcp.set_nodelay(true) {
+        debug!(%peer, %error, "connection lost before the handshake");
+        return None;
+    }
+    let handshake = port.acceptor.accept(tcp).into_fallible();
+    let tls = match timeout(port.limits.handshake_timeout, handshake).await {
+        Ok(Ok(tls)) => tls,
+        Ok(Err((error, tcp))) => {
+            log_refusal(peer, &error);
+            linger(tcp).await;
+            return None;
+        }
+        Err(_) => {
+            debug!(%peer, "handshake took too long");
+            return None;
+        }
+    };
+
+    let session = tls.get_ref().1;
+    if session.alpn_protocol() != Some(ALPN_H2) {
+        warn!(%peer, "connection refused: the peer did not ask for HTTP/2 (ALPN h2)");
+        return None;
+    }
+    // Both configurations demand a proof from the client, so there is a first certificate.
+    let identity = session.peer_certificates()?.first().map(|first| identity(first))?;
+    Some((tls, identity))
+}
+
+/// A verified X.509 certificate can't be taken for a raw key: what a raw key's verifier admits is one exact encoding of
+/// 44 bytes, which no certificate has.
+fn identity(certificate: &[u8]) -> PeerIdentity {
+    match PeerKey::from_spki(certificate) {
+        Some(key) => PeerIdentity::RawKey(key.0),
+        None => PeerIdentity::Certificate(Arc::from(certificate)),
+    }
+}
+
+fn log_refusal(peer: SocketAddr, error: &io::Error) {
+    let Some(tls) = error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>()) else {
+        debug!(%peer, %error, "connection lost during the handshake");
+        return;
+    };
+    match KeyRefusal::find(tls) {
+        Some(refusal) => warn!(%peer, reason = %refusal, "handshake refused"),
+        None => warn!(%peer, reason = %tls, "handshake refused"),
+    }
+}
+
+/// Closes so that the alert arrives: with bytes of the peer's unread, the kernel would answer them with a reset, and
+/// the reset could overtake the alert.
+async fn linger(mut tcp: TcpStream) {
+    let drain = async {
+        tcp.shutdown().await?;
+        let mut left = LINGER_BYTES;
+        let mut discarded = [0; 1024];
+        while left > 0 {
+            match tcp.read(&mut discarded).await? {
+                0 => break,
+                read => left = left.saturating_sub(read),
+            }
+        }
+        io::Result::Ok(())
+    };
+    // Whether the peer listened to the end or not, there is nothing left to do for it.
+    let _ = timeout(LINGER, drain).await;
+}
