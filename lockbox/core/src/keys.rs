@@ -1,0 +1,257 @@
+//! Making, listing and destroying keys. SPEC section 8.
+
+use lockbox_authz::field::{FieldError, Labels};
+use lockbox_authz::id::{AuthorizationId, KeyId, MaterialId};
+use rand_core::CryptoRng;
+
+use crate::limits::{DEFAULT_GENERATED_BYTES, MAX_MATERIAL_BYTES, MIN_GENERATED_BYTES};
+use crate::lockbox::{Lockbox, LockboxError};
+use crate::record::{ClonePolicy, Departure, Key, KeyInfo, KeyOrigin, KeyState, Tombstone, TransferPolicy};
+use crate::rows::Row;
+use crate::secrets::KeyMaterial;
+use crate::step::Step;
+use crate::vault::Changes;
+
+/// What a new key is to be like.
+#[derive(Clone, Debug, Default)]
+pub struct KeyRequest {
+    /// Given by a caller that may have to repeat its request.
+    pub key_id: Option<KeyId>,
+    pub name: String,
+    /// `None` for "aes-xts-plain64".
+    pub algorithm: Option<String>,
+    pub labels: Labels,
+    pub transfer_policy: TransferPolicy,
+}
+
+/// A key that is here, or what remains of one that was.
+#[derive(Clone, Debug, PartialEq)]
+pub enum KeyEntry {
+    Here {
+        info: KeyInfo,
+        open_transfer: Option<AuthorizationId>,
+    },
+    Gone(Tombstone),
+}
+
+impl Lockbox {
+    /// Makes a key of `length_bytes` (16 to 512; `None` for 64).
+    ///
+    /// With a key id that is taken by a key of the same attributes, the existing key is given: the request was repeated.
+    pub fn create_key(
+        &mut self,
+        request: KeyRequest,
+        length_bytes: Option<usize>,
+        now_ms: i64,
+        rng: &mut dyn CryptoRng,
+    ) -> Result<Step<KeyInfo>, LockboxError> {
+        let length = length_bytes.unwrap_or(DEFAULT_GENERATED_BYTES);
+        if !(MIN_GENERATED_BYTES..=MAX_MATERIAL_BYTES).contains(&length) {
+            return Err(FieldError::new("length", "must be 16 to 512 bytes").into());
+        }
+        let material = KeyMaterial::random(length, rng);
+        self.add_key(request, KeyOrigin::Generated, material, now_ms, rng)
+    }
+
+    /// Takes a key that was made elsewhere, of 1 to 512 bytes.
+    pub fn import_key(
+        &mut self,
+        request: KeyRequest,
+        material: KeyMaterial,
+        now_ms: i64,
+        rng: &mut dyn CryptoRng,
+    ) -> Result<Step<KeyInfo>, LockboxError> {
+        if !(1..=MAX_MATERIAL_BYTES).contains(&material.expose().len()) {
+            return Err(FieldError::new("material", "must have 1 to 512 bytes").into());
+        }
+        self.add_key(request, KeyOrigin::Imported, material, now_ms, rng)
+    }
+
+    /// A key with its material, for a consumer on this machine.
+    pub fn reveal_key(&self, key_id: KeyId) -> Result<Key, LockboxError> {
+        if let Some(key) = self.vault.key(key_id)? {
+            return Ok(key);
+        }
+        Err(match self.tombstone(key_id)? {
+            None => LockboxError::NoKey(key_id),
+            Some(tombstone) => match tombstone.moved {
+                Some((_, target)) => LockboxError::WasMoved { key: key_id, target },
+                None => LockboxError::WasDestroyed(key_id),
+            },
+        })
+    }
+
+    /// A key without its material, or what remains of it.
+    pub fn key(&self, key_id: KeyId) -> Result<KeyEntry, LockboxError> {
+        if let Some(key) = self.vault.key(key_id)? {
+            let open_transfer = self.open_transfer_of(key_id)?;
+            return Ok(KeyEntry::Here {
+                info: key.info,
+                open_transfer,
+            });
+        }
+        match self.tombstone(key_id)? {
+            Some(tombstone) => Ok(KeyEntry::Gone(tombstone)),
+            None => Err(LockboxError::NoKey(key_id)),
+        }
+    }
+
+    /// Keys in the order of their ids.
+    pub fn keys_after(&self, after: Option<KeyId>, limit: usize) -> Result<Vec<KeyEntry>, LockboxError> {
+        let keys = self.vault.keys_after(after, limit)?;
+        keys.into_iter()
+            .map(|key| {
+                Ok(KeyEntry::Here {
+                    open_transfer: self.open_transfer_of(key.info.key_id)?,
+                    info: key.info,
+                })
+            })
+            .collect()
+    }
+
+    /// What remains of keys that are gone, in the order of their ids. A key that was moved away and came back is here, and
+    /// not among them.
+    pub fn tombstones_after(&self, after: Option<KeyId>, limit: usize) -> Result<Vec<Tombstone>, LockboxError> {
+        let after = after.map(|id| Row::Tombstone(id).key());
+        let rows = self
+            .vault
+            .scan(&[Row::Tombstone(KeyId([0; 16])).kind()], after.as_deref(), limit)?;
+        rows.iter().map(|(_, bytes)| decode_tombstone(bytes)).collect()
+    }
+
+    pub fn key_count(&mut self) -> Result<u64, LockboxError> {
+        Ok(self.vault.key_count()?)
+    }
+
+    /// Erases a key for good. A key that was destroyed already is no error: the request was repeated.
+    pub fn destroy_key(
+        &mut self,
+        key_id: KeyId,
+        force: bool,
+        now_ms: i64,
+        rng: &mut dyn CryptoRng,
+    ) -> Result<Step<Tombstone>, LockboxError> {
+        let Some(key) = self.vault.key(key_id)? else {
+            return match self.tombstone(key_id)? {
+                Some(tombstone) if tombstone.departure == Departure::Destroyed => Ok(Step::new(Vec::new(), tombstone)),
+                _ => Err(LockboxError::NoKey(key_id)),
+            };
+        };
+        if let Some(transfer) = self.open_transfer_of(key_id)? {
+            return Err(LockboxError::KeyInTransfer { key: key_id, transfer });
+        }
+        if !force && !key.info.consumers.is_empty() {
+            let names: Vec<_> = key.info.consumers.iter().map(|c| c.resource_id.as_str()).collect();
+            return Err(LockboxError::KeyInUse {
+                key: key_id,
+                consumers: names.join(", "),
+            });
+        }
+        let tombstone = Tombstone {
+            key_id,
+            material_id: key.info.material_id,
+            name: key.info.name.clone(),
+            departure: Departure::Destroyed,
+            departed_at_ms: now_ms,
+            moved: None,
+        };
+        let mut changes = Changes::default();
+        changes.erase_keys([key_id]);
+        changes.put(Row::Tombstone(key_id), tombstone.encode());
+        let batches = self.vault.stage(changes, rng)?;
+        Ok(Step::new(batches, tombstone))
+    }
+
+    pub(crate) fn tombstone(&self, key_id: KeyId) -> Result<Option<Tombstone>, LockboxError> {
+        let bytes = self.vault.read(Row::Tombstone(key_id))?;
+        bytes.map(|bytes| decode_tombstone(&bytes)).transpose()
+    }
+
+    /// The open outgoing transfer that a key is part of. A mark whose transfer has ended, or whose plan was cut off before
+    /// it was complete, counts for nothing.
+    pub(crate) fn open_transfer_of(&self, key_id: KeyId) -> Result<Option<AuthorizationId>, LockboxError> {
+        let Some(bytes) = self.vault.read(Row::OutgoingKey(key_id))? else {
+            return Ok(None);
+        };
+        let id = AuthorizationId::from_slice("authorization_id", &bytes).map_err(|source| LockboxError::Record {
+            what: "a key's transfer",
+            source,
+        })?;
+        let is_open = self.outgoing(id)?.is_some_and(|outgoing| outgoing.is_open());
+        Ok(is_open.then_some(id))
+    }
+
+    fn add_key(
+        &mut self,
+        request: KeyRequest,
+        origin: KeyOrigin,
+        material: KeyMaterial,
+        now_ms: i64,
+        rng: &mut dyn CryptoRng,
+    ) -> Result<Step<KeyInfo>, LockboxError> {
+        let key_id = match request.key_id {
+            Some(key_id) => key_id,
+            None => KeyId::from_random(random(rng)),
+        };
+        let info = KeyInfo {
+            key_id,
+            material_id: MaterialId::from_random(random(rng)),
+            algorithm: request.algorithm.unwrap_or_else(|| "aes-xts-plain64".to_owned()),
+            length_bytes: material.expose().len(),
+            state: KeyState::Active,
+            origin,
+            name: request.name,
+            created_at_ms: now_ms,
+            labels: request.labels,
+            consumers: Vec::new(),
+            clone_policy: ClonePolicy::default(),
+            transfer_policy: request.transfer_policy,
+            lineage: None,
+        };
+        info.check()?;
+        if let Some(existing) = self.vault.key(key_id)? {
+            let same_secret = origin == KeyOrigin::Generated || existing.material.equals(&material);
+            return if same_secret && is_repetition(&existing.info, &info) {
+                Ok(Step::new(Vec::new(), existing.info))
+            } else {
+                Err(LockboxError::KeyExists(key_id))
+            };
+        }
+        if let Some(tombstone) = self.tombstone(key_id)? {
+            return Err(match tombstone.moved {
+                Some((_, target)) => LockboxError::WasMoved { key: key_id, target },
+                None => LockboxError::WasDestroyed(key_id),
+            });
+        }
+        let mut changes = Changes::default();
+        changes.put_key(Key {
+            info: info.clone(),
+            material,
+        });
+        let batches = self.vault.stage(changes, rng)?;
+        Ok(Step::new(batches, info))
+    }
+}
+
+/// Whether a request would have made this very key, but for what differs each time.
+fn is_repetition(existing: &KeyInfo, wanted: &KeyInfo) -> bool {
+    let wanted = KeyInfo {
+        material_id: existing.material_id,
+        created_at_ms: existing.created_at_ms,
+        ..wanted.clone()
+    };
+    *existing == wanted
+}
+
+fn decode_tombstone(bytes: &[u8]) -> Result<Tombstone, LockboxError> {
+    Tombstone::decode(bytes).map_err(|source| LockboxError::Record {
+        what: "a key that is gone",
+        source,
+    })
+}
+
+pub(crate) fn random<const N: usize>(rng: &mut dyn CryptoRng) -> [u8; N] {
+    let mut bytes = [0; N];
+    rng.fill_bytes(&mut bytes);
+    bytes
+}

@@ -1,0 +1,62 @@
+//! Domain labels of everything sealed or derived. Each is used in one place and carries its version. The labels of what is
+//! signed stand in `lockbox_authz::labels`.
+
+/// HKDF info: a slot's key-encryption key from a key file.
+pub const SLOT_KEY_FILE: &[u8] = b"lockbox/v1/slot/key-file";
+/// aad: the root key in a slot.
+pub const SLOT_ROOT: &[u8] = b"lockbox/v1/slot/root";
+/// HKDF info: the key that seals epoch keys, from the root key.
+pub const EPOCH_SEALING: &[u8] = b"lockbox/v1/derive/epoch-sealing";
+/// HKDF info: the key of the book (everything but volume keys), from the root key.
+pub const BOOK: &[u8] = b"lockbox/v1/derive/book";
+/// HKDF info: the key of one record of the book.
+pub const BOOK_RECORD_KEY: &[u8] = b"lockbox/v1/derive/record";
+/// aad: the epoch key in the effaceable root.
+pub const EPOCH_KEY: &[u8] = b"lockbox/v1/seal/epoch-key";
+/// aad: the next epoch key, under the one before it.
+pub const NEXT_EPOCH_KEY: &[u8] = b"lockbox/v1/seal/next-epoch-key";
+/// aad: the table of bucket keys.
+pub const BUCKET_TABLE: &[u8] = b"lockbox/v1/seal/bucket-table";
+/// aad: a data-encryption key, under its bucket key.
+pub const DATA_KEY: &[u8] = b"lockbox/v1/seal/data-key";
+/// aad: a key record, under its data-encryption key.
+pub const KEY_RECORD: &[u8] = b"lockbox/v1/seal/key-record";
+/// aad: a record of the book.
+pub const BOOK_RECORD: &[u8] = b"lockbox/v1/seal/book-record";
+/// HPKE info of a transfer session.
+pub const TRANSFER_SESSION: &[u8] = b"lockbox/v1/transfer/session";
+/// aad of a chunk.
+pub const TRANSFER_CHUNK: &[u8] = b"lockbox/v1/transfer/chunk";
+
+/// All of them.
+pub const ALL: [&[u8]; 13] = [
+    SLOT_KEY_FILE,
+    SLOT_ROOT,
+    EPOCH_SEALING,
+    BOOK,
+    BOOK_RECORD_KEY,
+    EPOCH_KEY,
+    NEXT_EPOCH_KEY,
+    BUCKET_TABLE,
+    DATA_KEY,
+    KEY_RECORD,
+    BOOK_RECORD,
+    TRANSFER_SESSION,
+    TRANSFER_CHUNK,
+];
+
+#[cfg(test)]
+mod tests {
+    use super::ALL;
+
+    #[test]
+    fn no_label_is_a_prefix_of_another() {
+        let signed = lockbox_authz::labels::ALL.iter().map(|label| label.as_bytes());
+        let all: Vec<&[u8]> = ALL.iter().copied().chain(signed).collect();
+        for (i, a) in all.iter().enumerate() {
+            for (j, b) in all.iter().enumerate() {
+                assert!(i == j || !a.starts_with(b), "{b:?} is a prefix of {a:?}");
+            }
+        }
+    }
+}

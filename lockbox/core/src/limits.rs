@@ -1,0 +1,58 @@
+//! Bounds of what a lockbox keeps and sends, with their reasons. Those of what is signed stand in `lockbox_authz::limits`.
+
+pub use lockbox_authz::limits::{MAX_CHUNK_KEYS, MAX_CHUNKS, MAX_CLOCK_SKEW_MS, MAX_LABELS};
+
+/// Bytes of one key's material. The largest in use is 128 (two AES-256-XTS keys with integrity); a passphrase may be longer.
+pub const MAX_MATERIAL_BYTES: usize = 512;
+
+/// Bytes of a generated key, at least: 128 bits.
+pub const MIN_GENERATED_BYTES: usize = 16;
+
+/// Bytes of a generated key, unless the caller says otherwise: AES-256-XTS takes 64.
+pub const DEFAULT_GENERATED_BYTES: usize = 64;
+
+/// Characters of a key's name.
+pub const MAX_KEY_NAME_CHARS: usize = 128;
+
+/// Characters of a key's algorithm.
+pub const MAX_ALGORITHM_CHARS: usize = 64;
+
+/// Consumers of one key.
+pub const MAX_CONSUMERS: usize = 64;
+
+/// Plaintext bytes of one chunk. With the transport's limit of 4 MiB for a message there is room to spare.
+pub const MAX_CHUNK_BYTES: usize = 1024 * 1024;
+
+/// Chunks that the source sends before it waits for a receipt. Enough to hide the target's disk and one round trip.
+pub const CHUNK_WINDOW: u32 = 4;
+
+/// Receipts in one Resume message, and in one report to the broker: 64 of 20 KiB stay well below the transport's limit.
+pub const RECEIPTS_PER_MESSAGE: u32 = 64;
+
+/// Sessions that the ledger remembers for one authorization. A receipt from an older one is refused, and the chunk is sent
+/// again.
+pub const MAX_REMEMBERED_SESSIONS: usize = 64;
+
+/// Seal slots of one lockbox.
+pub const MAX_SLOTS: usize = 8;
+
+/// Bytes of a key file, at least: 256 bits.
+pub const MIN_KEY_FILE_BYTES: usize = 32;
+
+/// Bytes of a key file, at most: more is a wrong file.
+pub const MAX_KEY_FILE_BYTES: usize = 64 * 1024;
+
+/// Bytes of a passphrase, at least. Argon2id makes guessing slow, not impossible.
+pub const MIN_PASSPHRASE_BYTES: usize = 12;
+
+/// Bytes of a passphrase, at most.
+pub const MAX_PASSPHRASE_BYTES: usize = 1024;
+
+/// Argon2id memory that a header may demand, in KiB: a damaged or hostile header must not exhaust the machine.
+pub const MAX_ARGON2_MEMORY_KIB: u32 = 4 * 1024 * 1024;
+
+/// Argon2id passes that a header may demand.
+pub const MAX_ARGON2_PASSES: u32 = 64;
+
+/// Buckets of the key tree: the table of their keys takes 32 KiB, and a destroy wraps a 1,024th of all keys anew.
+pub const BUCKETS: usize = 1_024;

@@ -1,0 +1,355 @@
+//! Whether the source may act on an authorization. SPEC section 6.3; the numbers are its steps.
+
+use lockbox_authz::authorization::{Authorization, Operation, Selection};
+use lockbox_authz::certificate::{CertificateError, WrappingCertificate};
+use lockbox_authz::envelope::{EnvelopeError, UnverifiedEnvelope, Verified};
+use lockbox_authz::id::{AuthorizationId, ClusterId, KeyId, LockboxId};
+use lockbox_authz::keys::PublicKey;
+use lockbox_authz::roster::{self, HeadComparison, Roster};
+
+use crate::ledger::Outgoing;
+use crate::limits::{MAX_CHUNK_BYTES, MAX_CHUNK_KEYS, MAX_CHUNKS, MAX_CLOCK_SKEW_MS};
+use crate::lockbox::{Lockbox, LockboxError, Standing};
+use crate::record::{Key, KeyState};
+use crate::rows::Row;
+use crate::transfer::Present;
+use crate::wire::TransferState;
+
+/// The source's leave to hand out exactly the planned keys to exactly one wrapping key. It is made by
+/// [`Lockbox::check_authorization`] only, and used up by opening the session.
+pub struct Permit {
+    pub(crate) authorization: Verified<Authorization>,
+    pub(crate) wrapping_key: Box<[u8]>,
+    pub(crate) plan: Plan,
+}
+
+/// Which keys travel in which chunk.
+#[derive(Default)]
+pub(crate) struct Plan {
+    pub(crate) chunks: Vec<Vec<KeyId>>,
+    pub(crate) key_count: u64,
+    pub(crate) withheld_count: u64,
+    bytes_in_last: usize,
+}
+
+/// What the checks lead to.
+pub(crate) enum Decision {
+    /// A first session.
+    Open(Box<Permit>),
+    /// A later session of the same target, under an authorization that is spent on it.
+    Resume(Box<Outgoing>, Box<[u8]>),
+}
+
+/// Why the source refuses. The peer is told [`Refusal::peer_text`] and no more; the broker, and through it the requester,
+/// is told what concerns keys; the local log has all of it.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    #[error("an alarm stops transfers until an operator clears it")]
+    Alarm,
+    #[error("step 1, envelope: {0}")]
+    Envelope(EnvelopeError),
+    #[error("step 2, signer: {0}")]
+    Signer(EnvelopeError),
+    #[error("step 3, cluster: it is for {found}, this is {expected}")]
+    OtherCluster { expected: ClusterId, found: ClusterId },
+    #[error("step 4, roster: it speaks of entries that are not known here yet")]
+    RosterBehind,
+    #[error("step 4, roster: it speaks of another roster")]
+    RosterForked,
+    #[error("step 5, source: it is for lockbox {0}")]
+    OtherSource(LockboxId),
+    #[error("step 5, source: this lockbox is not an admitted member of the cluster")]
+    NotAdmitted,
+    #[error("step 6, target: lockbox {0} is not an admitted member of the cluster")]
+    TargetNotAdmitted(LockboxId),
+    #[error("step 6, target: its identity key is not the roster's")]
+    TargetIdentity,
+    #[error("step 6, target: the peer is another lockbox")]
+    OtherPeer,
+    #[error("step 7, wrapping certificate: {0}")]
+    Certificate(CertificateError),
+    #[error("step 8, time: it is not valid yet")]
+    NotYetValid,
+    #[error("step 8, time: it has expired")]
+    Expired,
+    #[error("step 9, revocation: it was revoked")]
+    Revoked,
+    #[error("step 10, single use: it was spent, and that transfer has ended")]
+    Spent,
+    #[error("step 10, single use: another authorization has this id")]
+    OtherAuthorization,
+    #[error("step 11, keys: there is no key {0}")]
+    NoKey(KeyId),
+    #[error("step 11, keys: no key is selected that may leave")]
+    NothingSelected,
+    #[error("step 12, state: key {key} is {state} and may not be copied")]
+    State { key: KeyId, state: &'static str },
+    #[error("step 13, open transfers: key {key} is part of the open transfer {transfer}")]
+    Busy { key: KeyId, transfer: AuthorizationId },
+    #[error("step 14, policy: key {key} {why}")]
+    Policy { key: KeyId, why: &'static str },
+    #[error("the selection takes more than {MAX_CHUNKS} chunks")]
+    TooManyChunks,
+    #[error(transparent)]
+    Local(#[from] LockboxError),
+}
+
+impl Refusal {
+    /// Whether presenting the same authorization again can't help.
+    pub fn is_final(&self) -> bool {
+        !matches!(
+            self,
+            Self::Alarm | Self::RosterBehind | Self::NotYetValid | Self::Busy { .. } | Self::Local(_)
+        )
+    }
+
+    /// What the peer may know.
+    pub fn peer_text(&self) -> &'static str {
+        if self.is_final() { "refused" } else { "not now" }
+    }
+
+    /// What the requester may know: its own part exactly, and nothing about cryptographic checks.
+    pub fn requester_text(&self) -> String {
+        match self {
+            Self::NoKey(_)
+            | Self::NothingSelected
+            | Self::State { .. }
+            | Self::Busy { .. }
+            | Self::Policy { .. }
+            | Self::Expired
+            | Self::Revoked
+            | Self::TooManyChunks => self.to_string(),
+            _ => self.peer_text().to_owned(),
+        }
+    }
+}
+
+impl Lockbox {
+    /// Checks an authorization that `peer` presented, in the order of SPEC section 6.3.
+    pub(crate) fn check_authorization(
+        &self,
+        message: &Present,
+        peer: PublicKey,
+        now_ms: i64,
+    ) -> Result<Decision, Refusal> {
+        if !self.alarms.is_empty() {
+            return Err(Refusal::Alarm);
+        }
+        let roster = self.roster.as_ref().ok_or(Refusal::NotAdmitted)?;
+        // 1. The envelope is canonical and within its bounds, and so is what it holds.
+        let envelope = UnverifiedEnvelope::from_bytes(&message.authorization).map_err(Refusal::Envelope)?;
+        envelope
+            .unverified_statement::<Authorization>()
+            .map_err(Refusal::Envelope)?;
+        // 2. Enough unretired brokers of the roster signed it, and nobody else.
+        let authorization = Authorization::verify(&envelope, roster).map_err(Refusal::Signer)?;
+        let statement = authorization.statement();
+        // 3. It is for this cluster. (Its version was checked when it was decoded.)
+        if statement.cluster_id != roster.cluster_id() {
+            return Err(Refusal::OtherCluster {
+                expected: roster.cluster_id(),
+                found: statement.cluster_id,
+            });
+        }
+        // 4. The broker decided by a roster that this lockbox knows, and the peer has no other.
+        for head in [statement.roster_head, message.roster_head] {
+            match roster.compare(head) {
+                HeadComparison::Same | HeadComparison::TheyAreBehind => {}
+                HeadComparison::TheyAreAhead => return Err(Refusal::RosterBehind),
+                HeadComparison::Forked => return Err(Refusal::RosterForked),
+            }
+        }
+        // 5. The source is this lockbox, by id and identity key.
+        self.check_source(statement)?;
+        // 6. The target is an unretired lockbox of the roster, and the peer.
+        let target = check_target(statement, roster, peer)?;
+        // 7. The target's identity key signed the wrapping certificate.
+        let certificate = WrappingCertificate::verify(
+            &statement.target_wrapping_certificate,
+            target.identity_key,
+            roster.cluster_id(),
+            target.lockbox_id,
+        )
+        .map_err(Refusal::Certificate)?;
+        let wrapping_key = certificate.statement().wrapping_key.clone();
+        // An authorization that was spent on this very target may be resumed, whatever the time.
+        if let Some(outgoing) = self.outgoing(statement.authorization_id)? {
+            return resume(outgoing, &authorization, wrapping_key);
+        }
+        // 8. It is valid now.
+        check_time(statement, now_ms)?;
+        // 9. It was not revoked.
+        if self
+            .vault
+            .read(Row::Revoked(statement.authorization_id))
+            .map_err(LockboxError::from)?
+            .is_some()
+        {
+            return Err(Refusal::Revoked);
+        }
+        // 11 to 14. Every selected key is here and may leave. (10, single use, is the look into the ledger above.)
+        let plan = self.plan(statement, target)?;
+        Ok(Decision::Open(Box::new(Permit {
+            authorization,
+            wrapping_key,
+            plan,
+        })))
+    }
+
+    fn check_source(&self, statement: &Authorization) -> Result<(), Refusal> {
+        let source = statement.source;
+        if source.lockbox_id != self.identity.lockbox_id || source.identity_key != self.identity.public_key() {
+            return Err(Refusal::OtherSource(source.lockbox_id));
+        }
+        if self.standing() != Standing::Admitted {
+            return Err(Refusal::NotAdmitted);
+        }
+        Ok(())
+    }
+
+    /// Resolves the selection. Keys that are named must all be allowed to leave; of keys that are selected by label, those
+    /// that may not leave are withheld and counted.
+    fn plan(&self, statement: &Authorization, target: &roster::Lockbox) -> Result<Plan, Refusal> {
+        const PAGE: usize = 1_000;
+        let mut plan = Plan::default();
+        match &statement.selection {
+            Selection::Ids(ids) => {
+                for id in ids {
+                    let key = self.vault.key(*id).map_err(LockboxError::from)?;
+                    let key = key.ok_or(Refusal::NoKey(*id))?;
+                    self.check_key(&key, statement, target)?;
+                    plan.add(&key)?;
+                }
+            }
+            Selection::Labels(_) | Selection::All => {
+                let mut after = None;
+                loop {
+                    let page = self.vault.keys_after(after, PAGE).map_err(LockboxError::from)?;
+                    let Some(last) = page.last() else { break };
+                    after = Some(last.info.key_id);
+                    for key in page.iter().filter(|key| is_selected(key, &statement.selection)) {
+                        match self.check_key(key, statement, target) {
+                            Ok(()) => plan.add(key)?,
+                            Err(Refusal::Local(error)) => return Err(Refusal::Local(error)),
+                            Err(_) => plan.withheld_count += 1,
+                        }
+                    }
+                }
+            }
+        }
+        if plan.chunks.is_empty() {
+            return Err(Refusal::NothingSelected);
+        }
+        Ok(plan)
+    }
+
+    fn check_key(&self, key: &Key, statement: &Authorization, target: &roster::Lockbox) -> Result<(), Refusal> {
+        let info = &key.info;
+        let id = info.key_id;
+        // 12. Its state lets it leave: what is known to strangers is not spread further.
+        if info.state == KeyState::Compromised && statement.operation == Operation::Copy {
+            return Err(Refusal::State {
+                key: id,
+                state: "compromised",
+            });
+        }
+        // 13. It is not part of another open transfer.
+        if let Some(transfer) = self.open_transfer_of(id)?
+            && transfer != statement.authorization_id
+        {
+            return Err(Refusal::Busy { key: id, transfer });
+        }
+        // 14. Its own policy says yes.
+        let policy = &info.transfer_policy;
+        let veto = |why| Err(Refusal::Policy { key: id, why });
+        if policy.pinned {
+            return veto("is pinned to its lockbox");
+        }
+        match statement.operation {
+            Operation::Copy if policy.deny_copy => return veto("must not be copied"),
+            Operation::Move if policy.deny_move => return veto("must not be moved"),
+            Operation::Copy | Operation::Move => {}
+        }
+        if !target.labels.contain(&policy.required_target_labels) {
+            return veto("must not go to a lockbox with the target's labels");
+        }
+        Ok(())
+    }
+}
+
+impl Plan {
+    /// Puts a key into the last chunk, or into a new one if it does not fit.
+    fn add(&mut self, key: &Key) -> Result<(), Refusal> {
+        // The field's tag and length take at most 4 bytes.
+        let bytes = key.encode().len() + 4;
+        let fits = self
+            .chunks
+            .last()
+            .is_some_and(|chunk| chunk.len() < MAX_CHUNK_KEYS && self.bytes_in_last + bytes <= MAX_CHUNK_BYTES - 8);
+        if !fits {
+            if self.chunks.len() == MAX_CHUNKS as usize {
+                return Err(Refusal::TooManyChunks);
+            }
+            self.chunks.push(Vec::new());
+            self.bytes_in_last = 0;
+        }
+        let chunk = self.chunks.last_mut().expect("one was pushed if there was none");
+        chunk.push(key.info.key_id);
+        self.bytes_in_last += bytes;
+        self.key_count += 1;
+        Ok(())
+    }
+}
+
+fn check_target<'r>(
+    statement: &Authorization,
+    roster: &'r Roster,
+    peer: PublicKey,
+) -> Result<&'r roster::Lockbox, Refusal> {
+    let target = statement.target;
+    let member = roster
+        .admitted(&target.lockbox_id)
+        .ok_or(Refusal::TargetNotAdmitted(target.lockbox_id))?;
+    if member.identity_key != target.identity_key {
+        return Err(Refusal::TargetIdentity);
+    }
+    if peer != member.identity_key {
+        return Err(Refusal::OtherPeer);
+    }
+    Ok(member)
+}
+
+fn check_time(statement: &Authorization, now_ms: i64) -> Result<(), Refusal> {
+    if now_ms < statement.not_before_ms - MAX_CLOCK_SKEW_MS {
+        return Err(Refusal::NotYetValid);
+    }
+    if now_ms > statement.expires_at_ms + MAX_CLOCK_SKEW_MS {
+        return Err(Refusal::Expired);
+    }
+    Ok(())
+}
+
+/// 10. It is unspent, or spent on the very transfer that is to be resumed.
+fn resume(
+    outgoing: Outgoing,
+    authorization: &Verified<Authorization>,
+    wrapping_key: Box<[u8]>,
+) -> Result<Decision, Refusal> {
+    if outgoing.hash != authorization.hash() {
+        return Err(Refusal::OtherAuthorization);
+    }
+    match outgoing.record.state() {
+        // A completed transfer is resumed to say again what the target may have missed.
+        TransferState::Open | TransferState::Complete => Ok(Decision::Resume(Box::new(outgoing), wrapping_key)),
+        _ if outgoing.record.revoked => Err(Refusal::Revoked),
+        _ => Err(Refusal::Spent),
+    }
+}
+
+fn is_selected(key: &Key, selection: &Selection) -> bool {
+    match selection {
+        Selection::Ids(ids) => ids.binary_search(&key.info.key_id).is_ok(),
+        Selection::Labels(labels) => key.info.labels.contain(labels),
+        Selection::All => true,
+    }
+}

@@ -1,0 +1,313 @@
+//! What the broker, and an operator, are told about transfers. SPEC section 8.
+//!
+//! Each change of a transfer leaves a note in the outbox, in the same step. The note goes when the broker has acknowledged a
+//! report of the transfer's end.
+
+use lockbox_authz::EnvelopeError;
+use lockbox_authz::authorization::{Authorization, Revocation};
+use lockbox_authz::envelope::UnverifiedEnvelope;
+use lockbox_authz::id::{AuthorizationId, LockboxId};
+use prost::Message;
+use rand_core::CryptoRng;
+
+use crate::ledger::{Incoming, Outgoing, damaged};
+use crate::limits::RECEIPTS_PER_MESSAGE;
+use crate::lockbox::{Lockbox, LockboxError};
+use crate::rows::Row;
+use crate::step::Step;
+use crate::vault::Changes;
+use crate::wire::{self, TransferState};
+
+/// Which end this lockbox is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    Source,
+    Target,
+}
+
+/// How a transfer stands at this end.
+#[derive(Clone, Debug)]
+pub struct TransferStatus {
+    pub authorization_id: AuthorizationId,
+    pub role: Role,
+    pub peer_id: LockboxId,
+    pub authorization: Authorization,
+    pub state: TransferState,
+    pub key_count: u64,
+    pub keys_done: u64,
+    pub chunk_count: u32,
+    /// Settled at the source, or stored and settled at the target.
+    pub chunks_done: u32,
+    pub withheld_count: u64,
+    pub began_at_ms: i64,
+    pub ended_at_ms: i64,
+    pub detail: String,
+}
+
+/// What the broker has to be told.
+#[derive(Clone, Debug)]
+pub struct Report {
+    pub status: TransferStatus,
+    /// Serialized envelopes of receipts that the broker does not have.
+    pub receipts: Vec<Vec<u8>>,
+    /// Serialized envelopes of erasure records that the broker does not have.
+    pub erasure_records: Vec<Vec<u8>>,
+    /// The first chunk that this report says nothing of.
+    pub next_chunk: u32,
+}
+
+impl Report {
+    /// Whether more is to be told once this report is acknowledged.
+    pub fn is_last(&self) -> bool {
+        self.status.state != TransferState::Open && self.next_chunk >= self.status.chunks_done
+    }
+}
+
+/// A transfer's envelopes of one page of chunks.
+#[derive(Clone, Debug, Default)]
+pub struct Evidence {
+    pub receipts: Vec<Vec<u8>>,
+    pub erasure_records: Vec<Vec<u8>>,
+}
+
+impl Lockbox {
+    /// How one transfer stands, at each end that this lockbox is.
+    pub fn transfer_status(&self, id: AuthorizationId) -> Result<Option<TransferStatus>, LockboxError> {
+        if let Some(outgoing) = self.outgoing(id)? {
+            return Ok(Some(outgoing_status(&outgoing)));
+        }
+        Ok(self.incoming(id)?.map(|incoming| incoming_status(&incoming)))
+    }
+
+    /// Transfers in the order of their ids.
+    pub fn transfers_after(
+        &self,
+        after: Option<AuthorizationId>,
+        limit: usize,
+    ) -> Result<Vec<TransferStatus>, LockboxError> {
+        let outgoing = self.outgoing_after(after, limit)?;
+        let incoming = self.incoming_after(after, limit)?;
+        let mut all: Vec<_> = outgoing.iter().map(outgoing_status).collect();
+        all.extend(incoming.iter().map(incoming_status));
+        all.sort_by_key(|status| status.authorization_id);
+        all.truncate(limit);
+        Ok(all)
+    }
+
+    /// Receipts and erasure records from a chunk on, at most 64 of each.
+    pub fn evidence(&self, status: &TransferStatus, from_chunk: u32) -> Result<Evidence, LockboxError> {
+        let mut evidence = Evidence::default();
+        let end = from_chunk.saturating_add(RECEIPTS_PER_MESSAGE).min(status.chunks_done);
+        for chunk in from_chunk..end {
+            let (receipt, erasure_record) = match status.role {
+                Role::Source => {
+                    let record = self.outgoing_chunk(status.authorization_id, chunk)?;
+                    (record.receipt, record.erasure_record)
+                }
+                Role::Target => {
+                    let record = self.incoming_chunk(status.authorization_id, chunk)?;
+                    (record.receipt, record.erasure_record)
+                }
+            };
+            evidence
+                .receipts
+                .extend(receipt.map(|envelope| envelope.encode_to_vec()));
+            evidence
+                .erasure_records
+                .extend(erasure_record.map(|envelope| envelope.encode_to_vec()));
+        }
+        Ok(evidence)
+    }
+
+    /// What the broker has to be told now.
+    pub fn reports(&self, limit: usize) -> Result<Vec<Report>, LockboxError> {
+        let mut reports = Vec::new();
+        for (kind, role) in [(b's', Role::Source), (b'u', Role::Target)] {
+            for (place, bytes) in self.vault.scan(&[kind], None, limit)? {
+                let id =
+                    AuthorizationId::from_slice("authorization_id", &place[1..]).map_err(|_| damaged("a report"))?;
+                let note = wire::OutboxRecord::decode(&bytes[..]).map_err(|_| damaged("a report"))?;
+                reports.push(self.report(id, role, note.next_chunk)?);
+            }
+        }
+        Ok(reports)
+    }
+
+    /// Notes that the broker has a report durably.
+    pub fn reported(&mut self, report: &Report, rng: &mut dyn CryptoRng) -> Result<Step<()>, LockboxError> {
+        let id = report.status.authorization_id;
+        let row = match report.status.role {
+            Role::Source => Row::OutgoingReport(id),
+            Role::Target => Row::IncomingReport(id),
+        };
+        let mut changes = Changes::default();
+        let current = self.report(id, report.status.role, report.next_chunk)?;
+        // The transfer may have gone on since the report was made.
+        if report.is_last() && current.status.state == report.status.state {
+            changes.remove(row);
+        } else {
+            changes.put(row, outbox(report.next_chunk));
+        }
+        let batches = self.vault.stage(changes, rng)?;
+        Ok(Step::new(batches, ()))
+    }
+
+    /// Takes a revocation. At the source nothing more leaves under the authorization; at a target that never heard from the
+    /// source the transfer ends. A revocation that is known already, or too late, is no error.
+    pub fn revoke(&mut self, bytes: &[u8], now_ms: i64, rng: &mut dyn CryptoRng) -> Result<Step<()>, RevocationError> {
+        let roster = self.roster.as_ref().ok_or(LockboxError::NoCluster)?;
+        let envelope = UnverifiedEnvelope::from_bytes(bytes)?;
+        let revocation = Revocation::verify(&envelope, roster)?;
+        let id = revocation.statement().authorization_id;
+        if revocation.statement().cluster_id != roster.cluster_id() {
+            return Err(RevocationError::OtherCluster);
+        }
+        let mut changes = Changes::default();
+        changes.put(Row::Revoked(id), envelope.to_bytes());
+        if let Some(mut outgoing) = self.outgoing(id)?
+            && outgoing.is_open()
+        {
+            outgoing.record.revoked = true;
+            // Chunks that were sent may be stored at the target: their keys stay bound until it has said so.
+            self.release(&outgoing, outgoing.record.next_unsent_chunk, &mut changes)?;
+            if outgoing.record.next_unsent_chunk == outgoing.record.next_chunk {
+                outgoing.end(TransferState::Ended, "it was revoked", now_ms);
+            }
+            outgoing.put(&mut changes);
+            note_outgoing(self, id, &mut changes)?;
+        }
+        if let Some(mut incoming) = self.incoming(id)?
+            && incoming.is_open()
+            && incoming.record.chunk_count == 0
+        {
+            incoming.end(TransferState::Ended, "it was revoked", now_ms);
+            incoming.put(&mut changes);
+            note_incoming(self, id, &mut changes)?;
+        }
+        let batches = self.vault.stage(changes, rng).map_err(LockboxError::from)?;
+        Ok(Step::new(batches, ()))
+    }
+
+    /// Ends the open transfers whose other end the roster has retired. Their keys stay where they are.
+    pub fn end_with_retired(&mut self, now_ms: i64, rng: &mut dyn CryptoRng) -> Result<Step<()>, LockboxError> {
+        const PAGE: usize = 1_000;
+        const WHY: &str = "the other end was retired";
+        let roster = self.roster.as_ref().ok_or(LockboxError::NoCluster)?;
+        let mut changes = Changes::default();
+        let mut after = None;
+        loop {
+            let page = self.outgoing_after(after, PAGE)?;
+            let Some(last) = page.last() else { break };
+            after = Some(last.id());
+            for mut outgoing in page {
+                if outgoing.is_open() && roster.admitted(&outgoing.authorization.target.lockbox_id).is_none() {
+                    self.release(&outgoing, outgoing.record.next_chunk, &mut changes)?;
+                    outgoing.end(TransferState::Ended, WHY, now_ms);
+                    outgoing.put(&mut changes);
+                    note_outgoing(self, outgoing.id(), &mut changes)?;
+                }
+            }
+        }
+        let mut after = None;
+        loop {
+            let page = self.incoming_after(after, PAGE)?;
+            let Some(last) = page.last() else { break };
+            after = Some(last.id());
+            for mut incoming in page {
+                if incoming.is_open() && roster.admitted(&incoming.authorization.source.lockbox_id).is_none() {
+                    incoming.end(TransferState::Ended, WHY, now_ms);
+                    incoming.put(&mut changes);
+                    note_incoming(self, incoming.id(), &mut changes)?;
+                }
+            }
+        }
+        let batches = self.vault.stage(changes, rng)?;
+        Ok(Step::new(batches, ()))
+    }
+
+    fn report(&self, id: AuthorizationId, role: Role, from_chunk: u32) -> Result<Report, LockboxError> {
+        let status = match role {
+            Role::Source => self.outgoing(id)?.map(|outgoing| outgoing_status(&outgoing)),
+            Role::Target => self.incoming(id)?.map(|incoming| incoming_status(&incoming)),
+        };
+        let status = status.ok_or_else(|| damaged("a report"))?;
+        let evidence = self.evidence(&status, from_chunk)?;
+        let reported = u32::try_from(evidence.receipts.len()).unwrap_or(u32::MAX);
+        Ok(Report {
+            status,
+            next_chunk: from_chunk.saturating_add(reported),
+            receipts: evidence.receipts,
+            erasure_records: evidence.erasure_records,
+        })
+    }
+}
+
+/// Why a revocation was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum RevocationError {
+    #[error("the revocation is refused: {0}")]
+    Envelope(#[from] EnvelopeError),
+    #[error("the revocation is for another cluster")]
+    OtherCluster,
+    #[error(transparent)]
+    Local(#[from] LockboxError),
+}
+
+/// Leaves a note that the broker has to be told about an outgoing transfer.
+pub(crate) fn note_outgoing(lockbox: &Lockbox, id: AuthorizationId, changes: &mut Changes) -> Result<(), LockboxError> {
+    note(lockbox, Row::OutgoingReport(id), changes)
+}
+
+/// Leaves a note that the broker has to be told about an incoming transfer.
+pub(crate) fn note_incoming(lockbox: &Lockbox, id: AuthorizationId, changes: &mut Changes) -> Result<(), LockboxError> {
+    note(lockbox, Row::IncomingReport(id), changes)
+}
+
+fn note(lockbox: &Lockbox, row: Row, changes: &mut Changes) -> Result<(), LockboxError> {
+    if lockbox.vault.read(row)?.is_none() {
+        changes.put(row, outbox(0));
+    }
+    Ok(())
+}
+
+fn outbox(next_chunk: u32) -> Vec<u8> {
+    wire::OutboxRecord { version: 1, next_chunk }.encode_to_vec()
+}
+
+fn outgoing_status(outgoing: &Outgoing) -> TransferStatus {
+    let record = &outgoing.record;
+    TransferStatus {
+        authorization_id: outgoing.id(),
+        role: Role::Source,
+        peer_id: outgoing.authorization.target.lockbox_id,
+        authorization: outgoing.authorization.clone(),
+        state: record.state(),
+        key_count: record.key_count,
+        keys_done: record.keys_done,
+        chunk_count: record.chunk_count,
+        chunks_done: record.next_chunk,
+        withheld_count: record.withheld_count,
+        began_at_ms: record.opened_at_ms,
+        ended_at_ms: record.ended_at_ms,
+        detail: record.ended_because.clone(),
+    }
+}
+
+fn incoming_status(incoming: &Incoming) -> TransferStatus {
+    let record = &incoming.record;
+    TransferStatus {
+        authorization_id: incoming.id(),
+        role: Role::Target,
+        peer_id: incoming.authorization.source.lockbox_id,
+        authorization: incoming.authorization.clone(),
+        state: record.state(),
+        key_count: record.key_count,
+        keys_done: record.keys_done,
+        chunk_count: record.chunk_count,
+        chunks_done: record.next_settled_chunk,
+        withheld_count: record.withheld_count,
+        began_at_ms: record.accepted_at_ms,
+        ended_at_ms: record.ended_at_ms,
+        detail: record.ended_because.clone(),
+    }
+}

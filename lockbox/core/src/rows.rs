@@ -1,0 +1,110 @@
+//! Where each record stands in the store. One byte for the kind, then what names the record; numbers are big-endian, so that
+//! a scan yields them in order.
+
+use lockbox_authz::id::{AuthorizationId, KeyId};
+
+/// A record of the book: everything that is sealed under the book's key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Row {
+    /// This lockbox's own secrets and name.
+    Identity,
+    /// The cluster that it belongs to, or asked to join.
+    Membership,
+    /// One entry of the roster.
+    RosterEntry(u64),
+    /// Something that stops transfers.
+    Alarm(u64),
+    /// What remains of a key that is gone.
+    Tombstone(KeyId),
+    /// The open outgoing transfer that a key is part of.
+    OutgoingKey(KeyId),
+    /// An authorization that this lockbox acted on as source.
+    Outgoing(AuthorizationId),
+    /// One planned chunk of it.
+    OutgoingChunk(AuthorizationId, u32),
+    /// A revocation that came before its authorization.
+    Revoked(AuthorizationId),
+    /// An authorization that this lockbox acts on as target.
+    Incoming(AuthorizationId),
+    /// One stored chunk of it.
+    IncomingChunk(AuthorizationId, u32),
+    /// What the broker has to be told about an outgoing transfer.
+    OutgoingReport(AuthorizationId),
+    /// What the broker has to be told about an incoming transfer.
+    IncomingReport(AuthorizationId),
+}
+
+impl Row {
+    pub fn key(self) -> Vec<u8> {
+        let mut key = vec![self.kind()];
+        match self {
+            Self::Identity | Self::Membership => {}
+            Self::RosterEntry(number) | Self::Alarm(number) => key.extend(number.to_be_bytes()),
+            Self::Tombstone(id) | Self::OutgoingKey(id) => key.extend(id.0),
+            Self::Outgoing(id)
+            | Self::Revoked(id)
+            | Self::Incoming(id)
+            | Self::OutgoingReport(id)
+            | Self::IncomingReport(id) => key.extend(id.0),
+            Self::OutgoingChunk(id, chunk) | Self::IncomingChunk(id, chunk) => {
+                key.extend(id.0);
+                key.extend(chunk.to_be_bytes());
+            }
+        }
+        key
+    }
+
+    /// The byte that all records of this kind begin with.
+    pub fn kind(self) -> u8 {
+        match self {
+            Self::Identity => b'i',
+            Self::Membership => b'm',
+            Self::RosterEntry(_) => b'e',
+            Self::Alarm(_) => b'!',
+            Self::Tombstone(_) => b'x',
+            Self::OutgoingKey(_) => b'k',
+            Self::Outgoing(_) => b'o',
+            Self::OutgoingChunk(..) => b'p',
+            Self::Revoked(_) => b'v',
+            Self::Incoming(_) => b't',
+            Self::IncomingChunk(..) => b'c',
+            Self::OutgoingReport(_) => b's',
+            Self::IncomingReport(_) => b'u',
+        }
+    }
+}
+
+/// The table of bucket keys.
+pub(crate) const TABLE: &[u8] = b"T";
+
+/// The epoch key that follows `epoch`, under the one of `epoch`.
+pub(crate) fn next_epoch(epoch: u64) -> Vec<u8> {
+    prefixed(b'N', &epoch.to_be_bytes())
+}
+
+/// A sealed key record.
+pub(crate) fn key_record(key_id: KeyId) -> Vec<u8> {
+    prefixed(KEY_RECORD_KIND, &key_id.0)
+}
+
+pub(crate) const KEY_RECORD_KIND: u8 = b'R';
+
+/// A sealed data-encryption key. Its bucket comes first, so that a bucket is one range.
+pub(crate) fn data_key(bucket: usize, key_id: KeyId) -> Vec<u8> {
+    let mut key = data_keys_of(bucket);
+    key.extend(key_id.0);
+    key
+}
+
+/// What all data-encryption keys of a bucket begin with.
+pub(crate) fn data_keys_of(bucket: usize) -> Vec<u8> {
+    let bucket = u16::try_from(bucket).expect("there are 1,024 buckets");
+    prefixed(b'W', &bucket.to_be_bytes())
+}
+
+fn prefixed(kind: u8, rest: &[u8]) -> Vec<u8> {
+    let mut key = Vec::with_capacity(1 + rest.len());
+    key.push(kind);
+    key.extend_from_slice(rest);
+    key
+}

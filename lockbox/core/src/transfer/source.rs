@@ -1,0 +1,465 @@
+//! The source's end of a transfer. SPEC section 7.
+//!
+//! | state | accepts | does | next |
+//! |---|---|---|---|
+//! | [`AwaitPresent`] | Present | checks the authorization; records it, the plan and the session | [`AwaitResume`] |
+//! | [`AwaitResume`] | Resume | settles the receipts of earlier sessions | [`AwaitResume`], [`AwaitReceipt`], finished or revoked |
+//! | [`AwaitReceipt`] | Receipt | settles it: COPY notes it, MOVE erases the chunk's keys | [`AwaitReceipt`] or finished |
+//!
+//! A state is consumed by its transition, and the next one is locked in the step until the step is durable. So a chunk can
+//! only be sent, and an erasure only be reported, after the ledger has it.
+
+use std::collections::BTreeMap;
+
+use lockbox_authz::envelope::{EnvelopeError, UnverifiedEnvelope, Verified};
+use lockbox_authz::id::{AuthorizationId, Hash, KeyId, SessionId};
+use lockbox_authz::keys::PublicKey;
+use lockbox_authz::transfer::{ErasureRecord, Receipt, SessionOffer};
+use prost::Message;
+use rand_core::CryptoRng;
+use zeroize::Zeroizing;
+
+use super::{Chunk, Offer, Present, Resume, Settlement, chunk_aad, session_info};
+use crate::keys::random;
+use crate::ledger::{Entry, Outgoing, damaged, planned_keys};
+use crate::limits::CHUNK_WINDOW;
+use crate::lockbox::{Lockbox, LockboxError};
+use crate::permit::{Decision, Permit, Refusal};
+use crate::primitives::{SenderContext, hpke_setup_sender};
+use crate::record::{Departure, Tombstone};
+use crate::report;
+use crate::rows::Row;
+use crate::step::Step;
+use crate::vault::Changes;
+use crate::wire::{self, TransferState};
+
+/// Why the source ends a session.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    #[error("the receipt is refused: {0}")]
+    Receipt(#[from] EnvelopeError),
+    #[error("the receipt {0}")]
+    ReceiptContent(&'static str),
+    #[error("the target's wrapping key can't be used")]
+    WrappingKey,
+    #[error("the session can't seal another chunk")]
+    Sealing,
+    #[error(transparent)]
+    Local(#[from] LockboxError),
+}
+
+/// Awaits the authorization.
+pub struct AwaitPresent {
+    peer: PublicKey,
+}
+
+/// Awaits what the target has of earlier sessions.
+pub struct AwaitResume {
+    session: Session,
+    said_again: bool,
+}
+
+/// Awaits receipts, and hands out chunks.
+pub struct AwaitReceipt {
+    session: Session,
+}
+
+/// What comes after a step of the source.
+pub enum Next {
+    Resume(AwaitResume),
+    Receipt(AwaitReceipt),
+    /// Everything is settled.
+    Finished,
+    /// The authorization was revoked, and what could be settled is.
+    Revoked,
+}
+
+struct Session {
+    authorization_id: AuthorizationId,
+    session_id: SessionId,
+    context: SenderContext,
+    chunk_count: u32,
+    /// The next chunk to be sent.
+    next_to_send: u32,
+    /// Chunks below this one may be sent: the ledger says so durably.
+    send_limit: u32,
+    /// Hashes of the chunks that were sent and not acknowledged.
+    sent: BTreeMap<u32, Hash>,
+}
+
+impl AwaitPresent {
+    /// `peer` is the identity key that the target proved on the wire.
+    pub fn new(peer: PublicKey) -> Self {
+        Self { peer }
+    }
+
+    pub fn present(
+        self,
+        lockbox: &mut Lockbox,
+        message: &Present,
+        now_ms: i64,
+        rng: &mut dyn CryptoRng,
+    ) -> Result<Step<(Offer, AwaitResume)>, SourceError> {
+        let mut changes = Changes::default();
+        let (outgoing, wrapping_key) = match lockbox.check_authorization(message, self.peer, now_ms)? {
+            Decision::Open(permit) => record_plan(*permit, now_ms, &mut changes),
+            Decision::Resume(outgoing, wrapping_key) => (*outgoing, wrapping_key),
+        };
+        open_session(lockbox, outgoing, &wrapping_key, changes, rng)
+    }
+}
+
+impl AwaitResume {
+    /// Settles the receipts of earlier sessions, and says again what the target missed.
+    pub fn resume(
+        mut self,
+        lockbox: &mut Lockbox,
+        message: &Resume,
+        now_ms: i64,
+        rng: &mut dyn CryptoRng,
+    ) -> Result<Step<(Vec<Settlement>, Next)>, SourceError> {
+        let mut outgoing = self.session.outgoing(lockbox)?;
+        let mut changes = Changes::default();
+        let mut settlements = Vec::new();
+        if !std::mem::replace(&mut self.said_again, true) {
+            for chunk in message.next_settled_chunk..outgoing.record.next_chunk {
+                settlements.push(say_again(lockbox, &outgoing, chunk)?);
+            }
+        }
+        for receipt in &message.receipts {
+            settlements.push(
+                self.session
+                    .settle(lockbox, &mut outgoing, receipt, now_ms, &mut changes)?,
+            );
+        }
+        self.session.next_to_send = outgoing.record.next_chunk;
+        let next = if !message.last {
+            Next::Resume(self)
+        } else {
+            self.session
+                .next(lockbox, &mut outgoing, now_ms, &mut changes, |session| {
+                    Next::Receipt(AwaitReceipt { session })
+                })?
+        };
+        outgoing.put(&mut changes);
+        let batches = lockbox.vault.stage(changes, rng).map_err(LockboxError::from)?;
+        Ok(Step::new(batches, (settlements, next)))
+    }
+}
+
+impl AwaitReceipt {
+    /// The next chunk, if one may be sent now.
+    pub fn next_chunk(&mut self, lockbox: &Lockbox) -> Result<Option<Chunk>, SourceError> {
+        let session = &mut self.session;
+        if session.next_to_send >= session.send_limit {
+            return Ok(None);
+        }
+        if !lockbox.alarms().is_empty() {
+            return Err(Refusal::Alarm.into());
+        }
+        let outgoing = session.outgoing(lockbox)?;
+        if outgoing.record.revoked {
+            return Ok(None);
+        }
+        if !outgoing.is_open() {
+            return Err(Refusal::Spent.into());
+        }
+        let chunk = session.next_to_send;
+        let ciphertext = session.seal(lockbox, chunk)?;
+        session.next_to_send += 1;
+        session.sent.insert(chunk, Hash::of(&ciphertext));
+        Ok(Some(Chunk { chunk, ciphertext }))
+    }
+
+    pub fn receipt(
+        mut self,
+        lockbox: &mut Lockbox,
+        receipt: &[u8],
+        now_ms: i64,
+        rng: &mut dyn CryptoRng,
+    ) -> Result<Step<(Settlement, Next)>, SourceError> {
+        let mut outgoing = self.session.outgoing(lockbox)?;
+        let mut changes = Changes::default();
+        let settlement = self
+            .session
+            .settle(lockbox, &mut outgoing, receipt, now_ms, &mut changes)?;
+        let next = self
+            .session
+            .next(lockbox, &mut outgoing, now_ms, &mut changes, |session| {
+                Next::Receipt(Self { session })
+            })?;
+        outgoing.put(&mut changes);
+        let batches = lockbox.vault.stage(changes, rng).map_err(LockboxError::from)?;
+        Ok(Step::new(batches, (settlement, next)))
+    }
+
+    /// Whether chunks are on their way.
+    pub fn awaits_receipts(&self) -> bool {
+        !self.session.sent.is_empty()
+    }
+}
+
+/// Writes the first record of a transfer: from here on the authorization is spent.
+fn record_plan(permit: Permit, now_ms: i64, changes: &mut Changes) -> (Outgoing, Box<[u8]>) {
+    let statement = permit.authorization.statement().clone();
+    let id = statement.authorization_id;
+    let chunk_count = u32::try_from(permit.plan.chunks.len()).expect("a plan has at most 65,536 chunks");
+    for (chunk, key_ids) in (0..).zip(&permit.plan.chunks) {
+        let record = wire::OutgoingChunk {
+            version: 1,
+            key_ids: key_ids.iter().map(|id| id.to_vec()).collect(),
+            receipt: None,
+            erasure_record: None,
+        };
+        changes.put(Row::OutgoingChunk(id, chunk), record.encode_to_vec());
+        for key_id in key_ids {
+            changes.put(Row::OutgoingKey(*key_id), id.to_vec());
+        }
+    }
+    let record = wire::OutgoingRecord {
+        version: 1,
+        authorization: Some(permit.authorization.envelope().to_wire()),
+        state: TransferState::Open.into(),
+        chunk_count,
+        key_count: permit.plan.key_count,
+        withheld_count: permit.plan.withheld_count,
+        opened_at_ms: now_ms,
+        ..Default::default()
+    };
+    let outgoing = Entry {
+        hash: permit.authorization.hash(),
+        authorization: statement,
+        record,
+    };
+    (outgoing, permit.wrapping_key)
+}
+
+fn open_session(
+    lockbox: &mut Lockbox,
+    mut outgoing: Outgoing,
+    wrapping_key: &[u8],
+    mut changes: Changes,
+    rng: &mut dyn CryptoRng,
+) -> Result<Step<(Offer, AwaitResume)>, SourceError> {
+    let roster = lockbox.roster.as_ref().ok_or(Refusal::NotAdmitted)?;
+    let statement = &outgoing.authorization;
+    let session_id = SessionId(random(rng));
+    let (source, target) = (statement.source.lockbox_id, statement.target.lockbox_id);
+    let info = session_info(outgoing.hash, session_id, source, target);
+    let (encapsulated_key, context) =
+        hpke_setup_sender(wrapping_key, &info, rng).map_err(|_| SourceError::WrappingKey)?;
+    let first_chunk = outgoing.record.next_chunk;
+    let offer = SessionOffer {
+        cluster_id: statement.cluster_id,
+        authorization_hash: outgoing.hash,
+        session_id,
+        encapsulated_key,
+        chunk_count: outgoing.record.chunk_count,
+        first_chunk,
+        key_count: outgoing.record.key_count,
+        withheld_count: outgoing.record.withheld_count,
+        roster_head: roster.head(),
+    };
+    let offer = Verified::sign(offer, &lockbox.identity.identity_key);
+    if !outgoing.record.revoked {
+        outgoing.begin_session(session_id, first_chunk.saturating_add(CHUNK_WINDOW));
+    }
+    outgoing.put(&mut changes);
+    report::note_outgoing(lockbox, outgoing.id(), &mut changes)?;
+    let session = Session {
+        authorization_id: outgoing.id(),
+        session_id,
+        context,
+        chunk_count: outgoing.record.chunk_count,
+        next_to_send: first_chunk,
+        send_limit: outgoing.record.next_unsent_chunk,
+        sent: BTreeMap::new(),
+    };
+    let batches = lockbox.vault.stage(changes, rng).map_err(LockboxError::from)?;
+    let offer = Offer {
+        session_offer: offer.envelope().clone(),
+    };
+    let next = AwaitResume {
+        session,
+        said_again: false,
+    };
+    Ok(Step::new(batches, (offer, next)))
+}
+
+impl Session {
+    fn outgoing(&self, lockbox: &Lockbox) -> Result<Outgoing, LockboxError> {
+        lockbox
+            .outgoing(self.authorization_id)?
+            .ok_or_else(|| damaged("an outgoing transfer"))
+    }
+
+    /// Wraps the keys of one chunk, in their order.
+    fn seal(&mut self, lockbox: &Lockbox, chunk: u32) -> Result<Vec<u8>, SourceError> {
+        let planned = planned_keys(&lockbox.outgoing_chunk(self.authorization_id, chunk)?)?;
+        let mut payload = wire::ChunkPayload {
+            version: 1,
+            keys: Vec::with_capacity(planned.len()),
+        };
+        for key_id in planned {
+            // A key that is part of an open transfer can't be destroyed, so only damage takes it away.
+            let key = lockbox.vault.key(key_id).map_err(LockboxError::from)?;
+            payload.keys.push(key.ok_or(LockboxError::NoKey(key_id))?.to_wire());
+        }
+        let plaintext = Zeroizing::new(payload.encode_to_vec());
+        self.context
+            .seal(plaintext, &chunk_aad(chunk, self.chunk_count))
+            .map_err(|_| SourceError::Sealing)
+    }
+
+    /// Acts on a receipt: notes it, and for a MOVE erases the chunk's keys.
+    fn settle(
+        &mut self,
+        lockbox: &Lockbox,
+        outgoing: &mut Outgoing,
+        receipt: &[u8],
+        now_ms: i64,
+        changes: &mut Changes,
+    ) -> Result<Settlement, SourceError> {
+        if !outgoing.is_open() {
+            return Err(SourceError::ReceiptContent("is for a transfer that has ended"));
+        }
+        let chunk = outgoing.record.next_chunk;
+        if chunk == outgoing.record.chunk_count {
+            return Err(SourceError::ReceiptContent("is for a chunk that does not exist"));
+        }
+        let mut record = lockbox.outgoing_chunk(self.authorization_id, chunk)?;
+        let key_ids = planned_keys(&record)?;
+        let receipt = self.check_receipt(outgoing, receipt, chunk, &key_ids)?;
+        record.receipt = Some(receipt.envelope().to_wire());
+        for key_id in &key_ids {
+            changes.remove(Row::OutgoingKey(*key_id));
+        }
+        let settlement = if outgoing.is_move() {
+            let erased = erase(lockbox, outgoing, &receipt, key_ids, now_ms, changes)?;
+            record.erasure_record = Some(erased.to_wire());
+            Settlement::Erased { erasure_record: erased }
+        } else {
+            Settlement::Confirmed { chunk }
+        };
+        changes.put(Row::OutgoingChunk(self.authorization_id, chunk), record.encode_to_vec());
+        outgoing.record.keys_done += receipt.statement().key_ids.len() as u64;
+        outgoing.record.next_chunk += 1;
+        self.sent.remove(&chunk);
+        Ok(settlement)
+    }
+
+    fn check_receipt(
+        &self,
+        outgoing: &Outgoing,
+        bytes: &[u8],
+        chunk: u32,
+        key_ids: &[KeyId],
+    ) -> Result<Verified<Receipt>, SourceError> {
+        let target = outgoing.authorization.target.identity_key;
+        let receipt = UnverifiedEnvelope::from_bytes(bytes)?.verify::<Receipt>(&[target], 1)?;
+        let statement = receipt.statement();
+        let refuse = |why| Err(SourceError::ReceiptContent(why));
+        if statement.cluster_id != outgoing.authorization.cluster_id {
+            return refuse("is for another cluster");
+        }
+        if statement.authorization_hash != outgoing.hash {
+            return refuse("is for another authorization");
+        }
+        if statement.chunk != chunk {
+            return refuse("is not for the chunk that is due");
+        }
+        if statement.key_ids != key_ids {
+            return refuse("is for other keys");
+        }
+        if statement.session_id == self.session_id {
+            // The hash is compared within the session that sent the chunk; an earlier one may have ended in a crash.
+            if self.sent.get(&chunk) != Some(&statement.chunk_hash) {
+                return refuse("is for other bytes than were sent");
+            }
+        } else if !outgoing.knows_session(statement.session_id) {
+            return refuse("is from a session that was never opened");
+        }
+        Ok(receipt)
+    }
+
+    /// What comes next, once the receipts at hand are settled.
+    fn next(
+        mut self,
+        lockbox: &Lockbox,
+        outgoing: &mut Outgoing,
+        now_ms: i64,
+        changes: &mut Changes,
+        go_on: impl FnOnce(Self) -> Next,
+    ) -> Result<Next, SourceError> {
+        report::note_outgoing(lockbox, self.authorization_id, changes)?;
+        let settled = outgoing.record.next_chunk;
+        if settled == outgoing.record.chunk_count {
+            if outgoing.is_open() {
+                outgoing.end(TransferState::Complete, "", now_ms);
+            }
+            return Ok(Next::Finished);
+        }
+        if outgoing.record.revoked && self.sent.is_empty() {
+            // The target has said what it holds: the rest stays here.
+            lockbox.release(outgoing, settled, changes)?;
+            outgoing.end(TransferState::Ended, "it was revoked", now_ms);
+            return Ok(Next::Revoked);
+        }
+        if !outgoing.record.revoked {
+            outgoing.allow_sending(settled.saturating_add(CHUNK_WINDOW));
+        }
+        self.send_limit = outgoing.record.next_unsent_chunk;
+        Ok(go_on(self))
+    }
+}
+
+/// Erases the keys of one chunk, and signs that they are gone.
+fn erase(
+    lockbox: &Lockbox,
+    outgoing: &Outgoing,
+    receipt: &Verified<Receipt>,
+    key_ids: Vec<KeyId>,
+    now_ms: i64,
+    changes: &mut Changes,
+) -> Result<UnverifiedEnvelope, SourceError> {
+    for key_id in &key_ids {
+        let key = lockbox.vault.key(*key_id).map_err(LockboxError::from)?;
+        let Some(key) = key else { continue };
+        let tombstone = Tombstone {
+            key_id: *key_id,
+            material_id: key.info.material_id,
+            name: key.info.name,
+            departure: Departure::Moved,
+            departed_at_ms: now_ms,
+            moved: Some((outgoing.id(), outgoing.authorization.target.lockbox_id)),
+        };
+        changes.put(Row::Tombstone(*key_id), tombstone.encode());
+    }
+    changes.erase_keys(key_ids.iter().copied());
+    let record = ErasureRecord {
+        cluster_id: outgoing.authorization.cluster_id,
+        authorization_hash: outgoing.hash,
+        chunk: receipt.statement().chunk,
+        receipt_hash: receipt.hash(),
+        key_ids,
+        erasure_class: lockbox.erasure_class,
+        erased_at_ms: now_ms,
+    };
+    Ok(Verified::sign(record, &lockbox.identity.identity_key)
+        .envelope()
+        .clone())
+}
+
+/// What the source said when it settled a chunk.
+fn say_again(lockbox: &Lockbox, outgoing: &Outgoing, chunk: u32) -> Result<Settlement, SourceError> {
+    if !outgoing.is_move() {
+        return Ok(Settlement::Confirmed { chunk });
+    }
+    let record = lockbox.outgoing_chunk(outgoing.id(), chunk)?.erasure_record;
+    let record = record.and_then(|wire| UnverifiedEnvelope::from_wire(wire).ok());
+    Ok(Settlement::Erased {
+        erasure_record: record.ok_or_else(|| damaged("an erasure record"))?,
+    })
+}

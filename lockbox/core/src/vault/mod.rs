@@ -1,0 +1,255 @@
+//! Everything that a lockbox keeps, sealed. SPEC section 9.
+//!
+//! Volume keys hang on a tree that can be effaced (`tree.rs`): each record has a data-encryption key of its own, which is
+//! sealed under the key of its bucket; all bucket keys are sealed under the epoch key; the epoch key is in the effaceable
+//! root and nowhere else. Everything else (the book: ledger, roster, identity) is sealed under keys derived from the root
+//! key, one for each version of each record.
+//!
+//! The vault stages changes as batches and assumes that they are submitted in order. If one is not, the caller must drop
+//! the vault: what it has in memory runs ahead of the store.
+
+mod book;
+mod tree;
+
+use std::sync::Arc;
+
+use lockbox_authz::field::FieldError;
+use lockbox_authz::id::KeyId;
+use lockbox_store::{Batch, Durable, Store, StoreFailure};
+use rand_core::CryptoRng;
+use zeroize::Zeroizing;
+
+use self::book::Book;
+use self::tree::KeyTree;
+use crate::record::Key;
+use crate::rows::{self, Row};
+use crate::secrets::RootKey;
+
+/// Why the vault could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum VaultError {
+    #[error(transparent)]
+    Store(#[from] StoreFailure),
+    #[error("the record of {what} is damaged: {why}")]
+    Damaged { what: String, why: &'static str },
+    #[error("the record of {what} is damaged: {source}")]
+    Field { what: String, source: FieldError },
+    #[error("the root of erasure does not open the store: {0}")]
+    Root(&'static str),
+}
+
+/// A record of the book, and the key that it stands at.
+pub(crate) type PlacedRecord = (Vec<u8>, Zeroizing<Vec<u8>>);
+
+/// Changes to be made durable together.
+#[derive(Default)]
+pub(crate) struct Changes {
+    puts: Vec<(Row, Vec<u8>)>,
+    removes: Vec<Row>,
+    put_keys: Vec<Key>,
+    erase_keys: Vec<KeyId>,
+}
+
+impl Changes {
+    pub(crate) fn put(&mut self, row: Row, record: Vec<u8>) {
+        self.puts.push((row, record));
+    }
+
+    pub(crate) fn remove(&mut self, row: Row) {
+        self.removes.push(row);
+    }
+
+    pub(crate) fn put_key(&mut self, key: Key) {
+        self.put_keys.push(key);
+    }
+
+    /// Effaces the keys: once the changes are durable, nothing opens them any more.
+    pub(crate) fn erase_keys(&mut self, ids: impl IntoIterator<Item = KeyId>) {
+        self.erase_keys.extend(ids);
+    }
+}
+
+/// The sealed records of one lockbox.
+pub struct Vault {
+    store: Arc<dyn Store>,
+    book: Book,
+    tree: KeyTree,
+    key_count: Option<u64>,
+}
+
+impl Vault {
+    /// The first batch of a new store. It carries the first root image.
+    pub fn format(store_id: [u8; 16], root: &RootKey, rng: &mut dyn CryptoRng) -> Batch {
+        KeyTree::format(store_id, root, rng)
+    }
+
+    /// Opens a store with the root key and the images that the effaceable root has.
+    ///
+    /// If the last destroy was interrupted before its root was effaced, the batch that completes it is given, too.
+    pub fn open(
+        store: Arc<dyn Store>,
+        store_id: [u8; 16],
+        root: &RootKey,
+        images: &[Vec<u8>],
+        rng: &mut dyn CryptoRng,
+    ) -> Result<(Self, Option<Batch>), VaultError> {
+        let (tree, unfinished) = KeyTree::open(store.as_ref(), store_id, root, images, rng)?;
+        let book = Book::new(store_id, root);
+        let vault = Self {
+            store,
+            book,
+            tree,
+            key_count: None,
+        };
+        Ok((vault, unfinished))
+    }
+
+    /// One record of the book.
+    pub(crate) fn read(&self, row: Row) -> Result<Option<Zeroizing<Vec<u8>>>, VaultError> {
+        let key = row.key();
+        let sealed = self.store.get(&key)?;
+        sealed.map(|sealed| self.book.open(&key, &sealed)).transpose()
+    }
+
+    /// Records of the book of one kind, after `after`, with the keys that they stand at.
+    pub(crate) fn scan(
+        &self,
+        prefix: &[u8],
+        after: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<Vec<PlacedRecord>, VaultError> {
+        let pairs = self.store.scan(prefix, after, limit)?;
+        let open = |(key, sealed): (Vec<u8>, Vec<u8>)| {
+            let record = self.book.open(&key, &sealed)?;
+            Ok((key, record))
+        };
+        pairs.into_iter().map(open).collect()
+    }
+
+    /// A volume key.
+    pub(crate) fn key(&self, key_id: KeyId) -> Result<Option<Key>, VaultError> {
+        let place = rows::key_record(key_id);
+        let sealed = self.store.get(&place)?;
+        sealed.map(|sealed| self.open_key(key_id, &sealed)).transpose()
+    }
+
+    pub(crate) fn has_key(&self, key_id: KeyId) -> Result<bool, VaultError> {
+        Ok(self.store.get(&rows::key_record(key_id))?.is_some())
+    }
+
+    /// Volume keys in the order of their ids.
+    pub(crate) fn keys_after(&self, after: Option<KeyId>, limit: usize) -> Result<Vec<Key>, VaultError> {
+        let after = after.map(rows::key_record);
+        let pairs = self.store.scan(&[rows::KEY_RECORD_KIND], after.as_deref(), limit)?;
+        let open = |(place, sealed): (Vec<u8>, Vec<u8>)| {
+            let id = KeyId::from_slice("key_id", &place[1..]).map_err(|source| VaultError::Field {
+                what: "a key".to_owned(),
+                source,
+            })?;
+            self.open_key(id, &sealed)
+        };
+        pairs.into_iter().map(open).collect()
+    }
+
+    /// How many volume keys there are. Counts them on the first call.
+    pub(crate) fn key_count(&mut self) -> Result<u64, VaultError> {
+        const PAGE: usize = 10_000;
+        if let Some(count) = self.key_count {
+            return Ok(count);
+        }
+        let mut count = 0;
+        let mut after: Option<Vec<u8>> = None;
+        loop {
+            let page = self.store.scan(&[rows::KEY_RECORD_KIND], after.as_deref(), PAGE)?;
+            count += page.len() as u64;
+            match page.into_iter().next_back() {
+                Some((last, _)) => after = Some(last),
+                None => break,
+            }
+        }
+        self.key_count = Some(count);
+        Ok(count)
+    }
+
+    /// Seals the changes into batches. One batch, so all or nothing, unless there are more operations than a batch may
+    /// have; then erasures come first, and each batch leaves the vault in order.
+    pub(crate) fn stage(&mut self, changes: Changes, rng: &mut dyn CryptoRng) -> Result<Vec<Batch>, VaultError> {
+        let mut batches = self.tree.erase(self.store.as_ref(), &changes.erase_keys, rng)?;
+        self.count(&changes)?;
+        for key in changes.put_keys {
+            let previous = self.store.get(&rows::key_record(key.info.key_id))?;
+            let [record, data_key] = self.tree.seal(&key, previous.as_deref(), rng);
+            append(&mut batches, [record, data_key]);
+        }
+        for row in changes.removes {
+            append(&mut batches, [Write::Remove(row.key())]);
+        }
+        for (row, record) in changes.puts {
+            let key = row.key();
+            let previous = self.store.get(&key)?;
+            let sealed = self.book.seal(&key, previous.as_deref(), &Zeroizing::new(record), rng);
+            append(&mut batches, [Write::Put(key, sealed)]);
+        }
+        Ok(batches)
+    }
+
+    /// Learns that a batch is durable. Only housekeeping rests on it.
+    pub(crate) fn note_durable(&mut self, proof: &Durable) {
+        self.tree.note_durable(proof);
+    }
+
+    fn open_key(&self, key_id: KeyId, sealed: &[u8]) -> Result<Key, VaultError> {
+        let data_key = self.store.get(&rows::data_key(tree::bucket_of(key_id), key_id))?;
+        let record = self.tree.open_record(key_id, sealed, data_key.as_deref())?;
+        let key = Key::decode(&record).map_err(|source| VaultError::Field {
+            what: format!("key {key_id}"),
+            source,
+        })?;
+        if key.info.key_id == key_id {
+            Ok(key)
+        } else {
+            Err(VaultError::Damaged {
+                what: format!("key {key_id}"),
+                why: "it names another key",
+            })
+        }
+    }
+
+    /// Keeps the count of keys right, if it was taken.
+    fn count(&mut self, changes: &Changes) -> Result<(), VaultError> {
+        let Some(mut count) = self.key_count else {
+            return Ok(());
+        };
+        for id in &changes.erase_keys {
+            count -= u64::from(self.has_key(*id)?);
+        }
+        for key in &changes.put_keys {
+            count += u64::from(!self.has_key(key.info.key_id)?);
+        }
+        self.key_count = Some(count);
+        Ok(())
+    }
+}
+
+enum Write {
+    Put(Vec<u8>, Vec<u8>),
+    Remove(Vec<u8>),
+}
+
+/// Adds operations that belong together to the last batch, or to a new one if it is full.
+fn append<const N: usize>(batches: &mut Vec<Batch>, writes: [Write; N]) {
+    let full = |batch: &Batch| batch.operations().len() + N > lockbox_store::MAX_BATCH_OPERATIONS;
+    if batches.last().is_none_or(full) {
+        batches.push(Batch::new());
+    }
+    let batch = batches.last_mut().expect("one was pushed if there was none");
+    for write in writes {
+        match write {
+            Write::Put(key, value) => batch.put(key, value),
+            Write::Remove(key) => batch.remove(key),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,197 @@
+use std::sync::Arc;
+
+use lockbox_authz::field::Labels;
+use lockbox_authz::id::MaterialId;
+use lockbox_store::MemoryStore;
+
+use super::*;
+use crate::record::{KeyInfo, KeyOrigin, KeyState, TransferPolicy};
+use crate::secrets::KeyMaterial;
+use crate::testing::{Image, TestRng};
+
+struct Fixture {
+    store: MemoryStore,
+    image: Image,
+    root: RootKey,
+    rng: TestRng,
+}
+
+const STORE_ID: [u8; 16] = [7; 16];
+
+impl Fixture {
+    fn new() -> Self {
+        let mut rng = TestRng::new(1);
+        let root = RootKey::random(&mut rng);
+        let image = Image::default();
+        let store = MemoryStore::new().with_root(Box::new(image.clone()));
+        store
+            .commit(Vault::format(STORE_ID, &root, &mut rng))
+            .expect("memory does not fail");
+        Self {
+            store,
+            image,
+            root,
+            rng,
+        }
+    }
+
+    fn open(&mut self) -> Result<Vault, VaultError> {
+        let store: Arc<dyn Store> = Arc::new(self.store.clone());
+        let images = self.image.read();
+        let (vault, unfinished) = Vault::open(store, STORE_ID, &self.root, &images, &mut self.rng)?;
+        if let Some(batch) = unfinished {
+            self.store.commit(batch)?;
+        }
+        Ok(vault)
+    }
+
+    fn commit(&mut self, vault: &mut Vault, changes: Changes) {
+        for batch in vault.stage(changes, &mut self.rng).expect("stages") {
+            self.store.submit(batch, Box::new(|_| ()));
+        }
+    }
+}
+
+fn key(number: u8, rng: &mut TestRng) -> Key {
+    let material = KeyMaterial::random(64, rng);
+    Key {
+        info: KeyInfo {
+            key_id: KeyId([number; 16]),
+            material_id: MaterialId([number; 16]),
+            algorithm: "aes-xts-plain64".to_owned(),
+            length_bytes: 64,
+            state: KeyState::Active,
+            origin: KeyOrigin::Generated,
+            name: String::new(),
+            created_at_ms: 1,
+            labels: Labels::default(),
+            consumers: Vec::new(),
+            clone_policy: Default::default(),
+            transfer_policy: TransferPolicy::default(),
+            lineage: None,
+        },
+        material,
+    }
+}
+
+fn put(fixture: &mut Fixture, vault: &mut Vault, number: u8) {
+    let mut changes = Changes::default();
+    changes.put_key(key(number, &mut fixture.rng));
+    fixture.commit(vault, changes);
+}
+
+fn erase(fixture: &mut Fixture, vault: &mut Vault, number: u8) {
+    let mut changes = Changes::default();
+    changes.erase_keys([KeyId([number; 16])]);
+    fixture.commit(vault, changes);
+}
+
+fn holds(vault: &Vault, number: u8) -> bool {
+    vault.key(KeyId([number; 16])).expect("undamaged").is_some()
+}
+
+#[test]
+fn an_erased_key_takes_no_other_with_it() {
+    let mut fixture = Fixture::new();
+    let mut vault = fixture.open().expect("opens");
+    for number in [1, 2, 3] {
+        put(&mut fixture, &mut vault, number);
+    }
+    erase(&mut fixture, &mut vault, 2);
+    let vault = fixture.open().expect("opens");
+    assert!(holds(&vault, 1) && !holds(&vault, 2) && holds(&vault, 3));
+}
+
+#[test]
+fn nothing_that_is_left_opens_an_erased_key() {
+    let mut fixture = Fixture::new();
+    let mut vault = fixture.open().expect("opens");
+    put(&mut fixture, &mut vault, 1);
+    let before = fixture.store.scan(b"", None, usize::MAX).expect("memory does not fail");
+    erase(&mut fixture, &mut vault, 1);
+
+    // A store that never forgets a byte: everything that was there before is put back.
+    let mut residue = Batch::new();
+    for (place, value) in before {
+        residue.put(place, value);
+    }
+    fixture.store.commit(residue).expect("memory does not fail");
+    assert!(fixture.open().is_err(), "the old table opened under the new root");
+}
+
+#[test]
+fn a_destroy_that_was_cut_off_before_its_root_was_replaced_is_completed() {
+    let mut fixture = Fixture::new();
+    let mut vault = fixture.open().expect("opens");
+    for number in [1, 2] {
+        put(&mut fixture, &mut vault, number);
+    }
+    let old_image = fixture.image.read().remove(0);
+    erase(&mut fixture, &mut vault, 1);
+    erase(&mut fixture, &mut vault, 3);
+    put(&mut fixture, &mut vault, 4);
+
+    // The store has the batches, the root was never written.
+    *fixture.image.0.lock().expect("no test panics while holding it") = old_image.clone();
+    let vault = fixture.open().expect("the old root leads to the new one");
+    assert!(!holds(&vault, 1) && holds(&vault, 2) && holds(&vault, 4));
+    assert_ne!(fixture.image.read()[0], old_image, "the old root is still there");
+}
+
+#[test]
+fn a_record_does_not_open_at_another_place() {
+    let mut fixture = Fixture::new();
+    let mut vault = fixture.open().expect("opens");
+    for number in [1, 2] {
+        put(&mut fixture, &mut vault, number);
+    }
+    let stolen = fixture
+        .store
+        .get(&rows::key_record(KeyId([1; 16])))
+        .expect("memory does not fail")
+        .expect("it was put");
+    let mut swap = Batch::new();
+    swap.put(rows::key_record(KeyId([2; 16])), stolen);
+    fixture.store.commit(swap).expect("memory does not fail");
+    let error = vault.key(KeyId([2; 16])).err().expect("a swapped record was served");
+    assert!(
+        error.to_string().contains("02020202"),
+        "it does not name the key: {error}"
+    );
+    assert!(holds(&vault, 1), "one damaged record took another with it");
+}
+
+#[test]
+fn a_wrong_root_key_opens_nothing() {
+    let mut fixture = Fixture::new();
+    fixture.root = RootKey::random(&mut fixture.rng);
+    assert!(fixture.open().is_err());
+}
+
+#[test]
+fn an_erasure_of_more_keys_than_a_batch_takes_is_split_and_complete() {
+    let mut fixture = Fixture::new();
+    let mut vault = fixture.open().expect("opens");
+    let ids: Vec<KeyId> = (0..6_000_u32)
+        .map(|number| {
+            let mut id = [0; 16];
+            id[..4].copy_from_slice(&(number << 16).to_be_bytes());
+            KeyId(id)
+        })
+        .collect();
+    let mut changes = Changes::default();
+    for id in &ids {
+        let mut key = key(0, &mut fixture.rng);
+        key.info.key_id = *id;
+        changes.put_key(key);
+    }
+    fixture.commit(&mut vault, changes);
+    let mut changes = Changes::default();
+    changes.erase_keys(ids);
+    let batches = vault.stage(changes, &mut fixture.rng).expect("stages");
+    assert!(batches.len() > 1 && batches.iter().all(|batch| batch.check_bounds().is_ok()));
+    for batch in batches {
+        fixture.store.commit(batch).expect("memory does not fail");
+    }
+    assert_eq!(fixture.open().expect("opens").key_count().expect("counts"), 0);
+}

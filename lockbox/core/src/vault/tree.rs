@@ -1,0 +1,344 @@
+//! The key tree that can be effaced.
+//!
+//! | what | where | sealed under |
+//! |---|---|---|
+//! | key record | `R ‖ key id` | its data-encryption key, new for each version |
+//! | data-encryption key | `W ‖ bucket ‖ key id` | its bucket's key |
+//! | all bucket keys | `T` | the epoch key |
+//! | next epoch key | `N ‖ epoch` | the epoch key of `epoch` |
+//! | epoch key | the effaceable root | a key derived from the root key |
+//!
+//! A destroy gives each touched bucket a new key, seals the bucket's other data-encryption keys under it, and seals the
+//! table under a new epoch key, all in one batch. Until the effaceable root has the new epoch key, the old one still leads
+//! to it through `N`, so a crash between the two loses nothing and the destroy is completed at the next open. Once the
+//! root is replaced, `N` is one more ciphertext that nothing opens.
+
+use lockbox_authz::id::KeyId;
+use lockbox_store::{Batch, Durable, MAX_BATCH_OPERATIONS, Operation, Store};
+use prost::Message;
+use rand_core::CryptoRng;
+use std::collections::{BTreeMap, BTreeSet};
+use zeroize::Zeroizing;
+
+use super::book::next_version;
+use super::{VaultError, Write};
+use crate::labels;
+use crate::limits::BUCKETS;
+use crate::primitives::{aead_open, aead_seal, hkdf_sha256};
+use crate::record::Key;
+use crate::rows;
+use crate::secrets::{BucketKey, DataKey, EpochKey, EpochSealingKey, RootKey};
+use crate::wire;
+
+/// The part of the tree that is in memory.
+pub(super) struct KeyTree {
+    store_id: [u8; 16],
+    sealing: EpochSealingKey,
+    epoch: u64,
+    epoch_key: EpochKey,
+    buckets: Vec<BucketKey>,
+    generations: Vec<u64>,
+    /// Epochs that were left, and the batch with whose durability their key is effaced.
+    passing: Vec<(u64, u64)>,
+    /// Epochs whose key is effaced: what leads away from them can go.
+    passed: Vec<u64>,
+}
+
+/// The bucket of a key: the first ten bits of its id. A transfer of all keys goes in the order of ids, so that each of its
+/// chunks touches few buckets.
+pub(super) fn bucket_of(key_id: KeyId) -> usize {
+    (usize::from(key_id.0[0]) << 2) | (usize::from(key_id.0[1]) >> 6)
+}
+
+impl KeyTree {
+    pub(super) fn format(store_id: [u8; 16], root: &RootKey, rng: &mut dyn CryptoRng) -> Batch {
+        let tree = Self {
+            store_id,
+            sealing: epoch_sealing_key(store_id, root),
+            epoch: 1,
+            epoch_key: EpochKey::random(rng),
+            buckets: (0..BUCKETS).map(|_| BucketKey::random(rng)).collect(),
+            generations: vec![1; BUCKETS],
+            passing: Vec::new(),
+            passed: Vec::new(),
+        };
+        let mut batch = Batch::new();
+        batch.put(rows::TABLE.to_vec(), tree.sealed_table(rng));
+        batch.replace_root(tree.image(rng));
+        batch
+    }
+
+    pub(super) fn open(
+        store: &dyn Store,
+        store_id: [u8; 16],
+        root: &RootKey,
+        images: &[Vec<u8>],
+        rng: &mut dyn CryptoRng,
+    ) -> Result<(Self, Option<Batch>), VaultError> {
+        let sealing = epoch_sealing_key(store_id, root);
+        let newest = images
+            .iter()
+            .filter_map(|image| open_image(&sealing, store_id, image))
+            .max_by_key(|(epoch, _)| *epoch);
+        let (effaced_to, mut epoch_key) = newest.ok_or(VaultError::Root("no image of it opens with the root key"))?;
+        let mut epoch = effaced_to;
+        while let Some(sealed) = store.get(&rows::next_epoch(epoch))? {
+            let aad = labeled(labels::NEXT_EPOCH_KEY, store_id, &epoch.to_be_bytes());
+            let opened = aead_open(epoch_key.expose(), &sealed, &aad)
+                .map_err(|_| VaultError::Root("the step to the next epoch is damaged"))?;
+            epoch_key = EpochKey::init_with(|key| key.copy_from_slice(&opened));
+            epoch += 1;
+        }
+        let table = store
+            .get(rows::TABLE)?
+            .ok_or(VaultError::Root("the store has no table"))?;
+        let (buckets, generations) = open_table(&epoch_key, store_id, epoch, &table)?;
+        let mut tree = Self {
+            store_id,
+            sealing,
+            epoch,
+            epoch_key,
+            buckets,
+            generations,
+            passing: Vec::new(),
+            passed: Vec::new(),
+        };
+        // The image first, by a batch of its own: what leads to it from the old epoch must stay until it is durable.
+        let unfinished = (epoch != effaced_to).then(|| {
+            let mut batch = Batch::new();
+            batch.replace_root(tree.image(rng));
+            tree.passing
+                .extend((effaced_to..epoch).map(|passed| (batch.ticket(), passed)));
+            batch
+        });
+        Ok((tree, unfinished))
+    }
+
+    /// Learns that a batch is durable, so that what it made useless can be removed with the next destroy.
+    pub(super) fn note_durable(&mut self, proof: &Durable) {
+        let ticket = proof.ticket();
+        self.passed.extend(
+            self.passing
+                .extract_if(.., |(at, _)| *at <= ticket)
+                .map(|(_, epoch)| epoch),
+        );
+    }
+
+    /// Seals a key record under a new data-encryption key.
+    pub(super) fn seal(&self, key: &Key, previous: Option<&[u8]>, rng: &mut dyn CryptoRng) -> [Write; 2] {
+        let key_id = key.info.key_id;
+        let version = next_version(previous);
+        let data_key = DataKey::random(rng);
+        let aad = self.record_aad(key_id, version);
+        let sealed = aead_seal(data_key.expose(), &key.encode(), &aad, rng);
+        let record = [&version.to_be_bytes()[..], &sealed].concat();
+        let bucket = bucket_of(key_id);
+        let wrapped = self.wrap_data_key(bucket, key_id, data_key.expose(), rng);
+        [
+            Write::Put(rows::key_record(key_id), record),
+            Write::Put(rows::data_key(bucket, key_id), wrapped),
+        ]
+    }
+
+    pub(super) fn open_record(
+        &self,
+        key_id: KeyId,
+        stored: &[u8],
+        wrapped: Option<&[u8]>,
+    ) -> Result<Zeroizing<Vec<u8>>, VaultError> {
+        let damaged = |why| VaultError::Damaged {
+            what: format!("key {key_id}"),
+            why,
+        };
+        let wrapped = wrapped.ok_or_else(|| damaged("its data-encryption key is missing"))?;
+        let data_key = self
+            .unwrap_data_key(bucket_of(key_id), key_id, wrapped)
+            .ok_or_else(|| damaged("its data-encryption key does not open at its place"))?;
+        let (version, sealed) = stored
+            .split_first_chunk::<8>()
+            .ok_or_else(|| damaged("it is too short"))?;
+        let aad = self.record_aad(key_id, u64::from_be_bytes(*version));
+        aead_open(data_key.expose(), sealed, &aad).map_err(|_| damaged("it does not open at its place"))
+    }
+
+    /// Effaces keys: batches that leave no way to their data-encryption keys once the root is replaced. Ids that are not
+    /// here are passed over, so that an erasure can be repeated.
+    pub(super) fn erase(
+        &mut self,
+        store: &dyn Store,
+        ids: &[KeyId],
+        rng: &mut dyn CryptoRng,
+    ) -> Result<Vec<Batch>, VaultError> {
+        let mut doomed: BTreeMap<usize, BTreeSet<KeyId>> = BTreeMap::new();
+        for id in ids {
+            doomed.entry(bucket_of(*id)).or_default().insert(*id);
+        }
+        let mut batches = Vec::new();
+        let mut batch = Batch::new();
+        for (bucket, doomed) in doomed {
+            let operations = self.rotate(store, bucket, &doomed, rng)?;
+            // Room for the table and the two rows of the epochs.
+            let full = batch.operations().len() + operations.len() + 3 > MAX_BATCH_OPERATIONS;
+            if full && !batch.is_empty() {
+                self.next_epoch(&mut batch, rng);
+                batches.push(std::mem::take(&mut batch));
+            }
+            for operation in operations {
+                match operation {
+                    Operation::Put { key, value } => batch.put(key, value),
+                    Operation::Remove { key } => batch.remove(key),
+                }
+            }
+        }
+        if !batch.is_empty() {
+            self.next_epoch(&mut batch, rng);
+            batches.push(batch);
+        }
+        Ok(batches)
+    }
+
+    /// Gives a bucket a new key, and seals the data-encryption keys under it that are to stay.
+    fn rotate(
+        &mut self,
+        store: &dyn Store,
+        bucket: usize,
+        doomed: &BTreeSet<KeyId>,
+        rng: &mut dyn CryptoRng,
+    ) -> Result<Vec<Operation>, VaultError> {
+        const PAGE: usize = 4_096;
+        let prefix = rows::data_keys_of(bucket);
+        let mut staying = Vec::new();
+        let mut operations = Vec::new();
+        let mut after: Option<Vec<u8>> = None;
+        loop {
+            let page = store.scan(&prefix, after.as_deref(), PAGE)?;
+            let Some((last, _)) = page.last() else { break };
+            after = Some(last.clone());
+            for (place, wrapped) in page {
+                let key_id =
+                    KeyId::from_slice("key_id", &place[prefix.len()..]).map_err(|source| VaultError::Field {
+                        what: format!("bucket {bucket}"),
+                        source,
+                    })?;
+                if doomed.contains(&key_id) {
+                    operations.push(Operation::Remove { key: place });
+                    operations.push(Operation::Remove {
+                        key: rows::key_record(key_id),
+                    });
+                } else if let Some(data_key) = self.unwrap_data_key(bucket, key_id, &wrapped) {
+                    staying.push((key_id, place, data_key));
+                }
+                // A wrapped key that does not open is damaged already; it stays as it is, to be reported when it is read.
+            }
+        }
+        if operations.is_empty() {
+            return Ok(operations);
+        }
+        self.buckets[bucket] = BucketKey::random(rng);
+        self.generations[bucket] += 1;
+        for (key_id, place, data_key) in staying {
+            let value = self.wrap_data_key(bucket, key_id, data_key.expose(), rng);
+            operations.push(Operation::Put { key: place, value });
+        }
+        Ok(operations)
+    }
+
+    /// Seals the table under a new epoch key, and leaves a way to it for a crash before the root is replaced.
+    fn next_epoch(&mut self, batch: &mut Batch, rng: &mut dyn CryptoRng) {
+        let next = EpochKey::random(rng);
+        let aad = labeled(labels::NEXT_EPOCH_KEY, self.store_id, &self.epoch.to_be_bytes());
+        batch.put(
+            rows::next_epoch(self.epoch),
+            aead_seal(self.epoch_key.expose(), next.expose(), &aad, rng),
+        );
+        for passed in self.passed.drain(..) {
+            batch.remove(rows::next_epoch(passed));
+        }
+        self.passing.push((batch.ticket(), self.epoch));
+        self.epoch += 1;
+        self.epoch_key = next;
+        batch.put(rows::TABLE.to_vec(), self.sealed_table(rng));
+        batch.replace_root(self.image(rng));
+    }
+
+    fn sealed_table(&self, rng: &mut dyn CryptoRng) -> Vec<u8> {
+        let mut keys = Vec::with_capacity(BUCKETS * 32);
+        for bucket in &self.buckets {
+            keys.extend_from_slice(bucket.expose());
+        }
+        let table = wire::BucketTable {
+            version: 1,
+            keys,
+            generations: self.generations.clone(),
+        };
+        let aad = labeled(labels::BUCKET_TABLE, self.store_id, &self.epoch.to_be_bytes());
+        let plaintext = Zeroizing::new(table.encode_to_vec());
+        aead_seal(self.epoch_key.expose(), &plaintext, &aad, rng)
+    }
+
+    fn image(&self, rng: &mut dyn CryptoRng) -> Vec<u8> {
+        let mut plaintext = Zeroizing::new([0; 40]);
+        plaintext[..8].copy_from_slice(&self.epoch.to_be_bytes());
+        plaintext[8..].copy_from_slice(self.epoch_key.expose());
+        let aad = labeled(labels::EPOCH_KEY, self.store_id, &[]);
+        aead_seal(self.sealing.expose(), &plaintext[..], &aad, rng)
+    }
+
+    fn wrap_data_key(&self, bucket: usize, key_id: KeyId, data_key: &[u8; 32], rng: &mut dyn CryptoRng) -> Vec<u8> {
+        let aad = labeled(labels::DATA_KEY, self.store_id, &rows::data_key(bucket, key_id));
+        aead_seal(self.buckets[bucket].expose(), data_key, &aad, rng)
+    }
+
+    fn unwrap_data_key(&self, bucket: usize, key_id: KeyId, wrapped: &[u8]) -> Option<DataKey> {
+        let aad = labeled(labels::DATA_KEY, self.store_id, &rows::data_key(bucket, key_id));
+        let opened = aead_open(self.buckets[bucket].expose(), wrapped, &aad).ok()?;
+        let bytes: &[u8; 32] = opened[..].try_into().ok()?;
+        Some(DataKey::init_with(|key| key.copy_from_slice(bytes)))
+    }
+
+    fn record_aad(&self, key_id: KeyId, version: u64) -> Vec<u8> {
+        let place = rows::key_record(key_id);
+        labeled(
+            labels::KEY_RECORD,
+            self.store_id,
+            &[&version.to_be_bytes()[..], &place].concat(),
+        )
+    }
+}
+
+fn epoch_sealing_key(store_id: [u8; 16], root: &RootKey) -> EpochSealingKey {
+    EpochSealingKey::init_with(|key| hkdf_sha256(&store_id, root.expose(), &[labels::EPOCH_SEALING], key))
+}
+
+fn open_image(sealing: &EpochSealingKey, store_id: [u8; 16], image: &[u8]) -> Option<(u64, EpochKey)> {
+    let opened = aead_open(sealing.expose(), image, &labeled(labels::EPOCH_KEY, store_id, &[])).ok()?;
+    let (epoch, key) = opened.split_first_chunk::<8>()?;
+    let bytes: &[u8; 32] = key.try_into().ok()?;
+    let key = EpochKey::init_with(|key| key.copy_from_slice(bytes));
+    Some((u64::from_be_bytes(*epoch), key))
+}
+
+fn open_table(
+    epoch_key: &EpochKey,
+    store_id: [u8; 16],
+    epoch: u64,
+    sealed: &[u8],
+) -> Result<(Vec<BucketKey>, Vec<u64>), VaultError> {
+    const DAMAGED: VaultError = VaultError::Root("the table does not open");
+    let aad = labeled(labels::BUCKET_TABLE, store_id, &epoch.to_be_bytes());
+    let plaintext = aead_open(epoch_key.expose(), sealed, &aad).map_err(|_| DAMAGED)?;
+    let mut table = wire::BucketTable::decode(&plaintext[..]).map_err(|_| DAMAGED)?;
+    let (keys, rest) = table.keys.as_chunks::<32>();
+    if table.version != 1 || keys.len() != BUCKETS || !rest.is_empty() || table.generations.len() != BUCKETS {
+        return Err(DAMAGED);
+    }
+    let buckets = keys
+        .iter()
+        .map(|bytes| BucketKey::init_with(|key| key.copy_from_slice(bytes)))
+        .collect();
+    Ok((buckets, std::mem::take(&mut table.generations)))
+}
+
+fn labeled(label: &[u8], store_id: [u8; 16], rest: &[u8]) -> Vec<u8> {
+    [label, &store_id, rest].concat()
+}
