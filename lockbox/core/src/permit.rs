@@ -353,3 +353,6 @@ fn is_selected(key: &Key, selection: &Selection) -> bool {
         Selection::All => true,
     }
 }
+
+#[cfg(test)]
+mod tests;
