@@ -5,10 +5,9 @@
 use lockbox_authz::authorization::{Authorization, Operation};
 use lockbox_authz::envelope::UnverifiedEnvelope;
 use lockbox_authz::field::FieldError;
-use lockbox_authz::id::{AuthorizationId, Hash, KeyId, SessionId};
+use lockbox_authz::id::{AuthorizationId, Hash, KeyId};
 use prost::Message;
 
-use crate::limits::MAX_REMEMBERED_SESSIONS;
 use crate::lockbox::{Lockbox, LockboxError};
 use crate::rows::Row;
 use crate::vault::Changes;
@@ -36,23 +35,10 @@ impl<R> Entry<R> {
 }
 
 impl Outgoing {
-    /// Notes a new session, and that every chunk below `sent_limit` may be sent in it.
-    pub(crate) fn begin_session(&mut self, session_id: SessionId, sent_limit: u32) {
-        let sessions = &mut self.record.session_ids;
-        sessions.push(session_id.to_vec());
-        if sessions.len() > MAX_REMEMBERED_SESSIONS {
-            sessions.remove(0);
-        }
-        self.allow_sending(sent_limit);
-    }
-
+    /// Notes that every chunk below `sent_limit` may be sent.
     pub(crate) fn allow_sending(&mut self, sent_limit: u32) {
         let limit = sent_limit.min(self.record.chunk_count);
         self.record.next_unsent_chunk = self.record.next_unsent_chunk.max(limit);
-    }
-
-    pub(crate) fn knows_session(&self, session_id: SessionId) -> bool {
-        self.record.session_ids.iter().any(|known| known[..] == session_id.0)
     }
 
     pub(crate) fn is_open(&self) -> bool {

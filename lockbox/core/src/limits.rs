@@ -29,10 +29,6 @@ pub const CHUNK_WINDOW: u32 = 4;
 /// Receipts in one Resume message, and in one report to the broker: 64 of 20 KiB stay well below the transport's limit.
 pub const RECEIPTS_PER_MESSAGE: u32 = 64;
 
-/// Sessions that the ledger remembers for one authorization. A receipt from an older one is refused, and the chunk is sent
-/// again.
-pub const MAX_REMEMBERED_SESSIONS: usize = 64;
-
 /// Seal slots of one lockbox.
 pub const MAX_SLOTS: usize = 8;
 

@@ -50,6 +50,13 @@ pub enum SourceError {
     Local(#[from] LockboxError),
 }
 
+impl SourceError {
+    /// Whether presenting the same authorization again can't help.
+    pub fn is_final(&self) -> bool {
+        matches!(self, Self::Refused(refusal) if refusal.is_final())
+    }
+}
+
 /// Awaits the authorization.
 pub struct AwaitPresent {
     peer: PublicKey,
@@ -264,7 +271,7 @@ fn open_session(
     };
     let offer = Verified::sign(offer, &lockbox.identity.identity_key);
     if !outgoing.record.revoked {
-        outgoing.begin_session(session_id, first_chunk.saturating_add(CHUNK_WINDOW));
+        outgoing.allow_sending(first_chunk.saturating_add(CHUNK_WINDOW));
     }
     outgoing.put(&mut changes);
     report::note_outgoing(lockbox, outgoing.id(), &mut changes)?;
@@ -373,13 +380,10 @@ impl Session {
         if statement.key_ids != key_ids {
             return refuse("is for other keys");
         }
-        if statement.session_id == self.session_id {
-            // The hash is compared within the session that sent the chunk; an earlier one may have ended in a crash.
-            if self.sent.get(&chunk) != Some(&statement.chunk_hash) {
-                return refuse("is for other bytes than were sent");
-            }
-        } else if !outgoing.knows_session(statement.session_id) {
-            return refuse("is from a session that was never opened");
+        // The hash is compared within the session that sent the chunk. An earlier session may have ended in a crash that lost
+        // the hash; there the target's signature under all of the above counts.
+        if statement.session_id == self.session_id && self.sent.get(&chunk) != Some(&statement.chunk_hash) {
+            return refuse("is for other bytes than were sent");
         }
         Ok(receipt)
     }

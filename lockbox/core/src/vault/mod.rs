@@ -173,22 +173,35 @@ impl Vault {
 
     /// Seals the changes into batches. One batch, so all or nothing, unless there are more operations than a batch may
     /// have; then erasures come first, and each batch leaves the vault in order.
+    ///
+    /// Everything that can fail is done before anything changes in memory.
     pub(crate) fn stage(&mut self, changes: Changes, rng: &mut dyn CryptoRng) -> Result<Vec<Batch>, VaultError> {
-        let mut batches = self.tree.erase(self.store.as_ref(), &changes.erase_keys, rng)?;
-        self.count(&changes)?;
+        let erasure = self.tree.plan_erasure(self.store.as_ref(), &changes.erase_keys)?;
+        let key_count = self.count_after(&changes)?;
+        let previous = |place: &[u8]| self.store.get(place);
+        let mut put_keys = Vec::with_capacity(changes.put_keys.len());
         for key in changes.put_keys {
-            let previous = self.store.get(&rows::key_record(key.info.key_id))?;
-            let [record, data_key] = self.tree.seal(&key, previous.as_deref(), rng);
-            append(&mut batches, [record, data_key]);
+            let stored = previous(&rows::key_record(key.info.key_id))?;
+            put_keys.push((key, stored));
+        }
+        let mut puts = Vec::with_capacity(changes.puts.len());
+        for (row, record) in changes.puts {
+            let place = row.key();
+            let stored = previous(&place)?;
+            puts.push((place, Zeroizing::new(record), stored));
+        }
+
+        self.key_count = key_count;
+        let mut batches = self.tree.erase(erasure, rng);
+        for (key, stored) in put_keys {
+            append(&mut batches, self.tree.seal(&key, stored.as_deref(), rng));
         }
         for row in changes.removes {
             append(&mut batches, [Write::Remove(row.key())]);
         }
-        for (row, record) in changes.puts {
-            let key = row.key();
-            let previous = self.store.get(&key)?;
-            let sealed = self.book.seal(&key, previous.as_deref(), &Zeroizing::new(record), rng);
-            append(&mut batches, [Write::Put(key, sealed)]);
+        for (place, record, stored) in puts {
+            let sealed = self.book.seal(&place, stored.as_deref(), &record, rng);
+            append(&mut batches, [Write::Put(place, sealed)]);
         }
         Ok(batches)
     }
@@ -215,10 +228,10 @@ impl Vault {
         }
     }
 
-    /// Keeps the count of keys right, if it was taken.
-    fn count(&mut self, changes: &Changes) -> Result<(), VaultError> {
+    /// What the count of keys will be, if it was taken.
+    fn count_after(&self, changes: &Changes) -> Result<Option<u64>, VaultError> {
         let Some(mut count) = self.key_count else {
-            return Ok(());
+            return Ok(None);
         };
         for id in &changes.erase_keys {
             count -= u64::from(self.has_key(*id)?);
@@ -226,8 +239,7 @@ impl Vault {
         for key in &changes.put_keys {
             count += u64::from(!self.has_key(key.info.key_id)?);
         }
-        self.key_count = Some(count);
-        Ok(())
+        Ok(Some(count))
     }
 }
 

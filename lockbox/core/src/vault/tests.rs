@@ -1,13 +1,51 @@
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use lockbox_authz::field::Labels;
 use lockbox_authz::id::MaterialId;
-use lockbox_store::MemoryStore;
+use lockbox_store::{Completion, Health, MemoryStore, Pair};
 
 use super::*;
 use crate::record::{KeyInfo, KeyOrigin, KeyState, TransferPolicy};
 use crate::secrets::KeyMaterial;
 use crate::testing::{Image, TestRng};
+
+/// A store whose reads begin to fail after a number of them.
+struct Failing {
+    inner: MemoryStore,
+    reads_left: AtomicUsize,
+}
+
+impl Failing {
+    fn read(&self) -> Result<(), StoreFailure> {
+        let left = self.reads_left.load(Ordering::Relaxed);
+        if left == 0 {
+            return Err(StoreFailure::Stopped { promise: "of a test" });
+        }
+        self.reads_left.store(left - 1, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+impl Store for Failing {
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreFailure> {
+        self.read()?;
+        self.inner.get(key)
+    }
+
+    fn scan(&self, prefix: &[u8], after: Option<&[u8]>, limit: usize) -> Result<Vec<Pair>, StoreFailure> {
+        self.read()?;
+        self.inner.scan(prefix, after, limit)
+    }
+
+    fn submit(&self, batch: Batch, done: Completion) {
+        self.inner.submit(batch, done);
+    }
+
+    fn health(&self) -> Health {
+        self.inner.health()
+    }
+}
 
 struct Fixture {
     store: MemoryStore,
@@ -194,4 +232,47 @@ fn an_erasure_of_more_keys_than_a_batch_takes_is_split_and_complete() {
         fixture.store.commit(batch).expect("memory does not fail");
     }
     assert_eq!(fixture.open().expect("opens").key_count().expect("counts"), 0);
+}
+
+#[test]
+fn a_read_that_fails_while_changes_are_staged_leaves_every_key_readable() {
+    let mut fixture = Fixture::new();
+    let mut vault = fixture.open().expect("opens");
+    for number in [1, 2, 3] {
+        put(&mut fixture, &mut vault, number);
+    }
+    let failing = Arc::new(Failing {
+        inner: fixture.store.clone(),
+        reads_left: AtomicUsize::new(usize::MAX),
+    });
+    let images = fixture.image.read();
+    let (mut vault, _) = Vault::open(
+        Arc::clone(&failing) as Arc<dyn Store>,
+        STORE_ID,
+        &fixture.root,
+        &images,
+        &mut fixture.rng,
+    )
+    .expect("opens");
+    vault.key_count().expect("counts");
+    let mut refused = 0;
+    for reads in 0.. {
+        let mut changes = Changes::default();
+        changes.erase_keys([KeyId([1; 16]), KeyId([2; 16])]);
+        changes.put_key(key(4, &mut fixture.rng));
+        changes.put(Row::Identity, vec![1]);
+        failing.reads_left.store(reads, Ordering::Relaxed);
+        let staged = vault.stage(changes, &mut fixture.rng);
+        failing.reads_left.store(usize::MAX, Ordering::Relaxed);
+        if staged.is_ok() {
+            break;
+        }
+        refused += 1;
+        assert!(
+            [1, 2, 3].into_iter().all(|number| holds(&vault, number)),
+            "after {reads} reads"
+        );
+        assert_eq!(vault.key_count().expect("counts"), 3);
+    }
+    assert!(refused >= 5, "no read failed where it matters");
 }

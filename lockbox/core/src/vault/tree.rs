@@ -14,7 +14,7 @@
 //! root is replaced, `N` is one more ciphertext that nothing opens.
 
 use lockbox_authz::id::KeyId;
-use lockbox_store::{Batch, Durable, MAX_BATCH_OPERATIONS, Operation, Store};
+use lockbox_store::{Batch, Durable, MAX_BATCH_OPERATIONS, Store};
 use prost::Message;
 use rand_core::CryptoRng;
 use std::collections::{BTreeMap, BTreeSet};
@@ -42,6 +42,17 @@ pub(super) struct KeyTree {
     passing: Vec<(u64, u64)>,
     /// Epochs whose key is effaced: what leads away from them can go.
     passed: Vec<u64>,
+}
+
+/// What an erasure takes, as it was read.
+pub(super) struct Erasure {
+    buckets: Vec<BucketErasure>,
+}
+
+struct BucketErasure {
+    bucket: usize,
+    going: Vec<KeyId>,
+    staying: Vec<(KeyId, DataKey)>,
 }
 
 /// The bucket of a key: the first ten bits of its id. A transfer of all keys goes in the order of ids, so that each of its
@@ -161,58 +172,63 @@ impl KeyTree {
         aead_open(data_key.expose(), sealed, &aad).map_err(|_| damaged("it does not open at its place"))
     }
 
-    /// Effaces keys: batches that leave no way to their data-encryption keys once the root is replaced. Ids that are not
-    /// here are passed over, so that an erasure can be repeated.
-    pub(super) fn erase(
-        &mut self,
-        store: &dyn Store,
-        ids: &[KeyId],
-        rng: &mut dyn CryptoRng,
-    ) -> Result<Vec<Batch>, VaultError> {
+    /// Reads what an erasure takes, and changes nothing yet. Ids that are not here are passed over, so that an erasure can be
+    /// repeated.
+    pub(super) fn plan_erasure(&self, store: &dyn Store, ids: &[KeyId]) -> Result<Erasure, VaultError> {
         let mut doomed: BTreeMap<usize, BTreeSet<KeyId>> = BTreeMap::new();
         for id in ids {
             doomed.entry(bucket_of(*id)).or_default().insert(*id);
         }
+        let mut buckets = Vec::new();
+        for (bucket, doomed) in doomed {
+            let plan = self.plan_bucket(store, bucket, &doomed)?;
+            if !plan.going.is_empty() {
+                buckets.push(plan);
+            }
+        }
+        Ok(Erasure { buckets })
+    }
+
+    /// Effaces keys: batches that leave no way to their data-encryption keys once the root is replaced. It can't fail, so
+    /// that the tree in memory and the batches never differ.
+    pub(super) fn erase(&mut self, erasure: Erasure, rng: &mut dyn CryptoRng) -> Vec<Batch> {
         let mut batches = Vec::new();
         let mut batch = Batch::new();
-        for (bucket, doomed) in doomed {
-            let operations = self.rotate(store, bucket, &doomed, rng)?;
+        for plan in erasure.buckets {
             // Room for the table and the two rows of the epochs.
-            let full = batch.operations().len() + operations.len() + 3 > MAX_BATCH_OPERATIONS;
-            if full && !batch.is_empty() {
+            let operations = 2 * plan.going.len() + plan.staying.len() + 3;
+            if !batch.is_empty() && batch.operations().len() + operations > MAX_BATCH_OPERATIONS {
                 self.next_epoch(&mut batch, rng);
                 batches.push(std::mem::take(&mut batch));
             }
-            for operation in operations {
-                match operation {
-                    Operation::Put { key, value } => batch.put(key, value),
-                    Operation::Remove { key } => batch.remove(key),
-                }
-            }
+            self.rotate(plan, &mut batch, rng);
         }
         if !batch.is_empty() {
             self.next_epoch(&mut batch, rng);
             batches.push(batch);
         }
-        Ok(batches)
+        batches
     }
 
-    /// Gives a bucket a new key, and seals the data-encryption keys under it that are to stay.
-    fn rotate(
-        &mut self,
+    fn plan_bucket(
+        &self,
         store: &dyn Store,
         bucket: usize,
         doomed: &BTreeSet<KeyId>,
-        rng: &mut dyn CryptoRng,
-    ) -> Result<Vec<Operation>, VaultError> {
+    ) -> Result<BucketErasure, VaultError> {
         const PAGE: usize = 4_096;
         let prefix = rows::data_keys_of(bucket);
-        let mut staying = Vec::new();
-        let mut operations = Vec::new();
+        let mut plan = BucketErasure {
+            bucket,
+            going: Vec::new(),
+            staying: Vec::new(),
+        };
         let mut after: Option<Vec<u8>> = None;
         loop {
             let page = store.scan(&prefix, after.as_deref(), PAGE)?;
-            let Some((last, _)) = page.last() else { break };
+            let Some((last, _)) = page.last() else {
+                return Ok(plan);
+            };
             after = Some(last.clone());
             for (place, wrapped) in page {
                 let key_id =
@@ -221,26 +237,28 @@ impl KeyTree {
                         source,
                     })?;
                 if doomed.contains(&key_id) {
-                    operations.push(Operation::Remove { key: place });
-                    operations.push(Operation::Remove {
-                        key: rows::key_record(key_id),
-                    });
+                    plan.going.push(key_id);
                 } else if let Some(data_key) = self.unwrap_data_key(bucket, key_id, &wrapped) {
-                    staying.push((key_id, place, data_key));
+                    plan.staying.push((key_id, data_key));
                 }
                 // A wrapped key that does not open is damaged already; it stays as it is, to be reported when it is read.
             }
         }
-        if operations.is_empty() {
-            return Ok(operations);
-        }
+    }
+
+    /// Gives a bucket a new key, and seals the data-encryption keys under it that are to stay.
+    fn rotate(&mut self, plan: BucketErasure, batch: &mut Batch, rng: &mut dyn CryptoRng) {
+        let bucket = plan.bucket;
         self.buckets[bucket] = BucketKey::random(rng);
         self.generations[bucket] += 1;
-        for (key_id, place, data_key) in staying {
-            let value = self.wrap_data_key(bucket, key_id, data_key.expose(), rng);
-            operations.push(Operation::Put { key: place, value });
+        for key_id in plan.going {
+            batch.remove(rows::data_key(bucket, key_id));
+            batch.remove(rows::key_record(key_id));
         }
-        Ok(operations)
+        for (key_id, data_key) in plan.staying {
+            let wrapped = self.wrap_data_key(bucket, key_id, data_key.expose(), rng);
+            batch.put(rows::data_key(bucket, key_id), wrapped);
+        }
     }
 
     /// Seals the table under a new epoch key, and leaves a way to it for a crash before the root is replaced.
