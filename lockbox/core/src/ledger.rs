@@ -57,6 +57,11 @@ impl Outgoing {
 }
 
 impl Incoming {
+    pub(crate) fn decline(&mut self, because: &str) {
+        self.record.declined = true;
+        self.record.ended_because = because.to_owned();
+    }
+
     pub(crate) fn is_open(&self) -> bool {
         self.record.state() == TransferState::Open
     }

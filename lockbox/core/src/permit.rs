@@ -5,7 +5,7 @@ use lockbox_authz::certificate::{CertificateError, WrappingCertificate};
 use lockbox_authz::envelope::{EnvelopeError, UnverifiedEnvelope, Verified};
 use lockbox_authz::id::{AuthorizationId, ClusterId, KeyId, LockboxId};
 use lockbox_authz::keys::PublicKey;
-use lockbox_authz::roster::{self, HeadComparison, Roster};
+use lockbox_authz::roster::{self, Head, HeadComparison, Roster};
 
 use crate::ledger::Outgoing;
 use crate::limits::{MAX_CHUNK_BYTES, MAX_CHUNK_KEYS, MAX_CHUNKS, MAX_CLOCK_SKEW_MS};
@@ -138,12 +138,49 @@ impl Lockbox {
         let roster = self.roster.as_ref().ok_or(Refusal::NotAdmitted)?;
         // 1. The envelope is canonical and within its bounds, and so is what it holds.
         let envelope = UnverifiedEnvelope::from_bytes(&message.authorization).map_err(Refusal::Envelope)?;
-        envelope
-            .unverified_statement::<Authorization>()
-            .map_err(Refusal::Envelope)?;
+        let claimed: Authorization = envelope.unverified_statement().map_err(Refusal::Envelope)?;
+        // What this lockbox has acted on already was verified then, and is told by its hash. A broker that was retired since
+        // does not keep the two ends from settling what was sent.
+        let recorded = self.outgoing(claimed.authorization_id)?;
+        if let Some(outgoing) = recorded
+            && outgoing.hash == envelope.hash()
+        {
+            let (_, wrapping_key) = self.check_parties(&claimed, message.roster_head, peer, roster)?;
+            return resume(outgoing, wrapping_key);
+        }
         // 2. Enough unretired brokers of the roster signed it, and nobody else.
         let authorization = Authorization::verify(&envelope, roster).map_err(Refusal::Signer)?;
         let statement = authorization.statement();
+        // 3 to 7.
+        let (target, wrapping_key) = self.check_parties(statement, message.roster_head, peer, roster)?;
+        // 8. It is valid now.
+        check_time(statement, now_ms)?;
+        // 9. It was not revoked.
+        let revoked = self.vault.read(Row::Revoked(statement.authorization_id));
+        if revoked.map_err(LockboxError::from)?.is_some() {
+            return Err(Refusal::Revoked);
+        }
+        // 10. It is unspent: what the ledger has under this id is another authorization.
+        if self.outgoing(statement.authorization_id)?.is_some() {
+            return Err(Refusal::OtherAuthorization);
+        }
+        // 11 to 14. Every selected key is here and may leave.
+        let plan = self.plan(statement, target)?;
+        Ok(Decision::Open(Box::new(Permit {
+            authorization,
+            wrapping_key,
+            plan,
+        })))
+    }
+
+    /// Steps 3 to 7: that it speaks of this cluster, this source and this peer. Gives the target and its wrapping key.
+    fn check_parties<'r>(
+        &self,
+        statement: &Authorization,
+        peer_head: Head,
+        peer: PublicKey,
+        roster: &'r Roster,
+    ) -> Result<(&'r roster::Lockbox, Box<[u8]>), Refusal> {
         // 3. It is for this cluster. (Its version was checked when it was decoded.)
         if statement.cluster_id != roster.cluster_id() {
             return Err(Refusal::OtherCluster {
@@ -152,7 +189,7 @@ impl Lockbox {
             });
         }
         // 4. The broker decided by a roster that this lockbox knows, and the peer has no other.
-        for head in [statement.roster_head, message.roster_head] {
+        for head in [statement.roster_head, peer_head] {
             match roster.compare(head) {
                 HeadComparison::Same | HeadComparison::TheyAreBehind => {}
                 HeadComparison::TheyAreAhead => return Err(Refusal::RosterBehind),
@@ -171,29 +208,7 @@ impl Lockbox {
             target.lockbox_id,
         )
         .map_err(Refusal::Certificate)?;
-        let wrapping_key = certificate.statement().wrapping_key.clone();
-        // An authorization that was spent on this very target may be resumed, whatever the time.
-        if let Some(outgoing) = self.outgoing(statement.authorization_id)? {
-            return resume(outgoing, &authorization, wrapping_key);
-        }
-        // 8. It is valid now.
-        check_time(statement, now_ms)?;
-        // 9. It was not revoked.
-        if self
-            .vault
-            .read(Row::Revoked(statement.authorization_id))
-            .map_err(LockboxError::from)?
-            .is_some()
-        {
-            return Err(Refusal::Revoked);
-        }
-        // 11 to 14. Every selected key is here and may leave. (10, single use, is the look into the ledger above.)
-        let plan = self.plan(statement, target)?;
-        Ok(Decision::Open(Box::new(Permit {
-            authorization,
-            wrapping_key,
-            plan,
-        })))
+        Ok((target, certificate.statement().wrapping_key.clone()))
     }
 
     fn check_source(&self, statement: &Authorization) -> Result<(), Refusal> {
@@ -329,15 +344,8 @@ fn check_time(statement: &Authorization, now_ms: i64) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// 10. It is unspent, or spent on the very transfer that is to be resumed.
-fn resume(
-    outgoing: Outgoing,
-    authorization: &Verified<Authorization>,
-    wrapping_key: Box<[u8]>,
-) -> Result<Decision, Refusal> {
-    if outgoing.hash != authorization.hash() {
-        return Err(Refusal::OtherAuthorization);
-    }
+/// 10. It is spent on the very transfer that is to be resumed.
+fn resume(outgoing: Outgoing, wrapping_key: Box<[u8]>) -> Result<Decision, Refusal> {
     match outgoing.record.state() {
         // A completed transfer is resumed to say again what the target may have missed.
         TransferState::Open | TransferState::Complete => Ok(Decision::Resume(Box::new(outgoing), wrapping_key)),

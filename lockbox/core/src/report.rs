@@ -3,10 +3,10 @@
 //! Each change of a transfer leaves a note in the outbox, in the same step. The note goes when the broker has acknowledged a
 //! report of the transfer's end.
 
-use lockbox_authz::EnvelopeError;
 use lockbox_authz::authorization::{Authorization, Revocation};
 use lockbox_authz::envelope::UnverifiedEnvelope;
 use lockbox_authz::id::{AuthorizationId, LockboxId};
+use lockbox_authz::{EnvelopeError, Roster};
 use prost::Message;
 use rand_core::CryptoRng;
 
@@ -152,8 +152,8 @@ impl Lockbox {
         Ok(Step::new(batches, ()))
     }
 
-    /// Takes a revocation. At the source nothing more leaves under the authorization; at a target that never heard from the
-    /// source the transfer ends. A revocation that is known already, or too late, is no error.
+    /// Takes a revocation. At the source nothing more leaves under the authorization; the target takes nothing more, and tells
+    /// the source so. A revocation that is known already, or too late, is no error.
     pub fn revoke(&mut self, bytes: &[u8], now_ms: i64, rng: &mut dyn CryptoRng) -> Result<Step<()>, RevocationError> {
         let roster = self.roster.as_ref().ok_or(LockboxError::NoCluster)?;
         let envelope = UnverifiedEnvelope::from_bytes(bytes)?;
@@ -167,28 +167,32 @@ impl Lockbox {
         if let Some(mut outgoing) = self.outgoing(id)?
             && outgoing.is_open()
         {
-            outgoing.record.revoked = true;
-            // Chunks that were sent may be stored at the target: their keys stay bound until it has said so.
-            self.release(&outgoing, outgoing.record.next_unsent_chunk, &mut changes)?;
-            if outgoing.record.next_unsent_chunk == outgoing.record.next_chunk {
-                outgoing.end(TransferState::Ended, "it was revoked", now_ms);
-            }
-            outgoing.put(&mut changes);
-            note_outgoing(self, id, &mut changes)?;
+            self.stop_sending(&mut outgoing, now_ms, &mut changes)?;
         }
         if let Some(mut incoming) = self.incoming(id)?
             && incoming.is_open()
-            && incoming.record.chunk_count == 0
+            && (incoming.record.chunk_count == 0 || incoming.record.next_chunk < incoming.record.chunk_count)
         {
-            incoming.end(TransferState::Ended, "it was revoked", now_ms);
+            incoming.decline("it was revoked");
             incoming.put(&mut changes);
-            note_incoming(self, id, &mut changes)?;
         }
         let batches = self.vault.stage(changes, rng).map_err(LockboxError::from)?;
         Ok(Step::new(batches, ()))
     }
 
-    /// Ends the open transfers whose other end the roster has retired. Their keys stay where they are.
+    /// Sends no further chunk. Chunks that were sent may be stored at the target: their keys stay bound until it has said so.
+    fn stop_sending(&self, outgoing: &mut Outgoing, now_ms: i64, changes: &mut Changes) -> Result<(), LockboxError> {
+        outgoing.record.revoked = true;
+        self.release(outgoing, outgoing.record.next_unsent_chunk, changes)?;
+        if outgoing.record.next_unsent_chunk == outgoing.record.next_chunk {
+            outgoing.end(TransferState::Ended, "it was revoked", now_ms);
+        }
+        outgoing.put(changes);
+        note_outgoing(self, outgoing.id(), changes)
+    }
+
+    /// Ends the open transfers whose other end the roster has retired: their keys stay where they are. Those that retired
+    /// brokers authorized are treated as revoked.
     pub fn end_with_retired(&mut self, now_ms: i64, rng: &mut dyn CryptoRng) -> Result<Step<()>, LockboxError> {
         const PAGE: usize = 1_000;
         const WHY: &str = "the other end was retired";
@@ -200,7 +204,14 @@ impl Lockbox {
             let Some(last) = page.last() else { break };
             after = Some(last.id());
             for mut outgoing in page {
-                if outgoing.is_open() && roster.admitted(&outgoing.authorization.target.lockbox_id).is_none() {
+                if !outgoing.is_open() {
+                    continue;
+                }
+                if roster.admitted(&outgoing.authorization.target.lockbox_id).is_some() {
+                    if !outgoing.record.revoked && !is_signed(outgoing.record.authorization.as_ref(), roster) {
+                        self.stop_sending(&mut outgoing, now_ms, &mut changes)?;
+                    }
+                } else {
                     self.release(&outgoing, outgoing.record.next_chunk, &mut changes)?;
                     outgoing.end(TransferState::Ended, WHY, now_ms);
                     outgoing.put(&mut changes);
@@ -214,7 +225,15 @@ impl Lockbox {
             let Some(last) = page.last() else { break };
             after = Some(last.id());
             for mut incoming in page {
-                if incoming.is_open() && roster.admitted(&incoming.authorization.source.lockbox_id).is_none() {
+                if !incoming.is_open() {
+                    continue;
+                }
+                if roster.admitted(&incoming.authorization.source.lockbox_id).is_some() {
+                    if !incoming.record.declined && !is_signed(incoming.record.authorization.as_ref(), roster) {
+                        incoming.decline("the broker that authorized it was retired");
+                        incoming.put(&mut changes);
+                    }
+                } else {
                     incoming.end(TransferState::Ended, WHY, now_ms);
                     incoming.put(&mut changes);
                     note_incoming(self, incoming.id(), &mut changes)?;
@@ -251,6 +270,13 @@ pub enum RevocationError {
     OtherCluster,
     #[error(transparent)]
     Local(#[from] LockboxError),
+}
+
+/// Whether enough unretired brokers signed it, by the roster of now.
+fn is_signed(envelope: Option<&lockbox_authz::wire::Envelope>, roster: &Roster) -> bool {
+    envelope
+        .and_then(|wire| UnverifiedEnvelope::from_wire(wire.clone()).ok())
+        .is_some_and(|envelope| Authorization::verify(&envelope, roster).is_ok())
 }
 
 /// Leaves a note that the broker has to be told about an outgoing transfer.

@@ -61,11 +61,35 @@ impl MemoryStore {
         Ok(())
     }
 
+    /// Makes the oldest waiting batch durable and acknowledges it. False if none is waiting.
+    pub fn sync_next(&self) -> Result<bool, StoreFailure> {
+        let (batch, done) = {
+            let mut inner = self.lock();
+            if inner.waiting.is_empty() {
+                return Ok(false);
+            }
+            let (batch, done) = inner.waiting.remove(0);
+            inner.persist(&batch)?;
+            (batch, done)
+        };
+        done(Ok(batch.into_durable()));
+        Ok(true)
+    }
+
+    /// How many batches are waiting to become durable.
+    pub fn waiting(&self) -> usize {
+        self.lock().waiting.len()
+    }
+
+    /// Whether a power cut now would leave something at this key.
+    pub fn is_durable(&self, key: &[u8]) -> bool {
+        self.lock().durable.contains_key(key)
+    }
+
     /// Forgets whatever was not durable. Waiting batches are dropped without an answer, as their process is gone.
     pub fn crash(&self) {
         let mut inner = self.lock();
         inner.waiting.clear();
-        inner.holding = false;
         inner.current = inner.durable.clone();
     }
 

@@ -14,7 +14,7 @@ use crate::id::{parse_hex, write_hex};
 /// What comes before the 32 bytes of an Ed25519 key in its SubjectPublicKeyInfo (RFC 8410).
 const SPKI_PREFIX: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
 
-/// An Ed25519 public key that is a point of the curve and not of small order.
+/// An Ed25519 public key that is a point of the curve, in its one encoding, and not of small order.
 #[derive(Clone, Copy)]
 pub struct PublicKey(VerifyingKey);
 
@@ -24,7 +24,7 @@ impl PublicKey {
             .try_into()
             .map_err(|_| FieldError::new(field, "must have 32 bytes"))?;
         match VerifyingKey::from_bytes(&bytes) {
-            Ok(key) if !key.is_weak() => Ok(Self(key)),
+            Ok(key) if !key.is_weak() && is_reduced(&bytes) => Ok(Self(key)),
             _ => Err(FieldError::new(field, "is not an Ed25519 public key")),
         }
     }
@@ -94,6 +94,13 @@ impl FromStr for PublicKey {
         let bytes: [u8; 32] = parse_hex(text).ok_or(FieldError::new("public key", "must be 64 hexadecimal digits"))?;
         Self::from_slice("public key", &bytes)
     }
+}
+
+/// Whether y is below 2^255 - 19, as RFC 8032 demands (section 5.1.3). The decoder takes y modulo that, and so would take
+/// some keys in two encodings; but a key is admitted once.
+fn is_reduced(bytes: &[u8; 32]) -> bool {
+    let high_is_full = bytes[31] & 0x7f == 0x7f && bytes[1..31].iter().all(|byte| *byte == 0xff);
+    !(high_is_full && bytes[0] >= 0xed)
 }
 
 /// SHA-256 of a key's SubjectPublicKeyInfo: what people compare, and the `keyid` of a signature.

@@ -33,6 +33,8 @@ pub struct Resume {
     pub receipts: Vec<Vec<u8>>,
     pub last: bool,
     pub next_settled_chunk: u32,
+    /// The target takes no further chunk.
+    pub declines: bool,
 }
 
 /// Source to target: wrapped keys.

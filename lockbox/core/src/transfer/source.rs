@@ -3,8 +3,8 @@
 //! | state | accepts | does | next |
 //! |---|---|---|---|
 //! | [`AwaitPresent`] | Present | checks the authorization; records it, the plan and the session | [`AwaitResume`] |
-//! | [`AwaitResume`] | Resume | settles the receipts of earlier sessions | [`AwaitResume`], [`AwaitReceipt`], finished or revoked |
-//! | [`AwaitReceipt`] | Receipt | settles it: COPY notes it, MOVE erases the chunk's keys | [`AwaitReceipt`] or finished |
+//! | [`AwaitResume`] | Resume | settles the receipts of earlier sessions | [`AwaitResume`], [`AwaitReceipt`], finished or ended |
+//! | [`AwaitReceipt`] | Receipt | settles it: COPY notes it, MOVE erases the chunk's keys | [`AwaitReceipt`], finished or ended |
 //!
 //! A state is consumed by its transition, and the next one is locked in the step until the step is durable. So a chunk can
 //! only be sent, and an erasure only be reported, after the ledger has it.
@@ -79,8 +79,8 @@ pub enum Next {
     Receipt(AwaitReceipt),
     /// Everything is settled.
     Finished,
-    /// The authorization was revoked, and what could be settled is.
-    Revoked,
+    /// The authorization was revoked, or the target declined the rest: what could be settled is.
+    Ended,
 }
 
 struct Session {
@@ -144,6 +144,14 @@ impl AwaitResume {
         self.session.next_to_send = outgoing.record.next_chunk;
         let next = if !message.last {
             Next::Resume(self)
+        } else if message.declines && outgoing.is_open() && outgoing.record.next_chunk < outgoing.record.chunk_count {
+            end(
+                lockbox,
+                &mut outgoing,
+                "the target declined the rest",
+                now_ms,
+                &mut changes,
+            )?
         } else {
             self.session
                 .next(lockbox, &mut outgoing, now_ms, &mut changes, |session| {
@@ -406,10 +414,7 @@ impl Session {
             return Ok(Next::Finished);
         }
         if outgoing.record.revoked && self.sent.is_empty() {
-            // The target has said what it holds: the rest stays here.
-            lockbox.release(outgoing, settled, changes)?;
-            outgoing.end(TransferState::Ended, "it was revoked", now_ms);
-            return Ok(Next::Revoked);
+            return Ok(end(lockbox, outgoing, "it was revoked", now_ms, changes)?);
         }
         if !outgoing.record.revoked {
             outgoing.allow_sending(settled.saturating_add(CHUNK_WINDOW));
@@ -417,6 +422,20 @@ impl Session {
         self.send_limit = outgoing.record.next_unsent_chunk;
         Ok(go_on(self))
     }
+}
+
+/// Ends a transfer before its time. The target has said what it holds: the rest stays here, and is free.
+fn end(
+    lockbox: &Lockbox,
+    outgoing: &mut Outgoing,
+    because: &str,
+    now_ms: i64,
+    changes: &mut Changes,
+) -> Result<Next, LockboxError> {
+    lockbox.release(outgoing, outgoing.record.next_chunk, changes)?;
+    outgoing.end(TransferState::Ended, because, now_ms);
+    report::note_outgoing(lockbox, outgoing.id(), changes)?;
+    Ok(Next::Ended)
 }
 
 /// Erases the keys of one chunk, and signs that they are gone.

@@ -79,6 +79,12 @@ pub enum TargetError {
 }
 
 impl TargetError {
+    /// Whether the keys that came can't be taken, so that the source has to be told to keep the rest: see
+    /// [`Lockbox::decline_incoming`].
+    pub fn declines(&self) -> bool {
+        matches!(self, Self::Conflict(_) | Self::WasDestroyed(_) | Self::Field(_))
+    }
+
     /// Whether trying again with the same authorization can't help.
     pub fn is_final(&self) -> bool {
         !matches!(
@@ -172,12 +178,14 @@ impl Lockbox {
             let Some(last) = page.last() else { return Ok(open) };
             after = Some(last.id());
             let still_open = page.into_iter().filter(Incoming::is_open);
-            open.extend(still_open.map(|incoming| OpenIncoming {
-                authorization_id: incoming.id(),
-                source_address: incoming.record.source_address,
-                source_key: incoming.authorization.source.identity_key,
-            }));
+            open.extend(still_open.map(OpenIncoming::of));
         }
+    }
+
+    /// One incoming transfer, if it is open.
+    pub fn open_incoming_transfer(&self, id: AuthorizationId) -> Result<Option<OpenIncoming>, LockboxError> {
+        let incoming = self.incoming(id)?.filter(Incoming::is_open);
+        Ok(incoming.map(OpenIncoming::of))
     }
 
     /// Begins a session of an open incoming transfer.
@@ -202,7 +210,25 @@ impl Lockbox {
         Ok((present, state))
     }
 
-    /// Ends an incoming transfer that can't go on: the source refused it, or what it sent can't be taken.
+    /// Takes no further chunk of an incoming transfer. It stays open until the source has heard of it, in the next session,
+    /// and has freed the keys that did not arrive.
+    pub fn decline_incoming(
+        &mut self,
+        id: AuthorizationId,
+        because: &str,
+        rng: &mut dyn CryptoRng,
+    ) -> Result<Step<()>, TargetError> {
+        let mut incoming = self.incoming(id)?.ok_or(TargetError::NoTransfer(id))?;
+        let mut changes = Changes::default();
+        if incoming.is_open() {
+            incoming.decline(because);
+            incoming.put(&mut changes);
+        }
+        let batches = self.vault.stage(changes, rng).map_err(LockboxError::from)?;
+        Ok(Step::new(batches, ()))
+    }
+
+    /// Ends an incoming transfer that can't go on: the source refused it, or is no longer a member.
     pub fn end_incoming(
         &mut self,
         id: AuthorizationId,
@@ -219,6 +245,9 @@ impl Lockbox {
             } else {
                 TransferState::Ended
             };
+            // A transfer that was declined says why, whatever the source answered to that.
+            let reason = incoming.record.ended_because.clone();
+            let because = if incoming.record.declined { &reason } else { because };
             incoming.end(state, because, now_ms);
             incoming.put(&mut changes);
             report::note_incoming(self, id, &mut changes)?;
@@ -255,6 +284,16 @@ impl Lockbox {
             return Err(TargetError::SourceNotAdmitted);
         }
         Ok(authorization)
+    }
+}
+
+impl OpenIncoming {
+    fn of(incoming: Incoming) -> Self {
+        Self {
+            authorization_id: incoming.id(),
+            source_address: incoming.record.source_address,
+            source_key: incoming.authorization.source.identity_key,
+        }
     }
 }
 
@@ -310,6 +349,9 @@ impl AwaitChunk {
         rng: &mut dyn CryptoRng,
     ) -> Result<Step<(Vec<u8>, Self)>, TargetError> {
         let mut incoming = open_incoming(lockbox, self.authorization_id)?;
+        if incoming.record.declined {
+            return Err(TargetError::Content("has a chunk after the rest was declined"));
+        }
         if message.chunk != incoming.record.next_chunk || message.chunk >= self.chunk_count {
             return Err(TargetError::Content("has a chunk that is not due"));
         }
@@ -457,8 +499,10 @@ fn check_offer(lockbox: &Lockbox, incoming: &Incoming, offer: &SessionOffer) -> 
 /// The receipts from a chunk on, in messages of bounded size.
 fn receipts_from(lockbox: &Lockbox, incoming: &Incoming, first: u32) -> Result<Vec<Resume>, TargetError> {
     let next_settled_chunk = incoming.record.next_settled_chunk;
+    let declines = incoming.record.declined;
     let mut messages = vec![Resume {
         next_settled_chunk,
+        declines,
         ..Resume::default()
     }];
     for chunk in first..incoming.record.next_chunk {
@@ -469,6 +513,7 @@ fn receipts_from(lockbox: &Lockbox, incoming: &Incoming, first: u32) -> Result<V
             _ => messages.push(Resume {
                 receipts: vec![receipt],
                 next_settled_chunk,
+                declines,
                 last: false,
             }),
         }

@@ -98,7 +98,7 @@ impl Ends<'_> {
                         .expect("everything is settled");
                     return Ok(true);
                 }
-                Next::Revoked => return Ok(false),
+                Next::Ended => return Ok(false),
                 Next::Resume(_) => panic!("the last Resume message was sent"),
             }
         }
@@ -315,6 +315,16 @@ fn a_moved_key_may_come_back_and_a_destroyed_one_may_not() {
         .step(|lockbox, now, rng| await_chunk.chunk(lockbox, &chunk, now, rng));
     assert!(matches!(refused, Err(TargetError::WasDestroyed(id)) if id == key_id));
     assert!(!is_here(ends.target, key_id), "a destroyed key came back");
+
+    // The source hears of it, and its key is free again.
+    ends.target
+        .step(|lockbox, _, rng| lockbox.decline_incoming(id, "it was destroyed here", rng))
+        .expect("it is open");
+    assert!(!ends.session(id, Cut::Never).expect("it is told"));
+    assert_eq!(state(ends.source, id), TransferState::Ended);
+    ends.source
+        .step(|lockbox, now, rng| lockbox.destroy_key(key_id, false, now, rng))
+        .expect("it is free");
 }
 
 #[test]

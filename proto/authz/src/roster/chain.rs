@@ -118,7 +118,7 @@ impl Roster {
         let unverified: RosterEntry = envelope.unverified_statement()?;
         let due = self.entries.len() as u64;
         if unverified.index < due {
-            return self.compare_known(envelope, unverified.index);
+            return self.compare_known(envelope, &unverified);
         }
         if unverified.index > due {
             return Err(RosterError::Gap {
@@ -275,13 +275,23 @@ impl Roster {
     }
 
     /// An entry at a place that is taken is the known one, rubbish, or a fork.
-    fn compare_known(&self, envelope: &UnverifiedEnvelope, index: u64) -> Result<Applied, RosterError> {
+    fn compare_known(&self, envelope: &UnverifiedEnvelope, entry: &RosterEntry) -> Result<Applied, RosterError> {
+        let index = entry.index;
         let known = usize::try_from(index)
             .ok()
             .and_then(|index| self.entries.get(index))
             .expect("the caller compared the index");
-        if known.hash == envelope.hash() {
+        let hash = envelope.hash();
+        if known.hash == hash {
             return Ok(Applied::Known);
+        }
+        // The same people may be the admins of two clusters: what they sign for the other one is no fork of this one.
+        let found = entry.cluster_id.unwrap_or(ClusterId(hash));
+        if found != self.cluster_id {
+            return Err(RosterError::OtherCluster {
+                expected: self.cluster_id,
+                found,
+            });
         }
         let by_join_key = known
             .join_key
