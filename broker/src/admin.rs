@@ -1,0 +1,177 @@
+//! The admins' side: making, signing and checking changes of the roster. Needs no network; the keys never leave it.
+
+use lockbox_authz::roster::{Change, Roster, RosterEntry, RosterError};
+use lockbox_authz::{EnvelopeError, SecretKey, Signer, Statement, UnverifiedEnvelope, Verified, wire};
+use prost::Message;
+
+/// Why an entry could not be made or signed.
+#[derive(Debug, thiserror::Error)]
+pub enum AdminError {
+    #[error("no admin key was given; name one with --admin-key FILE")]
+    NoKey,
+    #[error(
+        "the key with fingerprint {fingerprint} is not one of the cluster's admins; use the admin.key of this cluster"
+    )]
+    NotAnAdmin { fingerprint: String },
+    #[error(
+        "{needed} admins must sign and {found} did; write the entry to a file with --entry-out FILE, let the others run \
+         `lockbox-broker roster sign FILE`, then run `lockbox-broker roster submit FILE`"
+    )]
+    TooFewSigners { needed: usize, found: usize },
+    #[error("the roster would refuse this: {0}")]
+    Refused(RosterError),
+    #[error("this is no roster entry that can be signed: {0}")]
+    NotAnEntry(EnvelopeError),
+}
+
+/// The entry that makes `change` next, signed with these keys, and checked but for their number.
+pub fn sign_change(
+    roster: &Roster,
+    change: Change,
+    keys: &[SecretKey],
+    now_ms: i64,
+) -> Result<UnverifiedEnvelope, AdminError> {
+    for key in keys {
+        if !roster.admins().keys.contains(&key.public_key()) {
+            return Err(AdminError::NotAnAdmin {
+                fingerprint: key.public_key().fingerprint().to_string(),
+            });
+        }
+    }
+    let entry = sign_entry(roster.next_entry(change, now_ms), keys)?;
+    match roster.clone().apply(&entry) {
+        // Others may sign it yet.
+        Ok(_) | Err(RosterError::Envelope(EnvelopeError::TooFewSigners { .. })) => Ok(entry),
+        Err(error) => Err(AdminError::Refused(error)),
+    }
+}
+
+/// Refuses an entry that too few have signed to be taken.
+pub fn check_complete(roster: &Roster, entry: &UnverifiedEnvelope) -> Result<(), AdminError> {
+    match roster.clone().apply(entry) {
+        Ok(_) => Ok(()),
+        Err(RosterError::Envelope(EnvelopeError::TooFewSigners { needed, found })) => {
+            Err(AdminError::TooFewSigners { needed, found })
+        }
+        Err(error) => Err(AdminError::Refused(error)),
+    }
+}
+
+/// Signs an entry with each of the keys.
+pub fn sign_entry(entry: RosterEntry, keys: &[SecretKey]) -> Result<UnverifiedEnvelope, AdminError> {
+    let (first, others) = keys.split_first().ok_or(AdminError::NoKey)?;
+    let mut envelope = Verified::sign(entry, first).envelope().clone();
+    for key in others {
+        envelope.add_signature(key).map_err(AdminError::NotAnEntry)?;
+    }
+    Ok(envelope)
+}
+
+/// An entry that nobody has signed yet: a serialized envelope without signatures, which nothing but
+/// [`add_signatures`] takes.
+pub fn draft(entry: &RosterEntry) -> Vec<u8> {
+    wire::Envelope {
+        payload: entry.to_wire().encode_to_vec(),
+        payload_type: RosterEntry::PAYLOAD_TYPE.to_owned(),
+        signatures: Vec::new(),
+    }
+    .encode_to_vec()
+}
+
+/// Adds signatures to a draft or to an entry that others have signed. Returns what was signed, for showing it.
+pub fn add_signatures(frame: &[u8], keys: &[SecretKey]) -> Result<(UnverifiedEnvelope, RosterEntry), AdminError> {
+    let envelope = wire::Envelope::decode(frame).map_err(|_| AdminError::NotAnEntry(EnvelopeError::Malformed))?;
+    if !envelope.signatures.is_empty() {
+        let mut signed = UnverifiedEnvelope::from_wire(envelope).map_err(AdminError::NotAnEntry)?;
+        let entry = signed.unverified_statement().map_err(AdminError::NotAnEntry)?;
+        for key in keys {
+            signed.add_signature(key).map_err(AdminError::NotAnEntry)?;
+        }
+        return Ok((signed, entry));
+    }
+    // The statement is made anew, so that what is signed is canonical; it must be the same bytes.
+    let unsigned = sign_entry(decode_draft(&envelope)?, keys)?;
+    if unsigned.to_wire().payload != envelope.payload {
+        return Err(AdminError::NotAnEntry(EnvelopeError::NotCanonical { part: "payload" }));
+    }
+    Ok((unsigned, decode_draft(&envelope)?))
+}
+
+fn decode_draft(envelope: &wire::Envelope) -> Result<RosterEntry, AdminError> {
+    if envelope.payload_type != RosterEntry::PAYLOAD_TYPE {
+        let expected = RosterEntry::PAYLOAD_TYPE;
+        return Err(AdminError::NotAnEntry(EnvelopeError::WrongPayloadType { expected }));
+    }
+    let wire = wire::RosterEntry::decode(&envelope.payload[..]);
+    let wire = wire.map_err(|_| AdminError::NotAnEntry(EnvelopeError::Malformed))?;
+    RosterEntry::from_wire(wire).map_err(|error| AdminError::NotAnEntry(error.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use lockbox_authz::roster::{Admins, Genesis};
+
+    use super::*;
+
+    fn secret(number: u8) -> SecretKey {
+        SecretKey::from_seed(&[number; 32])
+    }
+
+    /// A cluster in which two of three admins must sign.
+    fn genesis() -> RosterEntry {
+        let keys = [1, 2, 3].map(|number| secret(number).public_key()).to_vec();
+        RosterEntry {
+            cluster_id: None,
+            index: 0,
+            previous: None,
+            signed_at_ms: 1_000,
+            change: Change::Genesis(Genesis {
+                cluster_name: "test".to_owned(),
+                admins: Admins::new(keys, 2, 1).unwrap(),
+                nonce: [9; 32],
+            }),
+        }
+    }
+
+    fn admit_broker() -> Change {
+        Change::AdmitBroker {
+            name: "broker".to_owned(),
+            signing_key: secret(9).public_key(),
+        }
+    }
+
+    #[test]
+    fn a_draft_that_two_admins_sign_one_after_the_other_founds_a_cluster() {
+        let (once, _) = add_signatures(&draft(&genesis()), &[secret(1)]).unwrap();
+        assert!(Roster::found(&once, None).is_err());
+        let (twice, entry) = add_signatures(&once.to_bytes(), &[secret(3)]).unwrap();
+        assert!(Roster::found(&twice, None).is_ok());
+        assert_eq!(entry, genesis());
+    }
+
+    #[test]
+    fn rejects_a_key_that_is_no_admins() {
+        let roster = Roster::found(&sign_entry(genesis(), &[secret(1), secret(2)]).unwrap(), None).unwrap();
+        let refused = sign_change(&roster, admit_broker(), &[secret(8)], 2_000);
+        assert!(matches!(refused, Err(AdminError::NotAnAdmin { .. })));
+    }
+
+    #[test]
+    fn one_signature_of_two_is_enough_for_a_file_and_not_for_the_roster() {
+        let roster = Roster::found(&sign_entry(genesis(), &[secret(1), secret(2)]).unwrap(), None).unwrap();
+        let entry = sign_change(&roster, admit_broker(), &[secret(1)], 2_000).unwrap();
+        let refused = check_complete(&roster, &entry);
+        assert!(matches!(
+            refused,
+            Err(AdminError::TooFewSigners { needed: 2, found: 1 })
+        ));
+    }
+
+    #[test]
+    fn rejects_a_change_that_breaks_a_rule_before_it_is_sent() {
+        let roster = Roster::found(&sign_entry(genesis(), &[secret(1), secret(2)]).unwrap(), None).unwrap();
+        let join_key = secret(7).public_key();
+        let refused = sign_change(&roster, Change::RevokeJoin { join_key }, &[secret(1), secret(2)], 2_000);
+        assert!(matches!(refused, Err(AdminError::Refused(RosterError::Rule(_)))));
+    }
+}

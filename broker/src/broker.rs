@@ -1,0 +1,416 @@
+//! The broker: registry, signing key, table of requesters and open connections, and what is done with them together.
+//!
+//! Each operation is one turn at the registry; whoever has to hear of it is told after the turn, when it is durable.
+
+use std::sync::Arc;
+
+use lockbox_authz::limits::MAX_ADDRESS_CHARS;
+use lockbox_authz::roster::{Applied, Head, Roster};
+use lockbox_authz::{
+    AuthorizationId, LockboxId, PublicKey, SecretKey, Signer, UnverifiedEnvelope, WrappingCertificate, field,
+};
+use lockbox_rpc::api::control::{self, LockboxInfo, LockboxStatus};
+use lockbox_rpc::api::node::{Hello, TransferReport};
+use lockbox_store::StoreFailure;
+use tokio::sync::watch;
+
+use crate::clock::now_ms;
+use crate::decide::{self, TransferRequest};
+use crate::refusal::Refusal;
+use crate::registry::{
+    Authorized, Evidence, JoinOutcome, LockboxFacts, Page, Registry, SyncOutcome, ToHear, Transfer, Turn,
+};
+use crate::requesters::{Permission, Requesters};
+use crate::sessions::{Sessions, Signal};
+use crate::watchers::Watchers;
+
+/// Characters of a software version, which a lockbox chooses itself.
+const MAX_VERSION_CHARS: usize = 64;
+
+pub struct Broker {
+    registry: Arc<Registry>,
+    key: SecretKey,
+    requesters: Requesters,
+    pub(crate) sessions: Sessions,
+    pub(crate) watchers: Watchers,
+    stopping: watch::Sender<bool>,
+}
+
+/// A transfer as its requester sees it, with what was signed about it.
+pub struct TransferDetail {
+    pub transfer: control::Transfer,
+    /// Serialized envelope.
+    pub authorization: Vec<u8>,
+    pub evidence: Evidence,
+}
+
+impl Broker {
+    pub fn new(registry: Registry, key: SecretKey, requesters: Requesters) -> Arc<Self> {
+        Arc::new(Self {
+            registry: Arc::new(registry),
+            key,
+            requesters,
+            sessions: Sessions::default(),
+            watchers: Watchers::default(),
+            stopping: watch::Sender::new(false),
+        })
+    }
+
+    pub fn roster(&self) -> Arc<Roster> {
+        self.registry.roster()
+    }
+
+    pub fn requesters(&self) -> &Requesters {
+        &self.requesters
+    }
+
+    pub fn public_key(&self) -> PublicKey {
+        self.key.public_key()
+    }
+
+    /// Returns when the store has stopped for good.
+    pub async fn failed(&self) -> StoreFailure {
+        self.registry.failed().await
+    }
+
+    /// Ends the streams, which would otherwise last as long as the daemon.
+    pub fn stop(&self) {
+        self.stopping.send_replace(true);
+    }
+
+    /// Returns when the daemon stops.
+    pub(crate) async fn stopping(&self) {
+        let mut stopping = self.stopping.subscribe();
+        // The sender lives as long as the broker, whom the caller holds.
+        let _ = stopping.wait_for(|stopping| *stopping).await.map(drop);
+    }
+
+    // For requesters.
+
+    pub async fn authorize(self: &Arc<Self>, request: TransferRequest) -> Result<Authorized, Refusal> {
+        let authorized = self
+            .turn(move |broker, turn| {
+                let id = AuthorizationId::from_random(random());
+                turn.authorize(&request, &broker.requesters, &broker.key, id, now_ms())
+            })
+            .await
+            .inspect_err(|refusal| tracing::warn!(%refusal, "a transfer was not authorized"))?;
+        if authorized.is_new {
+            let id = AuthorizationId::from_slice("authorization_id", &authorized.transfer.authorization_id)?;
+            self.sessions.signal(authorized.target_id, Signal::Transfer(id));
+        }
+        Ok(authorized)
+    }
+
+    /// One transfer of this requester's, or any with `list-all`, with what was signed about it from a chunk on.
+    pub async fn transfer(
+        self: &Arc<Self>,
+        requester: String,
+        id: AuthorizationId,
+        from_chunk: u32,
+    ) -> Result<TransferDetail, Refusal> {
+        self.turn(move |broker, turn| {
+            let transfer = broker.visible(turn, &requester, id)?;
+            Ok(TransferDetail {
+                transfer: turn.view(&transfer, now_ms())?,
+                authorization: turn.authorization(id)?,
+                evidence: turn.evidence(id, from_chunk)?,
+            })
+        })
+        .await
+    }
+
+    /// The same, without what was signed.
+    pub async fn transfer_now(
+        self: &Arc<Self>,
+        requester: String,
+        id: AuthorizationId,
+    ) -> Result<control::Transfer, Refusal> {
+        self.turn(move |broker, turn| {
+            let transfer = broker.visible(turn, &requester, id)?;
+            turn.view(&transfer, now_ms())
+        })
+        .await
+    }
+
+    pub async fn list(
+        self: &Arc<Self>,
+        requester: String,
+        after: Option<Vec<u8>>,
+        limit: usize,
+    ) -> Result<Page, Refusal> {
+        self.turn(move |broker, turn| {
+            let all = decide::known(&broker.requesters, &requester)?.may(Permission::ListAll);
+            let whose = (!all).then_some(requester.as_str());
+            turn.list(whose, after.as_deref(), limit, now_ms())
+        })
+        .await
+    }
+
+    pub async fn revoke(
+        self: &Arc<Self>,
+        requester: String,
+        id: AuthorizationId,
+        reason: String,
+    ) -> Result<control::Transfer, Refusal> {
+        let (transfer, shown) = self
+            .turn(move |broker, turn| {
+                decide::permitted(&broker.requesters, &requester, Permission::Revoke)?;
+                broker.visible(turn, &requester, id)?;
+                let transfer = turn.revoke(id, &reason, &broker.key, now_ms())?;
+                let shown = turn.view(&transfer, now_ms())?;
+                Ok((transfer, shown))
+            })
+            .await?;
+        self.sessions.signal(transfer.source_id, Signal::Transfer(id));
+        self.sessions.signal(transfer.target_id, Signal::Transfer(id));
+        self.watchers.changed(id);
+        Ok(shown)
+    }
+
+    /// The lockboxes of the roster and those that wait, by name.
+    pub async fn lockboxes(self: &Arc<Self>, requester: String) -> Result<Vec<LockboxInfo>, Refusal> {
+        self.turn(move |broker, turn| {
+            decide::known(&broker.requesters, &requester)?;
+            broker.lockbox_infos(turn)
+        })
+        .await
+    }
+
+    /// A page of roster entries, and the head.
+    pub async fn roster_entries(
+        self: &Arc<Self>,
+        requester: String,
+        from_index: u64,
+        limit: usize,
+    ) -> Result<(Vec<UnverifiedEnvelope>, Head), Refusal> {
+        self.turn(move |broker, turn| {
+            decide::known(&broker.requesters, &requester)?;
+            let roster = turn.roster();
+            Ok((roster.entries_from(from_index, limit).cloned().collect(), roster.head()))
+        })
+        .await
+    }
+
+    pub async fn submit_entry(self: &Arc<Self>, requester: String, entry: UnverifiedEnvelope) -> Result<Head, Refusal> {
+        let (applied, roster) = self
+            .turn(move |broker, turn| {
+                decide::permitted(&broker.requesters, &requester, Permission::Roster)?;
+                let applied = turn.append(&entry)?;
+                Ok((applied, Arc::clone(turn.roster())))
+            })
+            .await?;
+        if applied == Applied::New {
+            self.sessions.roster_grew(&roster);
+        }
+        Ok(roster.head())
+    }
+
+    // For lockboxes, and for whoever says to be one.
+
+    /// Compares rosters with a peer, of whom nothing is known but its key.
+    pub async fn sync_roster(
+        self: &Arc<Self>,
+        peer: PublicKey,
+        their_head: Option<Head>,
+        their_entries: Vec<UnverifiedEnvelope>,
+    ) -> Result<SyncOutcome, Refusal> {
+        let (outcome, roster) = self
+            .turn(move |_, turn| {
+                let outcome = turn.sync_roster(their_head, &their_entries)?;
+                Ok((outcome, Arc::clone(turn.roster())))
+            })
+            .await?;
+        if outcome.grown {
+            self.sessions.roster_grew(&roster);
+        }
+        if let Some(lockbox) = roster.admitted_by_key(&peer) {
+            self.sessions.heard(lockbox.lockbox_id, their_head, now_ms());
+        }
+        Ok(outcome)
+    }
+
+    pub async fn join(
+        self: &Arc<Self>,
+        request: UnverifiedEnvelope,
+        roster_entry: Option<UnverifiedEnvelope>,
+    ) -> Result<JoinOutcome, Refusal> {
+        let (outcome, roster) = self
+            .turn(move |_, turn| {
+                let outcome = turn.join(&request, roster_entry.as_ref(), now_ms())?;
+                Ok((outcome, Arc::clone(turn.roster())))
+            })
+            .await
+            .inspect_err(|refusal| tracing::warn!(%refusal, "a request for admission was refused"))?;
+        if outcome == JoinOutcome::NewlyAdmitted {
+            self.sessions.roster_grew(&roster);
+        }
+        Ok(outcome)
+    }
+
+    /// Takes a lockbox's Hello. Returns its id, the broker's head, and the lockbox's.
+    ///
+    /// With a new address, the targets that wait for this lockbox are told again: they dial the one that they know.
+    pub(crate) async fn hello(
+        self: &Arc<Self>,
+        peer: PublicKey,
+        hello: Hello,
+    ) -> Result<(LockboxId, Head, Head), Refusal> {
+        let (greeted, waiting) = self
+            .turn(move |_, turn| {
+                let roster = Arc::clone(turn.roster());
+                let lockbox = roster.admitted_by_key(&peer).ok_or(Refusal::NotAdmitted)?;
+                let id = lockbox.lockbox_id;
+                let facts = facts_of(&roster, lockbox, hello)?;
+                let known = turn.lockbox_facts(id);
+                let waiting = match known.is_some_and(|known| known.peer_address == facts.peer_address) {
+                    true => Vec::new(),
+                    false => turn.waiting_for(id, now_ms())?,
+                };
+                let their_head = facts.roster_head;
+                turn.set_lockbox_facts(id, facts)?;
+                Ok(((id, roster.head(), their_head), waiting))
+            })
+            .await?;
+        for (target_id, id) in waiting {
+            self.sessions.signal(target_id, Signal::Transfer(id));
+        }
+        Ok(greeted)
+    }
+
+    /// Takes a report; `Ok` means that it is stored durably.
+    pub(crate) async fn report(self: &Arc<Self>, lockbox_id: LockboxId, report: TransferReport) -> Result<(), Refusal> {
+        let reported = self
+            .turn(move |_, turn| turn.report(lockbox_id, &report, now_ms()))
+            .await?;
+        self.sessions.heard(lockbox_id, None, now_ms());
+        if reported.changed {
+            self.watchers.changed(reported.authorization_id);
+        }
+        Ok(())
+    }
+
+    pub(crate) async fn to_hear(
+        self: &Arc<Self>,
+        lockbox_id: LockboxId,
+        id: AuthorizationId,
+    ) -> Result<Option<ToHear>, Refusal> {
+        self.turn(move |_, turn| turn.to_hear(lockbox_id, id, now_ms())).await
+    }
+
+    pub(crate) async fn all_to_hear(
+        self: &Arc<Self>,
+        lockbox_id: LockboxId,
+        after: Option<AuthorizationId>,
+    ) -> Result<(Vec<ToHear>, Option<AuthorizationId>), Refusal> {
+        self.turn(move |_, turn| turn.all_to_hear(lockbox_id, after, now_ms()))
+            .await
+    }
+
+    /// Writes down when a lockbox was last heard of, at the end of its connection.
+    pub(crate) async fn last_seen(self: &Arc<Self>, lockbox_id: LockboxId, at_ms: i64) -> Result<(), Refusal> {
+        self.turn(move |_, turn| {
+            let Some(facts) = turn.lockbox_facts(lockbox_id) else {
+                return Ok(());
+            };
+            let facts = LockboxFacts {
+                last_seen_ms: at_ms.max(facts.last_seen_ms),
+                ..facts.clone()
+            };
+            turn.set_lockbox_facts(lockbox_id, facts)
+        })
+        .await
+    }
+
+    async fn turn<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Self, &mut Turn<'_>) -> Result<T, Refusal> + Send + 'static,
+    ) -> Result<T, Refusal> {
+        let broker = Arc::clone(self);
+        self.registry.turn(move |turn| work(&broker, turn)).await
+    }
+
+    /// A transfer that this requester may see. Of any other it isn't told that it exists.
+    fn visible(&self, turn: &Turn<'_>, requester: &str, id: AuthorizationId) -> Result<Transfer, Refusal> {
+        let row = decide::known(&self.requesters, requester)?;
+        let transfer = turn.transfer(id)?.ok_or(Refusal::UnknownTransfer)?;
+        if transfer.requester != requester && !row.may(Permission::ListAll) {
+            return Err(Refusal::UnknownTransfer);
+        }
+        Ok(transfer)
+    }
+
+    fn lockbox_infos(&self, turn: &Turn<'_>) -> Result<Vec<LockboxInfo>, Refusal> {
+        let mut infos: Vec<LockboxInfo> = turn
+            .pending_joins()?
+            .into_iter()
+            .map(|pending| LockboxInfo {
+                fingerprint: pending.request.lockbox.identity_key.fingerprint().to_string(),
+                lockbox: Some(pending.request.lockbox.to_wire()),
+                status: LockboxStatus::Pending.into(),
+                last_seen_ms: pending.received_at_ms,
+                ..LockboxInfo::default()
+            })
+            .collect();
+        for member in turn.roster().lockboxes() {
+            let lockbox = &member.lockbox;
+            let mut info = LockboxInfo {
+                fingerprint: lockbox.identity_key.fingerprint().to_string(),
+                lockbox: Some(lockbox.to_wire()),
+                status: if member.retired {
+                    LockboxStatus::Retired
+                } else {
+                    LockboxStatus::Admitted
+                }
+                .into(),
+                ..LockboxInfo::default()
+            };
+            if let Some(facts) = turn.lockbox_facts(lockbox.lockbox_id) {
+                info.peer_address.clone_from(&facts.peer_address);
+                info.software_version.clone_from(&facts.software_version);
+                info.roster_head = Some(facts.roster_head.to_wire());
+                info.last_seen_ms = facts.last_seen_ms;
+            }
+            if let Some((last_seen_ms, head)) = self.sessions.connected(lockbox.lockbox_id) {
+                info.connected = true;
+                info.roster_head = Some(head.to_wire());
+                info.last_seen_ms = last_seen_ms;
+            }
+            infos.push(info);
+        }
+        infos.sort_by(|a, b| name(a).cmp(name(b)));
+        Ok(infos)
+    }
+}
+
+fn name(info: &LockboxInfo) -> &str {
+    info.lockbox.as_ref().map_or("", |lockbox| &lockbox.name)
+}
+
+/// Checks what a lockbox says of itself. The certificate is verified against the identity key of the roster.
+fn facts_of(roster: &Roster, lockbox: &lockbox_authz::roster::Lockbox, hello: Hello) -> Result<LockboxFacts, Refusal> {
+    let certificate = UnverifiedEnvelope::from_bytes(&hello.wrapping_certificate).map_err(Refusal::Envelope)?;
+    WrappingCertificate::verify(
+        &certificate,
+        lockbox.identity_key,
+        roster.cluster_id(),
+        lockbox.lockbox_id,
+    )
+    .map_err(Refusal::Certificate)?;
+    field::text("peer_address", &hello.peer_address, 0, MAX_ADDRESS_CHARS)?;
+    field::text("software_version", &hello.software_version, 0, MAX_VERSION_CHARS)?;
+    Ok(LockboxFacts {
+        wrapping_certificate: certificate,
+        roster_head: Head::from_wire(&field::required("roster_head", hello.roster_head)?)?,
+        peer_address: hello.peer_address,
+        software_version: hello.software_version,
+        last_seen_ms: now_ms(),
+    })
+}
+
+/// Random bytes of the operating system.
+pub(crate) fn random<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).expect("the operating system's generator works: this process has keys from it");
+    bytes
+}

@@ -1,0 +1,193 @@
+//! The command line as a client of the broker, and changes of the roster through it.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use lockbox_authz::roster::file::{decode_entries, encode_entries};
+use lockbox_authz::roster::{Change, Roster};
+use lockbox_authz::{ClusterId, SecretKey, UnverifiedEnvelope};
+use lockbox_rpc::api::control::control_service_client::ControlServiceClient;
+use lockbox_rpc::api::control::{ListRosterEntriesRequest, SubmitRosterEntryRequest};
+use lockbox_rpc::tls::x509;
+use lockbox_rpc::transport::{ClientTimeouts, MAX_MESSAGE_BYTES, connect_x509};
+use serde_json::json;
+use tonic::Code;
+use tonic::transport::Channel;
+
+use super::Global;
+use super::client_file::ClientFile;
+use super::error::{CONFIG, CliError};
+use super::output::{Format, print_json};
+use crate::admin::{check_complete, sign_change};
+use crate::clock::now_ms;
+use crate::{files, keyfile};
+
+/// How often a change is made anew because somebody else's came first.
+const ATTEMPTS: usize = 5;
+
+/// A connection to the broker.
+pub(super) struct Broker {
+    pub(super) file: ClientFile,
+    pub(super) client: ControlServiceClient<Channel>,
+}
+
+/// Who signs a change of the roster.
+#[derive(Debug, Args)]
+pub(super) struct Admin {
+    /// An admin's key; repeat it for a cluster in which several admins must sign
+    #[arg(long = "admin-key", value_name = "FILE", required = true)]
+    keys: Vec<PathBuf>,
+    /// Write the signed entry to a file instead of submitting it
+    #[arg(long, value_name = "FILE")]
+    entry_out: Option<PathBuf>,
+}
+
+/// What became of a change.
+pub(super) enum Changed {
+    Submitted,
+    Written(PathBuf),
+}
+
+impl Broker {
+    pub(super) async fn connect(global: &Global) -> Result<Self, CliError> {
+        let mut file = ClientFile::load(&global.client)?;
+        if let Some(server) = &global.server {
+            file.server.clone_from(server);
+        }
+        let ca = files::read(&file.ca)?;
+        let certificate = files::read(&file.certificate)?;
+        let key = files::read_private(&file.key)?;
+        let tls = x509::client_config(&ca, &certificate, &key).map_err(|error| {
+            CliError::new(
+                CONFIG,
+                format!("{}: ca, certificate or key: {error}", global.client.display()),
+            )
+        })?;
+        let channel = connect_x509(&file.server, &file.server_name, tls, &ClientTimeouts::default()).await?;
+        let client = ControlServiceClient::new(channel)
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES);
+        Ok(Self { file, client })
+    }
+
+    /// The cluster that the client file names.
+    pub(super) fn cluster_id(&self) -> Result<ClusterId, CliError> {
+        let parsed = self.file.cluster_id.parse();
+        parsed.map_err(|error| {
+            CliError::new(
+                CONFIG,
+                format!("the client file: cluster_id: {error}; correct the value"),
+            )
+        })
+    }
+
+    /// All entries of the roster, as the broker has them; nothing is verified.
+    pub(super) async fn entries(&mut self) -> Result<Vec<UnverifiedEnvelope>, CliError> {
+        let mut entries: Vec<UnverifiedEnvelope> = Vec::new();
+        loop {
+            let request = ListRosterEntriesRequest {
+                from_index: entries.len() as u64,
+            };
+            let page = self.client.list_roster_entries(request).await;
+            let page = page
+                .map_err(|status| CliError::from_status("the roster can't be fetched", &status))?
+                .into_inner();
+            if page.entries.is_empty() {
+                return Ok(entries);
+            }
+            for bytes in &page.entries {
+                let entry = UnverifiedEnvelope::from_bytes(bytes);
+                entries
+                    .push(entry.map_err(|error| CliError::other(format!("the broker's roster is refused: {error}")))?);
+            }
+        }
+    }
+
+    /// The roster, verified against the cluster's id: the broker is not believed.
+    pub(super) async fn roster(&mut self) -> Result<Roster, CliError> {
+        let cluster_id = self.cluster_id()?;
+        let entries = self.entries().await?;
+        Roster::from_chain(&entries, Some(cluster_id))
+            .map_err(|error| CliError::other(format!("the broker's roster does not verify: {error}")))
+    }
+
+    /// Makes a change of the roster, signed by the admin; makes it again if another one came first.
+    pub(super) async fn change(
+        &mut self,
+        admin: &Admin,
+        change: impl Fn(&Roster) -> Result<Change, CliError>,
+    ) -> Result<Changed, CliError> {
+        let keys = admin.keys()?;
+        for _ in 0..ATTEMPTS {
+            let roster = self.roster().await?;
+            let entry = sign_change(&roster, change(&roster)?, &keys, now_ms())?;
+            if let Some(path) = &admin.entry_out {
+                files::write_new(path, &encode_entries([&entry]), files::PUBLIC)?;
+                return Ok(Changed::Written(path.clone()));
+            }
+            check_complete(&roster, &entry)?;
+            if self.submit(&entry).await? {
+                return Ok(Changed::Submitted);
+            }
+        }
+        Err(CliError::other(
+            "the roster kept changing while the entry was made; run the command again",
+        ))
+    }
+
+    /// Submits an entry; false if it is not the next one any more.
+    pub(super) async fn submit(&mut self, entry: &UnverifiedEnvelope) -> Result<bool, CliError> {
+        let request = SubmitRosterEntryRequest {
+            entry: entry.to_bytes(),
+        };
+        match self.client.submit_roster_entry(request).await {
+            Ok(_) => Ok(true),
+            Err(status) if status.code() == Code::Aborted => Ok(false),
+            Err(status) => Err(CliError::from_status(
+                "the broker did not take the roster entry",
+                &status,
+            )),
+        }
+    }
+}
+
+impl Admin {
+    fn keys(&self) -> Result<Vec<SecretKey>, CliError> {
+        read_keys(&self.keys)
+    }
+}
+
+impl Changed {
+    /// What to tell the admin beside a result, on standard error.
+    pub(super) fn tell(&self, done: &str) {
+        match self {
+            Self::Submitted => eprintln!("{done}"),
+            Self::Written(path) => eprintln!(
+                "the signed entry is in {}; submit it with: lockbox-broker roster submit {}",
+                path.display(),
+                path.display()
+            ),
+        }
+    }
+
+    /// The same, as the result.
+    pub(super) fn report(&self, global: &Global, done: &str) -> Result<(), CliError> {
+        if global.output == Format::Table {
+            self.tell(done);
+            return Ok(());
+        }
+        print_json(&match self {
+            Self::Submitted => json!({ "submitted": true, "result": done }),
+            Self::Written(path) => json!({ "submitted": false, "entry_file": path }),
+        })
+    }
+}
+
+pub(super) fn read_keys(paths: &[PathBuf]) -> Result<Vec<SecretKey>, CliError> {
+    paths.iter().map(|path| Ok(keyfile::read(path)?)).collect()
+}
+
+/// Reads a file of roster entries.
+pub(super) fn read_entry_file(path: &std::path::Path) -> Result<Vec<UnverifiedEnvelope>, CliError> {
+    decode_entries(&files::read(path)?).map_err(|error| CliError::other(format!("{}: {error}", path.display())))
+}

@@ -1,0 +1,198 @@
+//! `init`, `serve` and `client create`: what is done on the broker's own machine.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Subcommand};
+use lockbox_authz::PublicKey;
+use serde_json::json;
+
+use super::Global;
+use super::client_file::{ClientFile, client_toml};
+use super::error::{CliError, OTHER};
+use super::output::{Format, print, print_json};
+use crate::clock::now_ms;
+use crate::init::{self, FOUNDING_ENTRIES, Made, Plan};
+use crate::pki::{self, Authority, Purpose};
+use crate::{files, serve};
+
+#[derive(Debug, Args)]
+pub(super) struct Init {
+    /// The folder to make everything in; it must not exist or be empty
+    #[arg(long)]
+    dir: PathBuf,
+    /// For people; 1 to 64 characters
+    #[arg(long)]
+    cluster_name: String,
+    /// Where lockboxes connect
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:7400")]
+    node_listen: SocketAddr,
+    /// Where lockboxes are told to connect, if that differs
+    #[arg(long, value_name = "HOST:PORT")]
+    node_address: Option<String>,
+    /// Where control planes connect
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:7402")]
+    control_listen: SocketAddr,
+    /// A name or address under which control planes reach the broker; repeatable
+    #[arg(long = "server-name", value_name = "NAME")]
+    server_names: Vec<String>,
+    /// The public key of an admin who has a key already; repeatable
+    #[arg(long = "admin-public-key", value_name = "HEX")]
+    admin_public_keys: Vec<PublicKey>,
+    /// How many of these admins must sign each change of the roster
+    #[arg(long, value_name = "K", default_value_t = 1, requires = "admin_public_keys")]
+    admin_threshold: u32,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Serve {
+    /// The broker.toml that `init` wrote
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Write the addresses that were bound to this file, as JSON
+    #[arg(long, value_name = "FILE")]
+    ports_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Client {
+    /// Issue a certificate to one who will ask for transfers, and write a client.toml for it
+    Create {
+        /// The requester's name, to be listed in broker.toml
+        name: String,
+        /// The folder that `init` made
+        #[arg(long)]
+        dir: PathBuf,
+        /// The folder to make; it must not exist or be empty
+        #[arg(long)]
+        out: PathBuf,
+        /// A SPIFFE id, which is then the requester's name
+        #[arg(long, value_name = "spiffe://...")]
+        uri: Option<String>,
+    },
+}
+
+impl Init {
+    pub(super) fn run(self, global: &Global) -> Result<(), CliError> {
+        let plan = Plan {
+            node_address: self.node_address.unwrap_or_else(|| self.node_listen.to_string()),
+            server_names: server_names(self.server_names, self.control_listen),
+            cluster_name: self.cluster_name,
+            node_listen: self.node_listen,
+            control_listen: self.control_listen,
+            admin_public_keys: self.admin_public_keys,
+            admin_threshold: self.admin_threshold,
+        };
+        let made = init::init(&self.dir, &plan, now_ms())?;
+        match global.output {
+            Format::Json => print_json(&json!({
+                "dir": self.dir,
+                "cluster_id": made.cluster_id.to_string(),
+                "broker_key": made.broker_key.to_string(),
+                "broker_fingerprint": made.broker_key.fingerprint().to_string(),
+                "admin_fingerprint": made.admin.map(|fingerprint| fingerprint.to_string()),
+            })),
+            Format::Table => print(&describe(&self.dir, &plan.cluster_name, &made)),
+        }
+    }
+}
+
+impl Serve {
+    pub(super) fn run(self) -> Result<(), CliError> {
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+        let runtime =
+            runtime.map_err(|error| CliError::new(OTHER, format!("the runtime can't be started: {error}")))?;
+        Ok(runtime.block_on(serve::run(&self.config, self.ports_file.as_deref()))?)
+    }
+}
+
+impl Client {
+    pub(super) fn run(self, global: &Global) -> Result<(), CliError> {
+        let Self::Create { name, dir, out, uri } = self;
+        lockbox_authz::field::text("the name", &name, 1, 64).map_err(|error| CliError::usage(error.to_string()))?;
+        let authority = Authority::open(&dir.join("pki"), now_ms())?;
+        let operator = ClientFile::load(&dir.join("client.toml"))?;
+        let requester = uri.clone().unwrap_or_else(|| name.clone());
+        files::make_folder(&out, |out| issue(out, &authority, &operator, &name, uri.as_deref()))?;
+        match global.output {
+            Format::Json => print_json(&json!({ "requester": requester, "client": out.join("client.toml") })),
+            Format::Table => print(&format!(
+                "Made {}: a certificate and its key, and a client.toml that uses them.\n\
+                 The broker knows this client as {requester:?}. To let it do something, add to broker.toml a\n\
+                 [[requester]] with this name, and restart the broker.\n",
+                out.display()
+            )),
+        }
+    }
+}
+
+fn issue(
+    out: &Path,
+    authority: &Authority,
+    operator: &ClientFile,
+    name: &str,
+    uri: Option<&str>,
+) -> Result<(), CliError> {
+    let purpose = Purpose::Client { name, uri };
+    authority.issue(&purpose, &out.join("client.crt"), &out.join("client.key"), now_ms())?;
+    files::write_new(
+        &out.join(pki::CA_CERTIFICATE),
+        &files::read(&operator.ca)?,
+        files::PUBLIC,
+    )?;
+    let client = client_toml(&ClientFile {
+        ca: pki::CA_CERTIFICATE.into(),
+        certificate: "client.crt".into(),
+        key: "client.key".into(),
+        ..operator.clone()
+    });
+    Ok(files::write_new(
+        &out.join("client.toml"),
+        client.as_bytes(),
+        files::PUBLIC,
+    )?)
+}
+
+/// The names given come first; the machine itself can always use the port.
+fn server_names(mut names: Vec<String>, listen: SocketAddr) -> Vec<String> {
+    let mut own = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
+    if !listen.ip().is_unspecified() {
+        own.push(listen.ip().to_string());
+    }
+    for name in own {
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    names
+}
+
+fn describe(dir: &Path, cluster_name: &str, made: &Made) -> String {
+    let shown = dir.display();
+    let mut text = format!(
+        "Founded cluster {cluster_name:?} in {shown}.\n\
+         \n\
+         cluster id          {}\n\
+         broker fingerprint  {}\n",
+        made.cluster_id,
+        made.broker_key.fingerprint()
+    );
+    match made.admin {
+        Some(fingerprint) => text.push_str(&format!(
+            "admin fingerprint   {fingerprint}\n\
+             \n\
+             admin.key decides who belongs to the cluster. Move it to a machine or medium that is offline, and keep a\n\
+             copy: without it, the roster can never change again.\n\
+             \n\
+             Run the broker with: lockbox-broker serve --config {shown}/broker.toml\n"
+        )),
+        None => text.push_str(&format!(
+            "\n\
+             The admins have to sign {FOUNDING_ENTRIES}, one after the other:\n\
+             lockbox-broker roster sign {shown}/{FOUNDING_ENTRIES} --admin-key FILE\n\
+             \n\
+             Then, here: lockbox-broker roster found {shown}/{FOUNDING_ENTRIES} --config {shown}/broker.toml\n"
+        )),
+    }
+    text
+}

@@ -1,0 +1,251 @@
+//! The lockboxes of the cluster.
+
+use clap::Subcommand;
+use lockbox_authz::roster::{self, Change};
+use lockbox_authz::{Fingerprint, Labels};
+use lockbox_rpc::api::control::{ListLockboxesRequest, LockboxInfo, LockboxStatus};
+use serde_json::{Value, json};
+
+use super::client::{Admin, Broker};
+use super::error::CliError;
+use super::output::{Format, Table, print, print_json};
+use super::{Global, block_on};
+use crate::clock::rfc3339;
+use crate::decide::find_lockbox;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Lockbox {
+    /// List the lockboxes, and those that ask to join
+    List,
+    /// Show one lockbox
+    Show {
+        /// Its name or id
+        lockbox: String,
+    },
+    /// Admit a lockbox that asks to join, after comparing its fingerprint
+    Admit {
+        /// Its name or id, as `lockbox list` shows it
+        lockbox: String,
+        /// The fingerprint that the lockbox itself shows (`lockbox status` on its machine)
+        #[arg(long, value_name = "HEX")]
+        fingerprint: Fingerprint,
+        /// A label that the lockbox gets, as key=value; repeatable. Those that it wishes for don't count
+        #[arg(long = "label", value_name = "KEY=VALUE")]
+        labels: Vec<String>,
+        #[command(flatten)]
+        admin: Admin,
+    },
+    /// Retire a lockbox, for good
+    Retire {
+        /// Its name or id
+        lockbox: String,
+        /// For people
+        #[arg(long, default_value = "")]
+        reason: String,
+        #[command(flatten)]
+        admin: Admin,
+    },
+}
+
+impl Lockbox {
+    pub(super) fn run(self, global: &Global) -> Result<(), CliError> {
+        block_on(async {
+            let mut broker = Broker::connect(global).await?;
+            match self {
+                Self::List => show_list(global, &list(&mut broker).await?),
+                Self::Show { lockbox } => show(global, &find(list(&mut broker).await?, &lockbox)?),
+                Self::Admit {
+                    lockbox,
+                    fingerprint,
+                    labels,
+                    admin,
+                } => {
+                    let labels = Labels::parse(labels.iter().map(String::as_str))
+                        .map_err(|error| CliError::usage(format!("--label: {error}")))?;
+                    let pending = pending(list(&mut broker).await?, &lockbox, fingerprint)?;
+                    let admitted = roster::Lockbox { labels, ..pending };
+                    let name = admitted.name.clone();
+                    let changed = broker
+                        .change(&admin, |_| Ok(Change::AdmitLockbox(admitted.clone())))
+                        .await?;
+                    changed.report(global, &format!("lockbox {name} is admitted"))
+                }
+                Self::Retire { lockbox, reason, admin } => retire(global, &mut broker, &admin, &lockbox, reason).await,
+            }
+        })
+    }
+}
+
+async fn retire(
+    global: &Global,
+    broker: &mut Broker,
+    admin: &Admin,
+    lockbox: &str,
+    reason: String,
+) -> Result<(), CliError> {
+    let changed = broker
+        .change(admin, |roster| {
+            let member = find_lockbox(roster, lockbox).ok_or_else(|| unknown(lockbox))?;
+            Ok(Change::RetireLockbox {
+                lockbox_id: member.lockbox.lockbox_id,
+                reason: reason.clone(),
+            })
+        })
+        .await?;
+    changed.report(global, &format!("lockbox {lockbox} is retired"))
+}
+
+async fn list(broker: &mut Broker) -> Result<Vec<LockboxInfo>, CliError> {
+    let answer = broker.client.list_lockboxes(ListLockboxesRequest {}).await;
+    let answer = answer.map_err(|status| CliError::from_status("the lockboxes can't be listed", &status))?;
+    Ok(answer.into_inner().lockboxes)
+}
+
+/// The one that is named. Several may ask to join under one name.
+fn find(infos: Vec<LockboxInfo>, name_or_id: &str) -> Result<LockboxInfo, CliError> {
+    let mut matching = infos.into_iter().filter(|info| is_called(info, name_or_id));
+    let first = matching.next().ok_or_else(|| unknown(name_or_id))?;
+    let more: Vec<_> = matching.collect();
+    if more.is_empty() {
+        return Ok(first);
+    }
+    let admitted = std::iter::once(first)
+        .chain(more)
+        .find(|info| info.status() == LockboxStatus::Admitted);
+    admitted.ok_or_else(|| {
+        CliError::usage(format!(
+            "several lockboxes are called {name_or_id}; name one by its id, as `lockbox-broker lockbox list` shows it"
+        ))
+    })
+}
+
+/// The request that waits, if it is by the key whose fingerprint the admin has compared.
+fn pending(infos: Vec<LockboxInfo>, name_or_id: &str, fingerprint: Fingerprint) -> Result<roster::Lockbox, CliError> {
+    let waiting = infos
+        .into_iter()
+        .filter(|info| info.status() == LockboxStatus::Pending && is_called(info, name_or_id));
+    let mut nobody = true;
+    for info in waiting {
+        nobody = false;
+        let lockbox = info
+            .lockbox
+            .and_then(|lockbox| roster::Lockbox::from_wire(lockbox).ok());
+        // The fingerprint is computed here: the one in the broker's answer is only for looking at.
+        if let Some(lockbox) = lockbox.filter(|lockbox| lockbox.identity_key.fingerprint() == fingerprint) {
+            return Ok(lockbox);
+        }
+    }
+    Err(CliError::other(if nobody {
+        format!("no lockbox called {name_or_id} asks to join; run `lockbox join` on its machine first")
+    } else {
+        format!(
+            "the lockbox {name_or_id} that asks to join has another fingerprint; it is not the machine you looked at, so \
+             find out who asks before you admit anybody"
+        )
+    }))
+}
+
+fn is_called(info: &LockboxInfo, name_or_id: &str) -> bool {
+    info.lockbox
+        .as_ref()
+        .is_some_and(|lockbox| lockbox.name == name_or_id || id(info) == name_or_id)
+}
+
+fn unknown(name_or_id: &str) -> CliError {
+    CliError::other(format!(
+        "no lockbox is called {name_or_id}; `lockbox-broker lockbox list` shows them"
+    ))
+}
+
+fn show_list(global: &Global, infos: &[LockboxInfo]) -> Result<(), CliError> {
+    if global.output == Format::Json {
+        return print_json(&infos.iter().map(to_json).collect());
+    }
+    let mut table = Table::new(&["NAME", "STATUS", "CONNECTED", "ADDRESS", "LABELS", "LAST SEEN", "ID"]);
+    for info in infos {
+        table.row([
+            name(info).to_owned(),
+            status(info).to_owned(),
+            if info.connected { "yes" } else { "no" }.to_owned(),
+            info.peer_address.clone(),
+            labels(info),
+            rfc3339(info.last_seen_ms),
+            id(info),
+        ]);
+    }
+    print(&table.render())
+}
+
+fn show(global: &Global, info: &LockboxInfo) -> Result<(), CliError> {
+    if global.output == Format::Json {
+        return print_json(&to_json(info));
+    }
+    let head = info.roster_head.as_ref();
+    let mut table = Table::new(&[]);
+    for (key, value) in [
+        ("name", name(info).to_owned()),
+        ("id", id(info)),
+        ("status", status(info).to_owned()),
+        ("fingerprint", info.fingerprint.clone()),
+        ("labels", labels(info)),
+        ("connected", if info.connected { "yes" } else { "no" }.to_owned()),
+        ("address", info.peer_address.clone()),
+        ("version", info.software_version.clone()),
+        (
+            "roster head",
+            head.map_or_else(|| "-".to_owned(), |head| head.index.to_string()),
+        ),
+        ("last seen", rfc3339(info.last_seen_ms)),
+    ] {
+        table.row([key.to_owned(), value]);
+    }
+    print(table.render().trim_start_matches('\n'))
+}
+
+fn to_json(info: &LockboxInfo) -> Value {
+    let lockbox = info.lockbox.clone().unwrap_or_default();
+    let labels: serde_json::Map<String, Value> = lockbox
+        .labels
+        .into_iter()
+        .map(|label| (label.key, label.value.into()))
+        .collect();
+    json!({
+        "name": lockbox.name,
+        "id": id(info),
+        "status": status(info),
+        "fingerprint": info.fingerprint,
+        "labels": labels,
+        "connected": info.connected,
+        "peer_address": info.peer_address,
+        "software_version": info.software_version,
+        "roster_index": info.roster_head.as_ref().map(|head| head.index),
+        "last_seen_ms": info.last_seen_ms,
+    })
+}
+
+fn name(info: &LockboxInfo) -> &str {
+    info.lockbox.as_ref().map_or("", |lockbox| &lockbox.name)
+}
+
+fn id(info: &LockboxInfo) -> String {
+    let id = info.lockbox.as_ref().map_or(&[][..], |lockbox| &lockbox.lockbox_id);
+    lockbox_authz::LockboxId::from_slice("lockbox_id", id).map_or_else(|_| "?".to_owned(), |id| id.to_string())
+}
+
+fn status(info: &LockboxInfo) -> &'static str {
+    match info.status() {
+        LockboxStatus::Unspecified => "?",
+        LockboxStatus::Pending => "pending",
+        LockboxStatus::Admitted => "admitted",
+        LockboxStatus::Retired => "retired",
+    }
+}
+
+fn labels(info: &LockboxInfo) -> String {
+    let labels = info.lockbox.as_ref().map_or(&[][..], |lockbox| &lockbox.labels);
+    let texts: Vec<String> = labels
+        .iter()
+        .map(|label| format!("{}={}", label.key, label.value))
+        .collect();
+    texts.join(",")
+}

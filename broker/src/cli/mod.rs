@@ -1,0 +1,137 @@
+//! The command line.
+
+mod client;
+mod client_file;
+mod cluster;
+mod error;
+mod lockbox;
+mod output;
+mod roster;
+mod token;
+mod transfer;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
+
+pub use client_file::{ClientFile, client_toml};
+use error::{CliError, USAGE};
+use output::Format;
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "lockbox-broker",
+    version,
+    about = "Decides which lockbox may hand which keys to which, and never holds a key",
+    max_term_width = 110
+)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Args)]
+struct Global {
+    /// How to print results
+    #[arg(long, global = true, value_enum, default_value_t = Format::Table)]
+    output: Format,
+    /// How to reach the broker, and as whom; `init` and `client create` write such a file
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "LOCKBOX_BROKER_CLIENT",
+        default_value = "client.toml"
+    )]
+    client: PathBuf,
+    /// The broker's control-plane port, instead of the one in the client file
+    #[arg(long, global = true, value_name = "HOST:PORT", env = "LOCKBOX_BROKER_SERVER")]
+    server: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Found a cluster: admin key, roster, broker key, certificates, configuration
+    Init(cluster::Init),
+    /// Run the broker
+    Serve(cluster::Serve),
+    /// Certificates for those who ask the broker for transfers
+    #[command(subcommand)]
+    Client(cluster::Client),
+    /// Tokens with which lockboxes join the cluster
+    #[command(subcommand)]
+    Token(token::Token),
+    /// The lockboxes of the cluster
+    #[command(subcommand)]
+    Lockbox(lockbox::Lockbox),
+    /// Transfers of keys between lockboxes
+    #[command(subcommand)]
+    Transfer(transfer::Transfer),
+    /// The signed chain that says who belongs to the cluster
+    #[command(subcommand)]
+    Roster(roster::Roster),
+    /// Print a completion script for a shell
+    Completions { shell: Shell },
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are no errors; clap prints them to standard output.
+            let code = if error.use_stderr() { USAGE } else { 0 };
+            // Nobody is left to be told if even this can't be printed.
+            let _ = error.print();
+            return ExitCode::from(code);
+        }
+    };
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("lockbox-broker: {error}");
+            ExitCode::from(error.code)
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<(), CliError> {
+    let global = cli.global;
+    match cli.command {
+        Command::Init(init) => init.run(&global),
+        Command::Serve(serve) => serve.run(),
+        Command::Client(client) => client.run(&global),
+        Command::Token(token) => token.run(&global),
+        Command::Lockbox(lockbox) => lockbox.run(&global),
+        Command::Transfer(transfer) => transfer.run(&global),
+        Command::Roster(roster) => roster.run(&global),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "lockbox-broker", &mut script);
+            output::print(&String::from_utf8_lossy(&script))
+        }
+    }
+}
+
+/// Runs one command's requests.
+fn block_on<T>(work: impl Future<Output = Result<T, CliError>>) -> Result<T, CliError> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| CliError::other(format!("the asynchronous runtime can't be started: {error}")))?
+        .block_on(work)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_definition_of_the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+}

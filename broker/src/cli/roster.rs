@@ -1,0 +1,244 @@
+//! The roster: looking at it, verifying it, and signing changes of it.
+
+use std::path::{Path, PathBuf};
+
+use clap::Subcommand;
+use lockbox_authz::roster::file::{append_frame, encode_entries, frames};
+use lockbox_authz::roster::{self, Change, RosterEntry};
+use lockbox_authz::{ClusterId, UnverifiedEnvelope};
+use serde_json::{Value, json};
+
+use super::client::{Broker, read_entry_file, read_keys};
+use super::error::CliError;
+use super::output::{Format, Table, print, print_json};
+use super::{Global, block_on};
+use crate::admin::add_signatures;
+use crate::clock::rfc3339;
+use crate::config::Config;
+use crate::{files, init};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Roster {
+    /// Show the broker's roster, after verifying it
+    Show,
+    /// Verify the broker's roster, or one in a file, from the first entry to the last
+    Verify {
+        /// A file that `roster export` wrote
+        #[arg(long)]
+        file: Option<PathBuf>,
+        /// The cluster that is expected, instead of the one in the client file
+        #[arg(long, value_name = "HEX")]
+        cluster_id: Option<ClusterId>,
+    },
+    /// Write the roster to a file, for `lockbox roster apply`
+    Export { file: PathBuf },
+    /// Add an admin's signature to the entries in a file, in place
+    Sign {
+        file: PathBuf,
+        /// An admin's key; repeatable
+        #[arg(long = "admin-key", value_name = "FILE", required = true)]
+        keys: Vec<PathBuf>,
+    },
+    /// Submit the entries in a file to the broker
+    Submit { file: PathBuf },
+    /// Found the cluster with entries that the admins have signed, on the broker's machine
+    Found {
+        file: PathBuf,
+        /// The broker.toml that `init` wrote
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
+}
+
+impl Roster {
+    pub(super) fn run(self, global: &Global) -> Result<(), CliError> {
+        match self {
+            Self::Sign { file, keys } => sign(global, &file, &keys),
+            Self::Found { file, config } => found(global, &file, &config),
+            Self::Verify {
+                file: Some(file),
+                cluster_id,
+            } => verify_file(global, &file, cluster_id),
+            Self::Verify { file: None, cluster_id } => block_on(async {
+                let mut broker = Broker::connect(global).await?;
+                let expected = cluster_id.map_or_else(|| broker.cluster_id(), Ok)?;
+                let entries = broker.entries().await?;
+                verified(global, &entries, Some(expected))
+            }),
+            Self::Show => block_on(async { show(global, &Broker::connect(global).await?.roster().await?) }),
+            Self::Export { file } => block_on(async {
+                let roster = Broker::connect(global).await?.roster().await?;
+                files::write_new(
+                    &file,
+                    &encode_entries(roster.entries_from(0, usize::MAX)),
+                    files::PUBLIC,
+                )?;
+                done(
+                    global,
+                    &format!("wrote {} entries to {}", roster.head().index + 1, file.display()),
+                )
+            }),
+            Self::Submit { file } => block_on(submit(global, &file)),
+        }
+    }
+}
+
+async fn submit(global: &Global, file: &Path) -> Result<(), CliError> {
+    let entries = read_entry_file(file)?;
+    let mut broker = Broker::connect(global).await?;
+    for entry in &entries {
+        if !broker.submit(entry).await? {
+            return Err(CliError::other(
+                "the roster has moved on since the entry was made; make it again and have it signed again",
+            ));
+        }
+    }
+    done(global, &format!("submitted {} entries", entries.len()))
+}
+
+/// Signs every entry of a file, and shows what was signed.
+fn sign(global: &Global, file: &Path, keys: &[PathBuf]) -> Result<(), CliError> {
+    let keys = read_keys(keys)?;
+    let content = files::read(file)?;
+    let frames = frames(&content).map_err(|error| CliError::other(format!("{}: {error}", file.display())))?;
+    let mut signed = Vec::new();
+    for frame in frames {
+        let (entry, shown) = add_signatures(frame, &keys)?;
+        append_frame(&mut signed, &entry.to_bytes());
+        eprintln!("signed: entry {}: {}", shown.index, describe(&shown.change));
+    }
+    files::replace(file, &signed, files::PUBLIC)?;
+    done(global, &format!("the signed entries are in {}", file.display()))
+}
+
+fn found(global: &Global, file: &Path, config: &Path) -> Result<(), CliError> {
+    let config = Config::load(config)?;
+    let roster = init::found(&config.store, &read_entry_file(file)?)?;
+    let (name, id) = (roster.cluster_name(), roster.cluster_id());
+    done(global, &format!("founded cluster {name:?}, id {id}"))
+}
+
+fn verify_file(global: &Global, file: &Path, cluster_id: Option<ClusterId>) -> Result<(), CliError> {
+    verified(global, &read_entry_file(file)?, cluster_id)
+}
+
+fn verified(global: &Global, entries: &[UnverifiedEnvelope], expected: Option<ClusterId>) -> Result<(), CliError> {
+    let roster = roster::Roster::from_chain(entries, expected)
+        .map_err(|error| CliError::other(format!("the roster does not verify: {error}")))?;
+    show(global, &roster)?;
+    if expected.is_none() {
+        eprintln!("no cluster id was given: compare the one above with the one that your admins know");
+    }
+    Ok(())
+}
+
+fn show(global: &Global, roster: &roster::Roster) -> Result<(), CliError> {
+    let entries: Vec<RosterEntry> = roster
+        .entries_from(0, usize::MAX)
+        .map(|entry| entry.unverified_statement())
+        .collect::<Result<_, _>>()
+        .map_err(|error| CliError::other(format!("the roster does not verify: {error}")))?;
+    let head = roster.head();
+    if global.output == Format::Json {
+        let list: Vec<Value> = entries
+            .iter()
+            .map(|entry| {
+                json!({
+                    "index": entry.index,
+                    "signed_at_ms": entry.signed_at_ms,
+                    "change": entry.change.describe(),
+                    "detail": describe(&entry.change),
+                })
+            })
+            .collect();
+        return print_json(&json!({
+            "cluster_name": roster.cluster_name(),
+            "cluster_id": roster.cluster_id().to_string(),
+            "head_index": head.index,
+            "head_hash": head.hash.to_string(),
+            "admin_threshold": roster.admins().threshold,
+            "broker_threshold": roster.admins().broker_threshold,
+            "entries": list,
+        }));
+    }
+    let mut table = Table::new(&["INDEX", "SIGNED", "CHANGE"]);
+    for entry in &entries {
+        table.row([
+            entry.index.to_string(),
+            rfc3339(entry.signed_at_ms),
+            describe(&entry.change),
+        ]);
+    }
+    print(&format!(
+        "{}\ncluster     {} ({})\nhead        {} {}\nverified    every entry, by {} of {} admins\n",
+        table.render(),
+        roster.cluster_id(),
+        roster.cluster_name(),
+        head.index,
+        head.hash,
+        roster.admins().threshold,
+        roster.admins().keys.len(),
+    ))
+}
+
+/// Tells that something was done that has no other result.
+fn done(global: &Global, result: &str) -> Result<(), CliError> {
+    match global.output {
+        Format::Json => print_json(&json!({ "result": result })),
+        Format::Table => {
+            eprintln!("{result}");
+            Ok(())
+        }
+    }
+}
+
+/// What an entry does, in one line.
+fn describe(change: &Change) -> String {
+    let what = change.describe();
+    match change {
+        Change::Genesis(genesis) => format!(
+            "{what} {:?}, {} of {} admins",
+            genesis.cluster_name,
+            genesis.admins.threshold,
+            genesis.admins.keys.len()
+        ),
+        Change::AdmitLockbox(lockbox) => {
+            let fingerprint = lockbox.identity_key.fingerprint();
+            format!(
+                "{what} {} ({}), fingerprint {fingerprint}",
+                lockbox.name, lockbox.lockbox_id
+            )
+        }
+        Change::RetireLockbox { lockbox_id, reason } => format!("{what} {lockbox_id} {reason}"),
+        Change::AdmitBroker { name, signing_key } => {
+            format!("{what} {name}, fingerprint {}", signing_key.fingerprint())
+        }
+        Change::RetireBroker { signing_key, reason } => {
+            format!("{what}, fingerprint {} {reason}", signing_key.fingerprint())
+        }
+        Change::ChangeAdmins(admins) => format!(
+            "{what}: {} of {}, {} brokers sign",
+            admins.threshold,
+            admins.keys.len(),
+            admins.broker_threshold
+        ),
+        Change::AllowJoin {
+            join_key,
+            expires_at_ms,
+            labels,
+            name,
+        } => {
+            let labels: Vec<String> = labels
+                .iter()
+                .map(|label| format!("{}={}", label.key, label.value))
+                .collect();
+            let name = name.as_deref().unwrap_or("any name");
+            format!(
+                "{what} {join_key} until {}, {name}, [{}]",
+                rfc3339(*expires_at_ms),
+                labels.join(",")
+            )
+        }
+        Change::RevokeJoin { join_key } => format!("{what} {join_key}"),
+    }
+}

@@ -1,0 +1,229 @@
+//! One lockbox's stream, from its Hello to its end.
+//!
+//! | state | awaits | does |
+//! |---|---|---|
+//! | opened | Hello | verifies and stores it, answers Welcome |
+//! | catching up | nothing | sends whatever is open for this lockbox |
+//! | connected | reports, signals | stores a report and acknowledges it; sends what a signal is about |
+//!
+//! A report that is refused is logged and not acknowledged, and the stream goes on: one bad report must not keep the
+//! others from arriving.
+
+use std::sync::Arc;
+
+use lockbox_authz::{AuthorizationId, LockboxId, PublicKey};
+use lockbox_rpc::api::node::{
+    Ack, ConnectRequest, ConnectResponse, OfferTransfer, RevokeTransfer, RosterAdvanced, TransferReport, Welcome,
+    connect_request, connect_response,
+};
+use tokio::sync::mpsc;
+use tonic::{Status, Streaming};
+
+use crate::broker::Broker;
+use crate::clock::now_ms;
+use crate::limits::HELLO_TIMEOUT;
+use crate::refusal::Refusal;
+use crate::registry::ToHear;
+use crate::sessions::{Closing, Session, Signal};
+use crate::status;
+
+pub(crate) struct Connection {
+    broker: Arc<Broker>,
+    /// As proved in the handshake, and in the roster when the stream was opened.
+    peer: PublicKey,
+    inbound: Streaming<ConnectRequest>,
+    outbound: mpsc::Sender<Result<ConnectResponse, Status>>,
+    /// Set by its Hello.
+    lockbox_id: Option<LockboxId>,
+}
+
+/// Why a stream ends.
+enum End {
+    /// The lockbox is gone.
+    Gone,
+    /// The lockbox is told why.
+    Told(Status),
+}
+
+impl Connection {
+    pub(crate) fn new(
+        broker: Arc<Broker>,
+        peer: PublicKey,
+        inbound: Streaming<ConnectRequest>,
+        outbound: mpsc::Sender<Result<ConnectResponse, Status>>,
+    ) -> Self {
+        Self {
+            broker,
+            peer,
+            inbound,
+            outbound,
+            lockbox_id: None,
+        }
+    }
+
+    pub(crate) async fn run(mut self) {
+        let outbound = self.outbound.clone();
+        let ended = tokio::select! {
+            ended = self.talk() => ended,
+            () = outbound.closed() => End::Gone,
+        };
+        if let Some(lockbox_id) = self.lockbox_id {
+            tracing::info!(lockbox = %lockbox_id, "disconnected");
+            if let Err(refusal) = self.broker.last_seen(lockbox_id, now_ms()).await {
+                tracing::warn!(%refusal, "the end of a connection was not written down");
+            }
+        }
+        if let End::Told(status) = ended {
+            // The lockbox may be gone too.
+            let _ = outbound.send(Err(status)).await;
+        }
+    }
+
+    async fn talk(&mut self) -> End {
+        let broker = Arc::clone(&self.broker);
+        match self.greet(&broker).await {
+            Ok((lockbox_id, session)) => self.serve(lockbox_id, session).await,
+            Err(end) => end,
+        }
+    }
+
+    /// Hello and Welcome.
+    async fn greet<'a>(&mut self, broker: &'a Arc<Broker>) -> Result<(LockboxId, Session<'a>), End> {
+        let first = tokio::select! {
+            first = tokio::time::timeout(HELLO_TIMEOUT, self.inbound.message()) => first,
+            () = broker.stopping() => return Err(End::Told(stopping())),
+        };
+        let first = first.map_err(|_| End::Told(Status::deadline_exceeded("no Hello came")))?;
+        let Ok(Some(ConnectRequest {
+            message: Some(connect_request::Message::Hello(hello)),
+        })) = first
+        else {
+            return Err(End::Told(Status::invalid_argument("the first message must be Hello")));
+        };
+        let (version, address) = (hello.software_version.clone(), hello.peer_address.clone());
+        let refused = |refusal: Refusal| {
+            tracing::warn!(fingerprint = %self.peer.fingerprint(), %refusal, "a Hello was refused");
+            End::Told(status::for_node(&refusal))
+        };
+        let (lockbox_id, head, their_head) = broker.hello(self.peer, hello).await.map_err(refused)?;
+        self.lockbox_id = Some(lockbox_id);
+        let session = broker.sessions.enter(lockbox_id, their_head, now_ms());
+        tracing::info!(lockbox = %lockbox_id, address, version, "connected");
+        self.send(connect_response::Message::Welcome(Welcome {
+            roster_head: Some(head.to_wire()),
+        }))
+        .await?;
+        Ok((lockbox_id, session))
+    }
+
+    async fn serve(&mut self, lockbox_id: LockboxId, mut session: Session<'_>) -> End {
+        let broker = Arc::clone(&self.broker);
+        if let Err(end) = self.catch_up(lockbox_id).await {
+            return end;
+        }
+        // Retired after Hello and before the session was entered: nobody else would close it.
+        if broker.roster().admitted(&lockbox_id).is_none() {
+            return End::Told(closed(Closing::Retired));
+        }
+        loop {
+            let step = tokio::select! {
+                message = self.inbound.message() => match message {
+                    Ok(Some(message)) => self.take(lockbox_id, message).await,
+                    Ok(None) | Err(_) => Err(End::Gone),
+                },
+                Some(signal) = session.signals.recv() => self.tell(lockbox_id, signal).await,
+                why = &mut session.closing => Err(End::Told(closed(why.unwrap_or(Closing::Replaced)))),
+                () = broker.stopping() => Err(End::Told(stopping())),
+            };
+            if let Err(end) = step {
+                return end;
+            }
+        }
+    }
+
+    /// Sends whatever is open. What becomes open meanwhile arrives as a signal: the session was entered before.
+    async fn catch_up(&mut self, lockbox_id: LockboxId) -> Result<(), End> {
+        let mut after: Option<AuthorizationId> = None;
+        loop {
+            let (page, last) = self.broker.all_to_hear(lockbox_id, after).await.map_err(internal)?;
+            for heard in page {
+                self.send(message(heard)).await?;
+            }
+            match last {
+                Some(last) => after = Some(last),
+                None => return Ok(()),
+            }
+        }
+    }
+
+    async fn tell(&mut self, lockbox_id: LockboxId, signal: Signal) -> Result<(), End> {
+        match signal {
+            Signal::Roster(head) => {
+                self.send(connect_response::Message::RosterAdvanced(RosterAdvanced {
+                    roster_head: Some(head.to_wire()),
+                }))
+                .await
+            }
+            Signal::Transfer(id) => match self.broker.to_hear(lockbox_id, id).await.map_err(internal)? {
+                Some(heard) => self.send(message(heard)).await,
+                None => Ok(()),
+            },
+        }
+    }
+
+    async fn take(&mut self, lockbox_id: LockboxId, message: ConnectRequest) -> Result<(), End> {
+        match message.message {
+            Some(connect_request::Message::TransferReport(report)) => self.report(lockbox_id, report).await,
+            Some(connect_request::Message::Hello(_)) => Err(End::Told(Status::invalid_argument(
+                "Hello is said once, at the beginning",
+            ))),
+            None => Err(End::Told(Status::invalid_argument("a message of an unknown kind came"))),
+        }
+    }
+
+    async fn report(&mut self, lockbox_id: LockboxId, report: TransferReport) -> Result<(), End> {
+        let report_id = report.report_id;
+        match self.broker.report(lockbox_id, report).await {
+            Ok(()) => self.send(connect_response::Message::Ack(Ack { report_id })).await,
+            Err(refusal @ (Refusal::Store(_) | Refusal::Record(_))) => Err(internal(refusal)),
+            Err(refusal) => {
+                tracing::warn!(lockbox = %lockbox_id, report_id, %refusal, "a report was refused; nothing has changed");
+                Ok(())
+            }
+        }
+    }
+
+    async fn send(&self, message: connect_response::Message) -> Result<(), End> {
+        let response = ConnectResponse { message: Some(message) };
+        self.outbound.send(Ok(response)).await.map_err(|_| End::Gone)
+    }
+}
+
+fn message(heard: ToHear) -> connect_response::Message {
+    match heard {
+        ToHear::Offer {
+            authorization,
+            source_address,
+        } => connect_response::Message::OfferTransfer(OfferTransfer {
+            authorization,
+            source_address,
+        }),
+        ToHear::Revocation(revocation) => connect_response::Message::RevokeTransfer(RevokeTransfer { revocation }),
+    }
+}
+
+fn internal(refusal: Refusal) -> End {
+    End::Told(status::for_node(&refusal))
+}
+
+fn closed(why: Closing) -> Status {
+    match why {
+        Closing::Replaced => Status::aborted("a newer connection of this lockbox took over"),
+        Closing::Retired => Status::permission_denied(Refusal::Retired.to_string()),
+        Closing::FellBehind => Status::resource_exhausted("this connection fell behind; connect again"),
+    }
+}
+
+fn stopping() -> Status {
+    Status::unavailable("the broker stops; connect again")
+}

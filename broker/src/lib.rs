@@ -1,0 +1,38 @@
+//! The broker: it decides which transfer is allowed now, signs that, and follows what becomes of it. It holds no key and
+//! could not open one: nothing in its dependencies can.
+//!
+//! | module | knows |
+//! |---|---|
+//! | [`decide`] | who may transfer what where; pure |
+//! | [`registry`] | what the broker remembers, durably |
+//! | [`broker`] | the two together with the signing key and the open connections |
+//! | [`node_service`], [`control_service`] | the two ports; they parse, ask and answer |
+//! | [`admin`], [`init`], [`pki`] | the admins' side: changes of the roster, new clusters, certificates |
+//! | [`cli`] | the command line |
+//!
+//! What an answer says is durable before it is given: see [`registry`].
+
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may fail that way"))]
+
+pub mod admin;
+pub mod broker;
+pub mod cli;
+pub mod clock;
+pub mod config;
+mod connection;
+pub mod control_service;
+pub mod decide;
+pub mod files;
+pub mod init;
+pub mod keyfile;
+pub mod limits;
+pub mod node_service;
+pub mod pki;
+pub mod refusal;
+pub mod registry;
+pub mod requester_name;
+pub mod requesters;
+pub mod serve;
+mod sessions;
+mod status;
+mod watchers;

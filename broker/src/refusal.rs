@@ -1,0 +1,56 @@
+//! Why the broker did not do what it was asked. What of it the asker learns is said in `status`.
+
+use lockbox_authz::certificate::CertificateError;
+use lockbox_authz::{EnvelopeError, FieldError, RosterError};
+use lockbox_store::StoreFailure;
+
+use crate::decide::Denied;
+use crate::requester_name::NameError;
+
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    // The asker's fault.
+    #[error(transparent)]
+    Denied(#[from] Denied),
+    #[error(transparent)]
+    Name(#[from] NameError),
+    #[error("the request is not well-formed: {0}")]
+    Field(#[from] FieldError),
+    #[error("the request id was used for another request; use a new one, or repeat the first request as it was")]
+    RequestIdTaken,
+    #[error("no transfer of this requester has this id; `lockbox-broker transfer list` shows them")]
+    UnknownTransfer,
+    #[error("the transfer is complete, and a complete transfer can't be revoked")]
+    AlreadyComplete,
+    #[error(
+        "the roster has moved on, and the entry is not the next one, which is {due}; fetch the roster, make the entry \
+         again, and sign it again"
+    )]
+    NotNext { due: u64 },
+    #[error("{0}")]
+    Roster(RosterError),
+    #[error("{0}")]
+    Envelope(EnvelopeError),
+    #[error("{0}")]
+    Certificate(CertificateError),
+    #[error("this is about another cluster; check which broker is asked")]
+    OtherCluster,
+    #[error("this is about another authorization")]
+    OtherAuthorization,
+    #[error("the lockbox is not the end of the transfer that it reports for")]
+    NotAnEnd,
+    #[error("the lockbox is not in the roster; admit it, or let it join with a token")]
+    NotAdmitted,
+    #[error("the lockbox was retired, which is for good; give it a new identity and admit that")]
+    Retired,
+    #[error("another identity was admitted under this lockbox id; initialize the lockbox again")]
+    IdTaken,
+    #[error("as many lockboxes wait for admission as may; admit or join with a token, or ask again later")]
+    TooManyPending,
+
+    // This machine's.
+    #[error("{0}")]
+    Store(StoreFailure),
+    #[error("a record in the store is damaged: {0}")]
+    Record(FieldError),
+}

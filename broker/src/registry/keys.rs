@@ -1,0 +1,93 @@
+//! Where each record stands in the store.
+//!
+//! | key | value |
+//! |---|---|
+//! | `roster/` index | envelope of the entry |
+//! | `transfer/` id | `TransferRecord` |
+//! | `authorization/` id | envelope of the authorization |
+//! | `revocation/` id | envelope of the revocation |
+//! | `receipt/` id chunk | envelope of the receipt |
+//! | `erasure/` id chunk | envelope of the erasure record |
+//! | `request/` hash of requester and request id | `RequestRecord` |
+//! | `all/` time id | nothing: all transfers, the newest first |
+//! | `own/` hash of requester, time id | nothing: a requester's transfers, the newest first |
+//! | `end/` lockbox id | nothing: transfers that this lockbox may still have to hear of |
+//! | `lockbox/` lockbox id | `LockboxRecord` |
+//! | `pending/` identity key | `PendingRecord` |
+//!
+//! Numbers are big-endian, so that they sort. A time is subtracted from the largest, so that the newest sorts first.
+
+use lockbox_authz::{AuthorizationId, Hash, LockboxId, PublicKey};
+
+pub(super) const ROSTER: &[u8] = b"roster/";
+pub(super) const ALL: &[u8] = b"all/";
+pub(super) const LOCKBOX: &[u8] = b"lockbox/";
+pub(super) const PENDING: &[u8] = b"pending/";
+
+/// A transfer's place in a list: its time and its id, 24 bytes.
+pub(super) const PLACE_BYTES: usize = 24;
+
+pub(super) fn roster(index: u64) -> Vec<u8> {
+    [ROSTER, &index.to_be_bytes()].concat()
+}
+
+pub(super) fn transfer(id: AuthorizationId) -> Vec<u8> {
+    [b"transfer/", &id.0[..]].concat()
+}
+
+pub(super) fn authorization(id: AuthorizationId) -> Vec<u8> {
+    [b"authorization/", &id.0[..]].concat()
+}
+
+pub(super) fn revocation(id: AuthorizationId) -> Vec<u8> {
+    [b"revocation/", &id.0[..]].concat()
+}
+
+pub(super) fn receipts(id: AuthorizationId) -> Vec<u8> {
+    [b"receipt/", &id.0[..]].concat()
+}
+
+pub(super) fn receipt(id: AuthorizationId, chunk: u32) -> Vec<u8> {
+    [&receipts(id)[..], &chunk.to_be_bytes()].concat()
+}
+
+pub(super) fn erasures(id: AuthorizationId) -> Vec<u8> {
+    [b"erasure/", &id.0[..]].concat()
+}
+
+pub(super) fn erasure(id: AuthorizationId, chunk: u32) -> Vec<u8> {
+    [&erasures(id)[..], &chunk.to_be_bytes()].concat()
+}
+
+/// The request id is hashed with what tells it from the name before it: names have no control characters.
+pub(super) fn request(requester: &str, request_id: &str) -> Vec<u8> {
+    let both = [requester.as_bytes(), b"\0", request_id.as_bytes()].concat();
+    [b"request/", &Hash::of(&both).0[..]].concat()
+}
+
+pub(super) fn own(requester: &str) -> Vec<u8> {
+    [b"own/", &Hash::of(requester.as_bytes()).0[..]].concat()
+}
+
+pub(super) fn place(created_at_ms: i64, id: AuthorizationId) -> [u8; PLACE_BYTES] {
+    let mut place = [0; PLACE_BYTES];
+    place[..8].copy_from_slice(&(u64::MAX - created_at_ms.unsigned_abs()).to_be_bytes());
+    place[8..].copy_from_slice(&id.0);
+    place
+}
+
+pub(super) fn end(lockbox_id: LockboxId) -> Vec<u8> {
+    [b"end/", &lockbox_id.0[..]].concat()
+}
+
+pub(super) fn end_transfer(lockbox_id: LockboxId, id: AuthorizationId) -> Vec<u8> {
+    [&end(lockbox_id)[..], &id.0[..]].concat()
+}
+
+pub(super) fn lockbox(lockbox_id: LockboxId) -> Vec<u8> {
+    [LOCKBOX, &lockbox_id.0[..]].concat()
+}
+
+pub(super) fn pending(identity_key: &PublicKey) -> Vec<u8> {
+    [PENDING, &identity_key.as_bytes()[..]].concat()
+}

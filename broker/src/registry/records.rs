@@ -1,0 +1,106 @@
+//! What the broker writes down beside what was signed. Protobuf: fields are added, and never given another meaning.
+
+use lockbox_authz::FieldError;
+use prost::Message;
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct TransferRecord {
+    #[prost(bytes = "vec", tag = "1")]
+    pub(super) authorization_id: Vec<u8>,
+    #[prost(bytes = "vec", tag = "2")]
+    pub(super) authorization_hash: Vec<u8>,
+    #[prost(string, tag = "3")]
+    pub(super) request_id: String,
+    #[prost(string, tag = "4")]
+    pub(super) requester: String,
+    #[prost(bytes = "vec", tag = "5")]
+    pub(super) source_id: Vec<u8>,
+    #[prost(bytes = "vec", tag = "6")]
+    pub(super) target_id: Vec<u8>,
+    /// `lockbox.authz.v1.Operation`.
+    #[prost(int32, tag = "7")]
+    pub(super) operation: i32,
+    #[prost(int64, tag = "8")]
+    pub(super) created_at_ms: i64,
+    #[prost(int64, tag = "9")]
+    pub(super) expires_at_ms: i64,
+    #[prost(int64, tag = "10")]
+    pub(super) changed_at_ms: i64,
+    #[prost(message, optional, tag = "11")]
+    pub(super) revoked: Option<RevokedRecord>,
+    #[prost(message, optional, tag = "12")]
+    pub(super) source: Option<EndRecord>,
+    #[prost(message, optional, tag = "13")]
+    pub(super) target: Option<EndRecord>,
+    #[prost(uint64, tag = "14")]
+    pub(super) keys_received: u64,
+    #[prost(uint64, tag = "15")]
+    pub(super) keys_erased: u64,
+    #[prost(string, tag = "16")]
+    pub(super) reason: String,
+    #[prost(uint64, tag = "17")]
+    pub(super) named_keys: u64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct RevokedRecord {
+    #[prost(int64, tag = "1")]
+    pub(super) at_ms: i64,
+    #[prost(string, tag = "2")]
+    pub(super) reason: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct EndRecord {
+    /// `lockbox.node.v1.TransferStage`.
+    #[prost(int32, tag = "1")]
+    pub(super) stage: i32,
+    #[prost(uint64, tag = "2")]
+    pub(super) key_count: u64,
+    #[prost(uint64, tag = "3")]
+    pub(super) keys_done: u64,
+    #[prost(uint64, tag = "4")]
+    pub(super) withheld_count: u64,
+    #[prost(string, tag = "5")]
+    pub(super) detail: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct RequestRecord {
+    #[prost(bytes = "vec", tag = "1")]
+    pub(super) authorization_id: Vec<u8>,
+    /// Of the request in its canonical form.
+    #[prost(bytes = "vec", tag = "2")]
+    pub(super) request_hash: Vec<u8>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct LockboxRecord {
+    /// Envelope.
+    #[prost(bytes = "vec", tag = "1")]
+    pub(super) wrapping_certificate: Vec<u8>,
+    #[prost(string, tag = "2")]
+    pub(super) peer_address: String,
+    #[prost(string, tag = "3")]
+    pub(super) software_version: String,
+    #[prost(uint64, tag = "4")]
+    pub(super) head_index: u64,
+    #[prost(bytes = "vec", tag = "5")]
+    pub(super) head_hash: Vec<u8>,
+    #[prost(int64, tag = "6")]
+    pub(super) last_seen_ms: i64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct PendingRecord {
+    /// Envelope.
+    #[prost(bytes = "vec", tag = "1")]
+    pub(super) request: Vec<u8>,
+    #[prost(int64, tag = "2")]
+    pub(super) received_at_ms: i64,
+}
+
+/// Decodes a record that this broker wrote.
+pub(super) fn decode<R: Message + Default>(what: &'static str, bytes: &[u8]) -> Result<R, FieldError> {
+    R::decode(bytes).map_err(|_| FieldError::new(what, "is not what the broker writes"))
+}

@@ -1,0 +1,219 @@
+//! The daemon.
+
+use std::io::{self, Write};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use lockbox_authz::Signer;
+use lockbox_rpc::tls::raw_key::{self, NodeKey};
+use lockbox_rpc::tls::x509;
+use lockbox_rpc::transport::{ServerLimits, serve_tls};
+use lockbox_store::StoreFailure;
+use lockbox_store_sled::SledStore;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::broker::Broker;
+use crate::config::{Config, ConfigError, Log, LogFormat};
+use crate::files::{self, FileError};
+use crate::registry::{OpenError, Registry};
+use crate::{control_service, init, keyfile, node_service};
+
+/// Why the daemon did not start, or stopped by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error("{0}")]
+    Open(#[from] OpenError),
+    #[error(
+        "can't listen on {address}, which is {key} in broker.toml: {source}; choose another port, or stop what uses it"
+    )]
+    Bind {
+        key: &'static str,
+        address: SocketAddr,
+        source: io::Error,
+    },
+    #[error(transparent)]
+    File(#[from] FileError),
+    #[error("can't {action}: {source}")]
+    Io { action: &'static str, source: io::Error },
+    #[error("stopped: {0}")]
+    Store(StoreFailure),
+}
+
+/// A broker whose two ports are bound and not served yet.
+pub struct Bound {
+    pub broker: Arc<Broker>,
+    pub node: SocketAddr,
+    pub control: SocketAddr,
+    node_listener: TcpListener,
+    control_listener: TcpListener,
+    node_tls: Arc<rustls::ServerConfig>,
+    control_tls: Arc<rustls::ServerConfig>,
+}
+
+/// Serves until SIGTERM or SIGINT. Prints one line when both ports are bound.
+pub async fn run(config_file: &Path, ports_file: Option<&Path>) -> Result<(), ServeError> {
+    let config = Config::load(config_file)?;
+    log_to_stderr(config.log);
+    let bound = bind(config_file, config).await?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(io_error("wait for SIGTERM"))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(io_error("wait for SIGINT"))?;
+    if let Some(ports_file) = ports_file {
+        let ports = serde_json::json!({ "node": bound.node.to_string(), "control": bound.control.to_string() });
+        files::replace(ports_file, format!("{ports}\n").as_bytes(), files::PUBLIC)?;
+    }
+    let mut stdout = io::stdout();
+    writeln!(stdout, "ready: node {} control {}", bound.node, bound.control)
+        .and_then(|()| stdout.flush())
+        .map_err(io_error("write to standard output"))?;
+    bound
+        .serve(async move {
+            tokio::select! {
+                _ = terminate.recv() => tracing::info!("SIGTERM: stopping"),
+                _ = interrupt.recv() => tracing::info!("SIGINT: stopping"),
+            }
+        })
+        .await
+}
+
+/// Checks everything that is configured, opens the store, and binds the ports, in this order.
+pub async fn bind(config_file: &Path, config: Config) -> Result<Bound, ServeError> {
+    let wrong = |key: &str, problem: String, mend: &str| ConfigError {
+        file: config_file.to_owned(),
+        key: key.to_owned(),
+        problem,
+        mend: mend.to_owned(),
+    };
+    let key = keyfile::read(&config.signing_key)
+        .map_err(|error| wrong("signing_key", error.to_string(), "name the broker.key of this broker"))?;
+    let node_key = NodeKey::from_seed(&key.seed())
+        .map_err(|error| wrong("signing_key", error.to_string(), "name the broker.key of this broker"))?;
+    let node_tls = raw_key::server_config(&node_key, Arc::new(node_service::AnyKey));
+    let control_tls = control_tls(config_file, &config)?;
+    let registry = open(&config)?;
+    check_membership(&registry, &key, &wrong)?;
+    let (node_listen, control_listen) = (config.node_listen, config.control_listen);
+    let broker = Broker::new(registry, key, config.requesters);
+
+    let node_listener = listen("node.listen", node_listen).await?;
+    let control_listener = listen("control.listen", control_listen).await?;
+    let address = |listener: &TcpListener| listener.local_addr().map_err(io_error("read a port's address"));
+    Ok(Bound {
+        broker,
+        node: address(&node_listener)?,
+        control: address(&control_listener)?,
+        node_listener,
+        control_listener,
+        node_tls,
+        control_tls,
+    })
+}
+
+impl Bound {
+    /// Serves until `shutdown` completes, or the store fails.
+    pub async fn serve(self, shutdown: impl Future<Output = ()>) -> Result<(), ServeError> {
+        let broker = self.broker;
+        let node = serve_tls(
+            self.node_listener,
+            self.node_tls,
+            node_service::service(Arc::clone(&broker)),
+            ServerLimits::default(),
+            broker.stopping(),
+        );
+        let control = serve_tls(
+            self.control_listener,
+            self.control_tls,
+            control_service::service(Arc::clone(&broker)),
+            ServerLimits::default(),
+            broker.stopping(),
+        );
+        let ordered = async {
+            shutdown.await;
+            broker.stop();
+            // Ends with the two listeners.
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            // Nothing more can be acknowledged, so nobody is kept waiting for it.
+            failure = broker.failed() => Err(ServeError::Store(failure)),
+            ((), ()) = async { tokio::join!(node, control) } => Ok(()),
+            () = ordered => Ok(()),
+        }
+    }
+}
+
+fn open(config: &Config) -> Result<Registry, OpenError> {
+    let store = SledStore::open(&config.store, None, &init::store_options())?;
+    Registry::open(Arc::new(store))
+}
+
+/// A broker that the admins don't know would answer, and every lockbox would turn away from it.
+fn check_membership(
+    registry: &Registry,
+    key: &lockbox_authz::SecretKey,
+    wrong: &impl Fn(&str, String, &str) -> ConfigError,
+) -> Result<(), ServeError> {
+    let roster = registry.roster();
+    let ours = key.public_key();
+    match roster.brokers().iter().find(|broker| broker.signing_key == ours) {
+        None => {
+            let problem = format!(
+                "the roster has no broker with this key (fingerprint {})",
+                ours.fingerprint()
+            );
+            Err(wrong("signing_key", problem, "name the key of a broker of this cluster").into())
+        }
+        Some(broker) if broker.retired => {
+            tracing::warn!("this broker was retired: it hands out the roster and authorizes nothing");
+            Ok(())
+        }
+        Some(_) => Ok(()),
+    }
+}
+
+fn control_tls(config_file: &Path, config: &Config) -> Result<Arc<rustls::ServerConfig>, ConfigError> {
+    let wrong = |key: &str, problem: String| ConfigError {
+        file: config_file.to_owned(),
+        key: key.to_owned(),
+        problem,
+        mend: "name the right PEM file".to_owned(),
+    };
+    let certificate =
+        files::read(&config.control_certificate).map_err(|error| wrong("control.certificate", error.to_string()))?;
+    let key = files::read_private(&config.control_key).map_err(|error| wrong("control.key", error.to_string()))?;
+    let client_ca =
+        files::read(&config.control_client_ca).map_err(|error| wrong("control.client_ca", error.to_string()))?;
+    x509::server_config(&certificate, &key, &client_ca).map_err(|error| {
+        wrong(
+            "control.certificate, control.key or control.client_ca",
+            error.to_string(),
+        )
+    })
+}
+
+async fn listen(key: &'static str, address: SocketAddr) -> Result<TcpListener, ServeError> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|source| ServeError::Bind { key, address, source })
+}
+
+fn log_to_stderr(log: Log) {
+    let level = log.level.as_str();
+    let filter = tracing_subscriber::EnvFilter::new(format!("warn,lockbox_broker={level},lockbox_rpc={level}"));
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(false)
+        .with_target(false);
+    match log.format {
+        LogFormat::Text => builder.init(),
+        LogFormat::Json => builder.json().init(),
+    }
+}
+
+fn io_error(action: &'static str) -> impl FnOnce(io::Error) -> ServeError {
+    move |source| ServeError::Io { action, source }
+}
