@@ -18,6 +18,7 @@ use lockbox_store::{Batch, Durable, Store};
 use prost::Message;
 use rand_core::CryptoRng;
 
+use crate::limits::MAX_CHUNK_KEYS;
 use crate::primitives;
 use crate::rows::Row;
 use crate::secrets::{RootKey, WrappingSeed};
@@ -34,6 +35,7 @@ pub struct Lockbox {
     pub(crate) roster: Option<Roster>,
     pub(crate) alarms: BTreeMap<u64, Alarm>,
     pub(crate) erasure_class: ErasureClass,
+    pub(crate) chunk_keys: usize,
 }
 
 /// Who a lockbox is. Secret but for the public halves.
@@ -163,8 +165,14 @@ impl Lockbox {
             roster,
             alarms,
             erasure_class,
+            chunk_keys: MAX_CHUNK_KEYS,
         };
         Ok((lockbox, unfinished))
+    }
+
+    /// Plans smaller chunks than the protocol allows, so that a few keys make a transfer of many chunks.
+    pub fn limit_chunks(&mut self, keys: usize) {
+        self.chunk_keys = keys.clamp(1, MAX_CHUNK_KEYS);
     }
 
     pub fn identity(&self) -> &Identity {

@@ -8,7 +8,7 @@ use lockbox_authz::keys::PublicKey;
 use lockbox_authz::roster::{self, Head, HeadComparison, Roster};
 
 use crate::ledger::Outgoing;
-use crate::limits::{MAX_CHUNK_BYTES, MAX_CHUNK_KEYS, MAX_CHUNKS, MAX_CLOCK_SKEW_MS};
+use crate::limits::{MAX_CHUNK_BYTES, MAX_CHUNKS, MAX_CLOCK_SKEW_MS};
 use crate::lockbox::{Lockbox, LockboxError, Standing};
 use crate::record::{Key, KeyState};
 use crate::rows::Row;
@@ -233,7 +233,7 @@ impl Lockbox {
                     let key = self.vault.key(*id).map_err(LockboxError::from)?;
                     let key = key.ok_or(Refusal::NoKey(*id))?;
                     self.check_key(&key, statement, target)?;
-                    plan.add(&key)?;
+                    plan.add(&key, self.chunk_keys)?;
                 }
             }
             Selection::Labels(_) | Selection::All => {
@@ -244,7 +244,7 @@ impl Lockbox {
                     after = Some(last.info.key_id);
                     for key in page.iter().filter(|key| is_selected(key, &statement.selection)) {
                         match self.check_key(key, statement, target) {
-                            Ok(()) => plan.add(key)?,
+                            Ok(()) => plan.add(key, self.chunk_keys)?,
                             Err(Refusal::Local(error)) => return Err(Refusal::Local(error)),
                             Err(_) => plan.withheld_count += 1,
                         }
@@ -294,13 +294,13 @@ impl Lockbox {
 
 impl Plan {
     /// Puts a key into the last chunk, or into a new one if it does not fit.
-    fn add(&mut self, key: &Key) -> Result<(), Refusal> {
+    fn add(&mut self, key: &Key, most_keys: usize) -> Result<(), Refusal> {
         // The field's tag and length take at most 4 bytes.
         let bytes = key.encode().len() + 4;
         let fits = self
             .chunks
             .last()
-            .is_some_and(|chunk| chunk.len() < MAX_CHUNK_KEYS && self.bytes_in_last + bytes <= MAX_CHUNK_BYTES - 8);
+            .is_some_and(|chunk| chunk.len() < most_keys && self.bytes_in_last + bytes <= MAX_CHUNK_BYTES - 8);
         if !fits {
             if self.chunks.len() == MAX_CHUNKS as usize {
                 return Err(Refusal::TooManyChunks);

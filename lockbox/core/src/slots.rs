@@ -162,13 +162,19 @@ impl Header {
     /// Tries each slot of the secret's kind, and gives the root key with the number of the slot that opened.
     pub fn open(&self, secret: &SlotSecret) -> Result<(u32, RootKey), SlotError> {
         secret.check_length()?;
+        let mut refused = SlotError::NoSlotOpens;
         for slot in self.wire.slots.iter().filter(|slot| slot.kind() == secret.kind()) {
-            let key = secret.slot_key(slot)?;
-            if let Ok(root) = self.open_slot(slot, &key) {
-                return Ok((slot.slot_id, root));
+            match secret.slot_key(slot) {
+                Ok(key) => {
+                    if let Ok(root) = self.open_slot(slot, &key) {
+                        return Ok((slot.slot_id, root));
+                    }
+                }
+                // A slot whose cost is out of bounds is damaged; it does not shut the ones after it.
+                Err(error) => refused = error,
             }
         }
-        Err(SlotError::NoSlotOpens)
+        Err(refused)
     }
 
     fn open_slot(&self, slot: &wire::SealSlot, key: &SlotKey) -> Result<RootKey, DoesNotOpen> {
@@ -230,3 +236,6 @@ impl SlotSecret {
         outcome.map(|()| key)
     }
 }
+
+#[cfg(test)]
+mod tests;

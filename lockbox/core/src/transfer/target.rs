@@ -72,6 +72,8 @@ pub enum TargetError {
     DoesNotOpen(u32),
     #[error("key {0} is here already, with other material")]
     Conflict(KeyId),
+    #[error("key {0} is being moved away from here: that transfer has to end first")]
+    OnItsWayOut(KeyId),
     #[error("key {0} was destroyed here, and a destroyed key does not come back")]
     WasDestroyed(KeyId),
     #[error(transparent)]
@@ -82,7 +84,10 @@ impl TargetError {
     /// Whether the keys that came can't be taken, so that the source has to be told to keep the rest: see
     /// [`Lockbox::decline_incoming`].
     pub fn declines(&self) -> bool {
-        matches!(self, Self::Conflict(_) | Self::WasDestroyed(_) | Self::Field(_))
+        matches!(
+            self,
+            Self::Conflict(_) | Self::OnItsWayOut(_) | Self::WasDestroyed(_) | Self::Field(_)
+        )
     }
 
     /// Whether trying again with the same authorization can't help.
@@ -240,7 +245,9 @@ impl Lockbox {
         let mut incoming = self.incoming(id)?.ok_or(TargetError::NoTransfer(id))?;
         let mut changes = Changes::default();
         if incoming.is_open() {
-            let state = if refused {
+            // Refused is what never began.
+            let began = incoming.record.declined || incoming.record.chunk_count != 0;
+            let state = if refused && !began {
                 TransferState::Refused
             } else {
                 TransferState::Ended
@@ -541,8 +548,17 @@ fn check_selection(incoming: &Incoming, keys: &[Key]) -> Result<(), TargetError>
 }
 
 /// Whether a key that arrived is to be stored. One that is here already, with the same material, stays as it is.
+///
+/// A key that is being moved away is not taken: this lockbox would give a receipt for a copy that the receipt of the other
+/// transfer makes it erase, and the last copy could be lost between the two. It is declined rather than awaited, or two
+/// lockboxes that move the same keys to each other would wait for ever.
 fn take_key(lockbox: &Lockbox, key: &Key) -> Result<bool, TargetError> {
     let key_id = key.info.key_id;
+    if let Some(id) = lockbox.open_transfer_of(key_id)?
+        && lockbox.outgoing(id)?.is_some_and(|outgoing| outgoing.is_move())
+    {
+        return Err(TargetError::OnItsWayOut(key_id));
+    }
     if let Some(existing) = lockbox.vault.key(key_id).map_err(LockboxError::from)? {
         let same = existing.info.material_id == key.info.material_id && existing.material.equals(&key.material);
         return if same {

@@ -1,0 +1,199 @@
+//! One lockbox of the simulation, with its store, its root and its clock.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use lockbox_authz::authorization::Party;
+use lockbox_authz::roster::{self, Roster};
+use lockbox_authz::{ErasureClass, KeyId, LockboxId, PublicKey, UnverifiedEnvelope};
+use lockbox_core::lockbox::{Lockbox, Membership};
+use lockbox_core::secrets::RootKey;
+use lockbox_core::slots::Header;
+use lockbox_core::step::{Locked, Step};
+use lockbox_store::{Durable, EffaceableRoot, MemoryStore, Store};
+use rand_core::CryptoRng;
+
+use super::rng::SeededRng;
+use super::world::Outcome;
+
+/// What a small file that is overwritten in place would hold.
+#[derive(Clone, Default)]
+struct Root(Arc<Mutex<Vec<u8>>>);
+
+impl EffaceableRoot for Root {
+    fn replace(&mut self, image: &[u8]) -> std::io::Result<()> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = image.to_vec();
+        Ok(())
+    }
+}
+
+/// Turns the proof of a step into what it allows.
+type Unlock = Box<dyn FnOnce(&Durable) -> Outcome + Send>;
+
+struct Waiting {
+    ticket: u64,
+    /// The session that waits for it, if one does.
+    session: Option<u64>,
+    unlock: Unlock,
+}
+
+pub(super) struct Node {
+    pub(super) lockbox: Lockbox,
+    pub(super) clock_skew_ms: i64,
+    pub(super) identity: Party,
+    name: String,
+    store: MemoryStore,
+    root: Root,
+    header: Header,
+    root_key: RootKey,
+    waiting: Vec<Waiting>,
+    proofs: Arc<Mutex<Vec<Durable>>>,
+}
+
+impl Node {
+    pub(super) fn new(name: String, rng: &mut SeededRng) -> Self {
+        let root = Root::default();
+        let store = MemoryStore::new().with_root(Box::new(root.clone()));
+        let header = Header::new(LockboxId::from_random(rng.bytes()), rng);
+        let root_key = RootKey::random(rng);
+        Lockbox::format(Arc::new(store.clone()), &header, &root_key, &name, rng).expect("memory does not fail");
+        store.hold();
+        let lockbox = open(&store, &root, &header, &root_key, rng);
+        let identity = Party {
+            lockbox_id: lockbox.identity().lockbox_id,
+            identity_key: lockbox.identity().public_key(),
+        };
+        Self {
+            lockbox,
+            clock_skew_ms: 0,
+            identity,
+            name,
+            store,
+            root,
+            header,
+            root_key,
+            waiting: Vec::new(),
+            proofs: Arc::default(),
+        }
+    }
+
+    pub(super) fn member(&self, labels: &str) -> roster::Lockbox {
+        roster::Lockbox {
+            lockbox_id: self.identity.lockbox_id,
+            name: self.name.clone(),
+            identity_key: self.identity.identity_key,
+            labels: lockbox_authz::Labels::parse([labels]).expect("a label"),
+        }
+    }
+
+    pub(super) fn key(&self) -> PublicKey {
+        self.identity.identity_key
+    }
+
+    /// Submits a step. Its outcome comes when its batches are durable.
+    pub(super) fn submit<M: Send + 'static>(
+        &mut self,
+        step: Step<M>,
+        session: Option<u64>,
+        then: impl FnOnce(M) -> Outcome + Send + 'static,
+    ) {
+        let (batches, locked) = step.into_parts();
+        let mut ticket = 0;
+        for batch in batches {
+            ticket = batch.ticket();
+            let proofs = Arc::clone(&self.proofs);
+            self.store.submit(
+                batch,
+                Box::new(move |proof| {
+                    let proof = proof.expect("memory does not fail");
+                    proofs.lock().unwrap_or_else(PoisonError::into_inner).push(proof);
+                }),
+            );
+        }
+        let unlock = Box::new(move |proof: &Durable| then(Locked::unlock(locked, proof)));
+        self.waiting.push(Waiting {
+            ticket,
+            session,
+            unlock,
+        });
+    }
+
+    /// Makes the oldest batch durable, and gives what that allows: the session that waited, and the outcome.
+    pub(super) fn sync(&mut self) -> Vec<(Option<u64>, Outcome)> {
+        self.store.sync_next().expect("memory does not fail");
+        let proofs = std::mem::take(&mut *self.proofs.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut outcomes = Vec::new();
+        for proof in proofs {
+            self.lockbox.note_durable(&proof);
+            let Some(place) = self.waiting.iter().position(|waiting| waiting.ticket == proof.ticket()) else {
+                continue;
+            };
+            let waiting = self.waiting.remove(place);
+            outcomes.push((waiting.session, (waiting.unlock)(&proof)));
+        }
+        outcomes
+    }
+
+    pub(super) fn unsynced(&self) -> usize {
+        self.store.waiting()
+    }
+
+    /// Power fails and comes back.
+    pub(super) fn crash(&mut self, rng: &mut SeededRng) {
+        self.store.crash();
+        self.waiting.clear();
+        self.proofs.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.lockbox = open(&self.store, &self.root, &self.header, &self.root_key, rng);
+    }
+
+    /// Whether the key is here for readers.
+    pub(super) fn holds(&self, key_id: KeyId) -> bool {
+        self.store
+            .get(&place_of(key_id))
+            .expect("memory does not fail")
+            .is_some()
+    }
+
+    /// Whether the key would be here after a power cut.
+    pub(super) fn holds_durably(&self, key_id: KeyId) -> bool {
+        self.store.is_durable(&place_of(key_id))
+    }
+
+    pub(super) fn join(&mut self, roster: &Roster, rng: &mut SeededRng) {
+        let membership = Membership {
+            cluster_id: roster.cluster_id(),
+            brokers: Vec::new(),
+        };
+        let step = self.lockbox.set_membership(membership, rng).expect("one cluster");
+        self.submit(step, None, |()| Outcome::Nothing);
+        self.learn(roster, 0, rng);
+    }
+
+    /// Learns the roster, and acts by what it retires.
+    pub(super) fn learn(&mut self, roster: &Roster, now_ms: i64, rng: &mut SeededRng) {
+        let entries: Vec<UnverifiedEnvelope> = roster.entries_from(0, usize::MAX).cloned().collect();
+        let step = self.lockbox.apply_roster(&entries, now_ms, rng).expect("undamaged");
+        self.submit(step, None, |applied| {
+            applied.expect("one roster");
+            Outcome::Nothing
+        });
+        let step = self.lockbox.end_with_retired(now_ms, rng).expect("undamaged");
+        self.submit(step, None, |()| Outcome::Nothing);
+    }
+}
+
+/// Where the vault keeps a key record: see `lockbox_core::vault`.
+fn place_of(key_id: KeyId) -> Vec<u8> {
+    [b"R", &key_id.0[..]].concat()
+}
+
+fn open(store: &MemoryStore, root: &Root, header: &Header, root_key: &RootKey, rng: &mut dyn CryptoRng) -> Lockbox {
+    let images = [root.0.lock().unwrap_or_else(PoisonError::into_inner).clone()];
+    let class = ErasureClass::Software;
+    let (lockbox, unfinished) =
+        Lockbox::open(Arc::new(store.clone()), header, root_key, &images, class, rng).expect("what is durable opens");
+    if let Some(batch) = unfinished {
+        store.submit(batch, Box::new(|proof| assert!(proof.is_ok(), "memory does not fail")));
+        store.sync_next().expect("memory does not fail");
+    }
+    lockbox
+}
