@@ -126,10 +126,15 @@ pub fn text(field: &'static str, value: &str, least: usize, most: usize) -> Resu
     if length > most {
         return Err(FieldError::new(field, "is too long"));
     }
-    if value.chars().any(char::is_control) {
+    if value.chars().any(|c| c.is_control() || moves_text(c)) {
         return Err(FieldError::new(field, "must have no control characters"));
     }
     Ok(())
+}
+
+/// Characters that print as nothing and break a line or turn its direction: with them a name could look like another.
+fn moves_text(c: char) -> bool {
+    matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
 }
 
 pub fn version(found: u32) -> Result<(), FieldError> {

@@ -1,0 +1,296 @@
+//! A store at rest: all of it once, and single records that must not open.
+//!
+//! [`Keys`] finds the way from the root key to a record by SPEC section 9, with nothing of the vault's code but the
+//! primitives and the labels.
+
+use lockbox_core::labels;
+use lockbox_core::primitives::{aead_open, hkdf_sha256};
+use lockbox_core::wire;
+use lockbox_store::Store;
+use prost::Message;
+
+use super::Vector;
+use super::file::hex;
+use super::scene::{Node, Scene};
+
+/// The keys of a store that hang on its root key.
+pub(super) struct Keys<'n> {
+    node: &'n Node,
+    store_id: [u8; 16],
+}
+
+impl<'n> Keys<'n> {
+    pub(super) fn of(node: &'n Node) -> Self {
+        let store_id = node.header.store_id();
+        Self { node, store_id }
+    }
+
+    fn derive(&self, label: &[u8]) -> [u8; 32] {
+        let mut key = [0; 32];
+        hkdf_sha256(&self.store_id, &self.node.root_key, &[label], &mut key);
+        key
+    }
+
+    fn aad(&self, label: &[u8], rest: &[u8]) -> Vec<u8> {
+        [label, &self.store_id, rest].concat()
+    }
+
+    /// Opens a record of the book: version, salt, and what is sealed.
+    fn book_record(&self, place: &[u8], stored: &[u8]) -> Vec<u8> {
+        let (version, rest) = stored.split_at(8);
+        let (salt, sealed) = rest.split_at(16);
+        let mut key = [0; 32];
+        hkdf_sha256(salt, &self.derive(labels::BOOK), &[labels::BOOK_RECORD_KEY], &mut key);
+        let aad = self.aad(labels::BOOK_RECORD, &[version, place].concat());
+        open(&key, sealed, &aad)
+    }
+
+    /// The epoch and its key, from the effaceable root.
+    fn epoch(&self, image: &[u8]) -> (u64, [u8; 32]) {
+        let opened = open(
+            &self.derive(labels::EPOCH_SEALING),
+            image,
+            &self.aad(labels::EPOCH_KEY, &[]),
+        );
+        let (epoch, key) = opened.split_at(8);
+        (u64::from_be_bytes(array(epoch)), array(key))
+    }
+
+    /// The key of a key's bucket.
+    fn bucket_key(&self, image: &[u8], table: &[u8], bucket: usize) -> [u8; 32] {
+        let (epoch, key) = self.epoch(image);
+        let table = open(&key, table, &self.aad(labels::BUCKET_TABLE, &epoch.to_be_bytes()));
+        let table = wire::BucketTable::decode(&table[..]).expect("a good table");
+        array(&table.keys[bucket * 32..bucket * 32 + 32])
+    }
+
+    pub(super) fn wrapping_seed(&self) -> [u8; 32] {
+        let stored = self
+            .node
+            .store
+            .get(b"i")
+            .expect("memory does not fail")
+            .expect("it has an identity");
+        let record = wire::SelfRecord::decode(&self.book_record(b"i", &stored)[..]).expect("a good record");
+        array(&record.wrapping_seed)
+    }
+}
+
+fn open(key: &[u8; 32], sealed: &[u8], aad: &[u8]) -> Vec<u8> {
+    aead_open(key, sealed, aad).expect("nothing was changed").to_vec()
+}
+
+fn array<const N: usize>(bytes: &[u8]) -> [u8; N] {
+    bytes.try_into().expect("it has the right length")
+}
+
+pub(super) fn vectors(scene: &Scene) -> Vec<Vector> {
+    let keys = Keys::of(&scene.a);
+    let mut vectors = vec![store(scene, &keys)];
+    vectors.extend(images(scene, &keys));
+    vectors.extend(book_records(scene, &keys));
+    vectors.extend(key_records(scene, &keys));
+    vectors
+}
+
+fn row(scene: &Scene, place: &[u8]) -> Vec<u8> {
+    let found = scene.rows.iter().find(|(key, _)| key == place);
+    found.expect("the store has it").1.clone()
+}
+
+/// Every row, each as length and key, length and value.
+fn store(scene: &Scene, keys: &Keys) -> Vector {
+    let mut body = Vec::new();
+    for part in scene.rows.iter().flat_map(|(key, value)| [key, value]) {
+        body.extend(u32::try_from(part.len()).expect("a small row").to_be_bytes());
+        body.extend(part);
+    }
+    Vector::accepted(
+        "store",
+        "store",
+        "All of storage-a's store, with one volume key in it.",
+        body,
+    )
+    .with_hex("root-key", &scene.a.root_key)
+    .with_hex("store-id", &keys.store_id)
+    .with_hex("root-image", &scene.image)
+    .with_hex(
+        "yields-identity-key",
+        scene.a.lockbox().identity().public_key().as_bytes(),
+    )
+    .with_hex("yields-key-id", &scene.key_id.0)
+    .with_hex("yields-material", &scene.material)
+}
+
+fn last(body: &mut [u8]) -> &mut u8 {
+    body.last_mut().expect("it is not empty")
+}
+
+/// Spoils what a record is bound to.
+fn elsewhere(good: &Vector) -> Vec<Vector> {
+    let bits = |suffix: &str, about: &str, name: &str| {
+        good.spoiled(suffix, "does-not-open", about, |vector| {
+            let mut bytes = vector.bytes(name);
+            *last(&mut bytes) ^= 1;
+            vector.set(name, hex(&bytes));
+        })
+    };
+    vec![
+        bits("of-another-store", "It is from another store.", "store-id"),
+        bits("under-another-root", "The root key is another one.", "root-key"),
+    ]
+}
+
+fn changed(good: &Vector, suffix: &str, about: &str, spoil: fn(&mut Vec<u8>)) -> Vector {
+    good.spoiled(suffix, "does-not-open", about, |vector| spoil(&mut vector.body))
+}
+
+fn images(scene: &Scene, keys: &Keys) -> Vec<Vector> {
+    let (epoch, epoch_key) = keys.epoch(&scene.image);
+    let about = "What the effaceable root holds: the epoch key.";
+    let good = Vector::accepted("root-image", "root-image", about, scene.image.clone())
+        .with_hex("root-key", &scene.a.root_key)
+        .with_hex("store-id", &keys.store_id)
+        .with("yields-epoch", epoch.to_string())
+        .with_hex("yields-epoch-key", &epoch_key);
+    let mut vectors = elsewhere(&good);
+    vectors.push(changed(
+        &good,
+        "changed",
+        "One bit of the ciphertext is flipped.",
+        |body| body[20] ^= 1,
+    ));
+    vectors.push(changed(&good, "effaced", "It was overwritten with zeros.", |body| {
+        body.fill(0)
+    }));
+    vectors.push(changed(&good, "cut-short", "The last byte is missing.", |body| {
+        body.pop();
+    }));
+    vectors.push(good);
+    vectors
+}
+
+fn book_records(scene: &Scene, keys: &Keys) -> Vec<Vector> {
+    let stored = row(scene, b"i");
+    let plaintext = keys.book_record(b"i", &stored);
+    let about = "storage-a's record of itself: its seeds.";
+    let good = Vector::accepted("book-record", "book-record", about, stored)
+        .with_hex("root-key", &scene.a.root_key)
+        .with_hex("store-id", &keys.store_id)
+        .with_hex("place", b"i")
+        .with_hex("yields-plaintext", &plaintext);
+    let mut vectors = elsewhere(&good);
+    vectors.extend([
+        changed(&good, "version-changed", "It claims to be a later version.", |body| {
+            body[7] = 2
+        }),
+        changed(&good, "salt-changed", "One bit of the salt is flipped.", |body| {
+            body[8] ^= 1
+        }),
+        changed(&good, "nonce-changed", "One bit of the nonce is flipped.", |body| {
+            body[24] ^= 1
+        }),
+        changed(
+            &good,
+            "ciphertext-changed",
+            "One bit of the ciphertext is flipped.",
+            |body| body[36] ^= 1,
+        ),
+        changed(&good, "tag-changed", "One bit of the tag is flipped.", |body| {
+            *last(body) ^= 1
+        }),
+        changed(&good, "cut-short", "It is shorter than any record.", |body| {
+            body.truncate(51)
+        }),
+        good.spoiled(
+            "at-another-place",
+            "does-not-open",
+            "It stands where the cluster is noted.",
+            |vector| {
+                vector.set("place", hex(b"m"));
+            },
+        ),
+        good,
+    ]);
+    vectors
+}
+
+fn key_records(scene: &Scene, keys: &Keys) -> Vec<Vector> {
+    let id = scene.key_id.0;
+    let bucket = usize::from(id[0]) << 2 | usize::from(id[1]) >> 6;
+    let bucket_bytes = u16::try_from(bucket).expect("there are 1,024").to_be_bytes();
+    let data_key_place = [&b"W"[..], &bucket_bytes, &id].concat();
+    let record_place = [&b"R"[..], &id].concat();
+    let sealed_data_key = row(scene, &data_key_place);
+    let stored = row(scene, &record_place);
+    let bucket_key = keys.bucket_key(&scene.image, &row(scene, b"T"), bucket);
+    let data_key: [u8; 32] = array(&open(
+        &bucket_key,
+        &sealed_data_key,
+        &keys.aad(labels::DATA_KEY, &data_key_place),
+    ));
+    let (version, sealed) = stored.split_at(8);
+    let plaintext = open(
+        &data_key,
+        sealed,
+        &keys.aad(labels::KEY_RECORD, &[version, &record_place].concat()),
+    );
+    let about = "A volume key, under its own data-encryption key, which is under its bucket's key.";
+    let good = Vector::accepted("key-record", "key-record", about, stored.clone())
+        .with_hex("store-id", &keys.store_id)
+        .with_hex("bucket-key", &bucket_key)
+        .with_hex("key-id", &id)
+        .with_hex("sealed-data-key", &sealed_data_key)
+        .with_hex("yields-data-key", &data_key)
+        .with_hex("yields-plaintext", &plaintext);
+    let data_key_changed = |suffix: &str, about: &str, spoil: fn(&mut Vec<u8>)| {
+        good.spoiled(suffix, "does-not-open", about, |vector| {
+            let mut sealed = vector.bytes("sealed-data-key");
+            spoil(&mut sealed);
+            vector.set("sealed-data-key", hex(&sealed));
+        })
+    };
+    vec![
+        changed(&good, "version-changed", "It claims to be a later version.", |body| {
+            body[7] = 2
+        }),
+        changed(&good, "nonce-changed", "One bit of the nonce is flipped.", |body| {
+            body[8] ^= 1
+        }),
+        changed(
+            &good,
+            "ciphertext-changed",
+            "One bit of the ciphertext is flipped.",
+            |body| body[90] ^= 1,
+        ),
+        changed(&good, "tag-changed", "One bit of the tag is flipped.", |body| {
+            *last(body) ^= 1
+        }),
+        changed(&good, "cut-short", "It is shorter than any record.", |body| {
+            body.truncate(7)
+        }),
+        data_key_changed(
+            "data-key-changed",
+            "One bit of the data-encryption key is flipped.",
+            |key| key[20] ^= 1,
+        ),
+        data_key_changed(
+            "data-key-cut-short",
+            "The data-encryption key's last byte is missing.",
+            |key| {
+                key.pop();
+            },
+        ),
+        good.spoiled(
+            "of-another-key",
+            "does-not-open",
+            "It stands where another key of the bucket would.",
+            |vector| {
+                let mut other = id;
+                other[15] ^= 1;
+                vector.set("key-id", hex(&other));
+            },
+        ),
+        good,
+    ]
+}
