@@ -1,0 +1,212 @@
+//! The link to a broker: one task while the lockbox is unsealed and belongs to a cluster, or wants to.
+//!
+//! | stage | does | then |
+//! |---|---|---|
+//! | no cluster | waits for a join | connects |
+//! | connects | tries the brokers in turn, each pinned to its key | syncs |
+//! | syncs | brings both rosters to the same head | asks or streams |
+//! | asks | asks for admission, again and again | syncs |
+//! | streams | see [`stream`] | connects |
+
+mod report;
+mod stream;
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use lockbox_authz::AuthorizationId;
+use lockbox_core::lockbox::{BrokerAddress, LockboxError, Membership, Standing};
+use lockbox_rpc::api::node::node_service_client::NodeServiceClient;
+use lockbox_rpc::api::node::{JoinRequest, JoinStatus};
+use lockbox_rpc::tls::raw_key;
+use lockbox_rpc::transport::{ClientTimeouts, ConnectError, MAX_MESSAGE_BYTES, connect_raw_key};
+use tokio::sync::Notify;
+use tonic::Status;
+use tonic::transport::Channel;
+
+use crate::backoff::Backoff;
+use crate::clock::now_ms;
+use crate::engine::{Cluster, Sealed, StepError};
+use crate::node::{IdentityError, Node, lock};
+use crate::roster_sync::{self, SyncError};
+
+/// A broker that is gone is noticed within this and [`KEEPALIVE_TIMEOUT`], also when the network says nothing.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Refusals that wait for a connection. Best effort: the requester would only learn later, by the authorization's expiry.
+const MAX_WAITING_REFUSALS: usize = 256;
+
+/// How the link stands, for people.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct LinkState {
+    pub(crate) connected: bool,
+    /// host:port of the broker that is connected, or was last tried.
+    pub(crate) address: String,
+}
+
+/// First presentations that this lockbox refused as source: id and what the requester may know.
+#[derive(Default)]
+pub(crate) struct Refusals {
+    waiting: Mutex<VecDeque<(AuthorizationId, String)>>,
+    wake: Notify,
+}
+
+/// Why the link broke, or could not be made.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LinkError {
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    #[error("the rosters could not be compared")]
+    Sync(#[from] SyncError),
+    #[error("the broker answered: {}", .0.message())]
+    Status(#[from] Status),
+    #[error("the broker closed the connection")]
+    Closed,
+    #[error("the broker sent what is not due")]
+    Unexpected,
+    #[error(transparent)]
+    Step(#[from] StepError<LockboxError>),
+    #[error("the roster has retired the broker")]
+    Retired,
+    #[error("the roster has retired this lockbox")]
+    SelfRetired,
+}
+
+impl From<Sealed> for LinkError {
+    fn from(sealed: Sealed) -> Self {
+        Self::Step(sealed.into())
+    }
+}
+
+impl Refusals {
+    pub(crate) fn push(&self, id: AuthorizationId, detail: String) {
+        let mut waiting = lock(&self.waiting);
+        if waiting.len() == MAX_WAITING_REFUSALS {
+            waiting.pop_front();
+        }
+        waiting.push_back((id, detail));
+        drop(waiting);
+        self.wake.notify_one();
+    }
+
+    pub(crate) fn clear(&self) {
+        lock(&self.waiting).clear();
+    }
+
+    fn pop(&self) -> Option<(AuthorizationId, String)> {
+        lock(&self.waiting).pop_front()
+    }
+}
+
+/// Runs until it is dropped, which closes the connection.
+pub(crate) async fn run(node: Arc<Node>) {
+    let mut cluster = node.engine.watch_cluster();
+    let mut backoff = Backoff::default();
+    for turn in 0_usize.. {
+        let Some(membership) = membership(&mut cluster).await else {
+            return;
+        };
+        let Some(broker) = membership.brokers.get(turn % membership.brokers.len().max(1)) else {
+            // A cluster without a broker: transfers go by hand.
+            if cluster.changed().await.is_err() {
+                return;
+            }
+            continue;
+        };
+        node.link.send_replace(LinkState {
+            connected: false,
+            address: broker.address.clone(),
+        });
+        let Err(error) = talk(&node, broker, &mut backoff).await;
+        node.link.send_modify(|link| link.connected = false);
+        let pause = backoff.next();
+        let (broker, pause_ms, error) = (&broker.address, pause.as_millis(), crate::chain(&error));
+        tracing::warn!(
+            broker,
+            error,
+            pause_ms,
+            "no connection to the broker; it is tried again"
+        );
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            // A roster that was brought by hand, or another join, may be what was missing.
+            _ = cluster.changed() => {}
+        }
+    }
+}
+
+/// A client of a broker's node port that has proved its key.
+pub(crate) async fn connect(node: &Node, broker: &BrokerAddress) -> Result<NodeServiceClient<Channel>, LinkError> {
+    let key = node.identity().await?;
+    let tls = raw_key::client_config(&key, *broker.signing_key.as_bytes());
+    let timeouts = ClientTimeouts {
+        keepalive_interval: KEEPALIVE_INTERVAL,
+        keepalive_timeout: KEEPALIVE_TIMEOUT,
+        ..ClientTimeouts::default()
+    };
+    let channel = connect_raw_key(&broker.address, tls, &timeouts).await?;
+    Ok(NodeServiceClient::new(channel)
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES))
+}
+
+/// Asks for admission without a token. True if the roster has this lockbox already.
+pub(crate) async fn ask_for_admission(
+    node: &Node,
+    client: &NodeServiceClient<Channel>,
+    labels: lockbox_authz::Labels,
+) -> Result<bool, LinkError> {
+    let request = node.engine.read(move |lockbox| {
+        lockbox
+            .join_request(labels, now_ms())
+            .map(|request| request.envelope().to_bytes())
+    });
+    let request = request.await?.map_err(StepError::Refused)?;
+    let request = JoinRequest {
+        request,
+        roster_entry: Vec::new(),
+    };
+    let answer = client.clone().join(request).await?.into_inner();
+    Ok(answer.status() == JoinStatus::Admitted)
+}
+
+async fn membership(cluster: &mut tokio::sync::watch::Receiver<Option<Arc<Cluster>>>) -> Option<Membership> {
+    let has_membership =
+        |cluster: &Option<Arc<Cluster>>| cluster.as_ref().is_some_and(|cluster| cluster.membership.is_some());
+    let cluster = cluster.wait_for(has_membership).await.ok()?;
+    cluster.as_ref().and_then(|cluster| cluster.membership.clone())
+}
+
+/// Talks to one broker for as long as that goes.
+async fn talk(node: &Arc<Node>, broker: &BrokerAddress, backoff: &mut Backoff) -> Result<Infallible, LinkError> {
+    let client = connect(node, broker).await?;
+    loop {
+        roster_sync::with_broker(node, &client).await?;
+        let cluster = node.engine.cluster()?;
+        let is_known = |roster: &Arc<lockbox_authz::Roster>| roster.broker_keys().contains(&broker.signing_key);
+        if !cluster.roster.as_ref().is_none_or(is_known) {
+            return Err(LinkError::Retired);
+        }
+        match cluster.standing {
+            Standing::Retired => return Err(LinkError::SelfRetired),
+            Standing::Admitted => return stream::run(node, client, backoff).await,
+            Standing::None | Standing::Pending => {
+                if let Ok(labels) = node.joining.try_lock()
+                    && !ask_for_admission(node, &client, labels.clone()).await?
+                {
+                    tracing::info!(broker = broker.address, "waiting for an admin to admit this lockbox");
+                }
+            }
+        }
+        let mut changes = node.engine.watch_cluster();
+        tokio::select! {
+            () = tokio::time::sleep(backoff.next()) => {}
+            _ = changes.changed() => {}
+        }
+    }
+}

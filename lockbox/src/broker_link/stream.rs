@@ -1,0 +1,297 @@
+//! The stream to a broker that has admitted this lockbox: Hello, then offers and revocations in, reports out.
+//!
+//! Nothing here has to be remembered: on each connection the broker says again what is open, and the ledger's outbox what
+//! has not been acknowledged.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use lockbox_authz::envelope::UnverifiedEnvelope;
+use lockbox_authz::roster::Head;
+use lockbox_authz::{Authorization, AuthorizationId, Revocation};
+use lockbox_core::lockbox::LockboxError;
+use lockbox_core::report::{Report, Role};
+use lockbox_core::transfer::target::TargetError;
+use lockbox_rpc::api::node::node_service_client::NodeServiceClient;
+use lockbox_rpc::api::node::{ConnectRequest, Hello, OfferTransfer, TransferReport, connect_request, connect_response};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+
+use super::report::{self, Gist};
+use super::{LinkError, LinkState};
+use crate::backoff::Backoff;
+use crate::engine::{Sealed, StepError};
+use crate::node::Node;
+use crate::roster_sync;
+
+/// Messages to the broker that wait for the network.
+const OUTBOUND_MESSAGES: usize = 64;
+
+/// Transfers whose reports are looked at in one round. More than are open at once on one machine.
+const REPORTS_PER_ROUND: usize = 1_024;
+
+/// Least time between two rounds of reports: a transfer makes many steps, and the broker needs to hear of the latest.
+const BETWEEN_ROUNDS: Duration = Duration::from_millis(20);
+
+/// Offers that could not be accepted yet.
+const MAX_DEFERRED: usize = 1_024;
+
+/// What one connection knows.
+struct Stream<'a> {
+    node: &'a Arc<Node>,
+    client: NodeServiceClient<Channel>,
+    outbound: mpsc::Sender<ConnectRequest>,
+    reports_sent: u64,
+    /// By the number of the report.
+    unacknowledged: HashMap<u64, Report>,
+    last_sent: HashMap<(AuthorizationId, bool), Gist>,
+    deferred: Vec<OfferTransfer>,
+}
+
+/// Runs for as long as the connection lasts.
+pub(super) async fn run(
+    node: &Arc<Node>,
+    mut client: NodeServiceClient<Channel>,
+    backoff: &mut Backoff,
+) -> Result<Infallible, LinkError> {
+    let hello = hello(node).await?;
+    let (outbound, messages) = mpsc::channel(OUTBOUND_MESSAGES);
+    // The channel has room, and its other end is below.
+    let _ = outbound.try_send(request(connect_request::Message::Hello(hello)));
+    let mut inbound = client.connect(ReceiverStream::new(messages)).await?.into_inner();
+    let welcome = inbound.message().await?.ok_or(LinkError::Closed)?;
+    let Some(connect_response::Message::Welcome(welcome)) = welcome.message else {
+        return Err(LinkError::Unexpected);
+    };
+    backoff.reset();
+    node.link.send_modify(|link: &mut LinkState| link.connected = true);
+    tracing::info!(broker = node.link.borrow().address, "connected to the broker");
+    let mut stream = Stream {
+        node,
+        client,
+        outbound,
+        reports_sent: 0,
+        unacknowledged: HashMap::new(),
+        last_sent: HashMap::new(),
+        deferred: Vec::new(),
+    };
+    stream.roster_at(welcome.roster_head).await?;
+    let mut activity = node.engine.watch_activity();
+    let mut rounds = tokio::time::interval(BETWEEN_ROUNDS);
+    rounds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    // Whether something has happened since the last round.
+    let mut is_due = true;
+    loop {
+        tokio::select! {
+            message = inbound.message() => {
+                let message = message?.ok_or(LinkError::Closed)?;
+                stream.hear(message.message.ok_or(LinkError::Unexpected)?).await?;
+            }
+            () = node.refusals.wake.notified() => stream.tell_refusals().await?,
+            changed = activity.changed(), if !is_due => {
+                changed.map_err(|_| LinkError::Closed)?;
+                is_due = true;
+            }
+            _ = rounds.tick(), if is_due => {
+                is_due = false;
+                activity.mark_unchanged();
+                stream.retry_deferred().await?;
+                stream.tell_reports().await?;
+            }
+        }
+    }
+}
+
+async fn hello(node: &Arc<Node>) -> Result<Hello, LinkError> {
+    let mut address = node.peer_address.subscribe();
+    let address = address.wait_for(Option::is_some).await.map(|address| address.clone());
+    let peer_address = address.ok().flatten().ok_or(LinkError::Closed)?;
+    let certificate = node.engine.read(|lockbox| {
+        let certificate = lockbox.wrapping_certificate()?;
+        Ok(certificate.envelope().to_bytes())
+    });
+    let wrapping_certificate = certificate.await?.map_err(StepError::Refused)?;
+    let roster_head = node
+        .engine
+        .cluster()?
+        .roster
+        .as_ref()
+        .map(|roster| roster.head().to_wire());
+    Ok(Hello {
+        wrapping_certificate,
+        peer_address,
+        software_version: crate::VERSION.to_owned(),
+        roster_head,
+    })
+}
+
+impl Stream<'_> {
+    async fn hear(&mut self, message: connect_response::Message) -> Result<(), LinkError> {
+        match message {
+            connect_response::Message::Welcome(_) => Err(LinkError::Unexpected),
+            connect_response::Message::RosterAdvanced(advanced) => self.roster_at(advanced.roster_head).await,
+            connect_response::Message::OfferTransfer(offer) => self.offered(offer).await,
+            connect_response::Message::RevokeTransfer(revoke) => self.revoked(revoke.revocation).await,
+            connect_response::Message::Ack(ack) => self.acknowledged(ack.report_id).await,
+        }
+    }
+
+    /// The broker's roster is at this head.
+    async fn roster_at(&mut self, head: Option<lockbox_authz::wire::RosterHead>) -> Result<(), LinkError> {
+        let theirs = head.as_ref().map(Head::from_wire).transpose();
+        let theirs = theirs.map_err(|_| LinkError::Unexpected)?;
+        let ours = self.node.engine.cluster()?.roster.as_ref().map(|roster| roster.head());
+        if theirs != ours {
+            roster_sync::with_broker(self.node, &self.client).await?;
+        }
+        Ok(())
+    }
+
+    async fn offered(&mut self, offer: OfferTransfer) -> Result<(), LinkError> {
+        match self.accept(&offer).await {
+            Err(StepError::Refused(TargetError::RosterBehind)) => {
+                roster_sync::with_broker(self.node, &self.client).await?;
+                let outcome = self.accept(&offer).await;
+                self.judge(offer, outcome).await
+            }
+            outcome => self.judge(offer, outcome).await,
+        }
+    }
+
+    async fn accept(&self, offer: &OfferTransfer) -> Result<AuthorizationId, StepError<TargetError>> {
+        let OfferTransfer {
+            authorization,
+            source_address,
+        } = offer.clone();
+        let step = self
+            .node
+            .engine
+            .step(move |lockbox, now_ms, rng| lockbox.accept_transfer(&authorization, &source_address, now_ms, rng));
+        step.await
+    }
+
+    async fn judge(
+        &mut self,
+        offer: OfferTransfer,
+        outcome: Result<AuthorizationId, StepError<TargetError>>,
+    ) -> Result<(), LinkError> {
+        let claimed = UnverifiedEnvelope::from_bytes(&offer.authorization)
+            .and_then(|envelope| envelope.unverified_statement::<Authorization>());
+        match outcome {
+            Ok(id) => {
+                tracing::info!(target: "transfer", authorization = %id, step = "accepted", role = "target");
+                self.node.pulls.ask_for(id);
+            }
+            Err(StepError::Sealed) => return Err(Sealed.into()),
+            Err(StepError::Refused(error)) if error.is_final() => {
+                tracing::warn!(target: "transfer", role = "target", %error, "an offered transfer is refused");
+                if let Ok(claimed) = claimed {
+                    let detail = "the target refused it".to_owned();
+                    self.tell(|number| report::refusal(claimed.authorization_id, Role::Target, detail, number))
+                        .await?;
+                }
+            }
+            Err(error) => {
+                tracing::warn!(target: "transfer", role = "target", %error, "an offered transfer can't be accepted yet");
+                if self.deferred.len() < MAX_DEFERRED {
+                    self.deferred.push(offer);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Something has changed: an alarm may be cleared, or there is room again.
+    async fn retry_deferred(&mut self) -> Result<(), LinkError> {
+        for offer in std::mem::take(&mut self.deferred) {
+            let outcome = self.accept(&offer).await;
+            self.judge(offer, outcome).await?;
+        }
+        Ok(())
+    }
+
+    async fn revoked(&mut self, revocation: Vec<u8>) -> Result<(), LinkError> {
+        let claimed = UnverifiedEnvelope::from_bytes(&revocation)
+            .and_then(|envelope| envelope.unverified_statement::<Revocation>());
+        let step = self
+            .node
+            .engine
+            .step(move |lockbox, now_ms, rng| lockbox.revoke(&revocation, now_ms, rng));
+        match (step.await, claimed) {
+            (Ok(()), Ok(revocation)) => {
+                let id = revocation.authorization_id;
+                tracing::info!(target: "transfer", authorization = %id, step = "revoked");
+                // A target tells the source in the next session, which may be waiting for its turn.
+                self.node.pulls.ask_for(id);
+            }
+            (Err(StepError::Sealed), _) => return Err(Sealed.into()),
+            (Err(error), _) => tracing::warn!(target: "transfer", %error, "a revocation was not taken"),
+            (Ok(()), Err(error)) => tracing::warn!(target: "transfer", %error, "a revocation can't be read"),
+        }
+        Ok(())
+    }
+
+    /// The broker has a report durably.
+    async fn acknowledged(&mut self, report_id: u64) -> Result<(), LinkError> {
+        let Some(report) = self.unacknowledged.remove(&report_id) else {
+            // A refusal's report is in no ledger.
+            return Ok(());
+        };
+        let id = report.status.authorization_id;
+        let step = self
+            .node
+            .engine
+            .step(move |lockbox, _, rng| lockbox.reported(&report, rng));
+        step.await?;
+        tracing::info!(target: "transfer", authorization = %id, step = "report-acknowledged");
+        Ok(())
+    }
+
+    async fn tell_refusals(&mut self) -> Result<(), LinkError> {
+        while let Some((id, detail)) = self.node.refusals.pop() {
+            self.tell(|number| report::refusal(id, Role::Source, detail, number))
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// Sends what the ledger has to tell and this connection has not told yet.
+    async fn tell_reports(&mut self) -> Result<(), LinkError> {
+        let reports = self
+            .node
+            .engine
+            .read_durable(|lockbox| lockbox.reports(REPORTS_PER_ROUND));
+        let reports: Vec<Report> = reports
+            .await?
+            .map_err(|error: LockboxError| StepError::Refused(error))?;
+        for report in reports {
+            let id = report.status.authorization_id;
+            let place = (id, report.status.role == Role::Source);
+            let gist = Gist::of(&report);
+            if self.last_sent.get(&place) == Some(&gist) {
+                continue;
+            }
+            self.last_sent.insert(place, gist);
+            let number = self.tell(|number| report::from_ledger(&report, number)).await?;
+            tracing::info!(target: "transfer", authorization = %id, step = "report-sent");
+            self.unacknowledged.insert(number, report);
+        }
+        Ok(())
+    }
+
+    /// Sends a report under the next number, and gives the number.
+    async fn tell(&mut self, report: impl FnOnce(u64) -> TransferReport) -> Result<u64, LinkError> {
+        self.reports_sent += 1;
+        let report = report(self.reports_sent);
+        let message = request(connect_request::Message::TransferReport(report));
+        self.outbound.send(message).await.map_err(|_| LinkError::Closed)?;
+        Ok(self.reports_sent)
+    }
+}
+
+fn request(message: connect_request::Message) -> ConnectRequest {
+    ConnectRequest { message: Some(message) }
+}

@@ -1,0 +1,309 @@
+//! The arguments of every command. No secret is ever one: arguments and the environment can be read by others.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+use lockbox_authz::field::Label;
+use lockbox_authz::id::{AuthorizationId, ClusterId, KeyId};
+use lockbox_authz::keys::PublicKey;
+
+const DEFAULT_SOCKET: &str = "/run/lockbox/lockbox.sock";
+
+/// A sealed lockbox for the volume keys of this machine.
+#[derive(Parser)]
+#[command(name = "lockbox", version, arg_required_else_help = true)]
+pub(super) struct Cli {
+    /// The daemon's socket; for `init`, the one to configure.
+    #[arg(long, global = true, env = "LOCKBOX_SOCKET", default_value = DEFAULT_SOCKET, value_name = "PATH")]
+    pub(super) socket: PathBuf,
+    /// How answers are printed.
+    #[arg(long, global = true, value_enum, default_value_t = Format::Table)]
+    pub(super) output: Format,
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Format {
+    Table,
+    Json,
+}
+
+#[derive(Subcommand)]
+pub(super) enum Command {
+    /// Make a new lockbox: its folder, its identity, and a way to unseal it.
+    Init(InitArgs),
+    /// Run the daemon.
+    Serve(ServeArgs),
+    /// Open the lockbox.
+    Unseal(UnsealArgs),
+    /// Forget every secret and close every connection.
+    Seal,
+    /// Show whether it is sealed, and how it stands.
+    Status,
+    /// Ask a broker for admission to its cluster.
+    Join(JoinArgs),
+    /// Make, import, list, show, reveal and destroy keys.
+    Key {
+        #[command(subcommand)]
+        command: KeyCommand,
+    },
+    /// Look at transfers, or accept one that was authorized by hand.
+    Transfer {
+        #[command(subcommand)]
+        command: TransferCommand,
+    },
+    /// Show the cluster's roster, or carry it by hand.
+    Roster {
+        #[command(subcommand)]
+        command: RosterCommand,
+    },
+    /// Let transfers go on after an alarm.
+    Alarm {
+        #[command(subcommand)]
+        command: AlarmCommand,
+    },
+    /// Print a shell's completions.
+    Completions { shell: Shell },
+}
+
+#[derive(Args)]
+pub(super) struct InitArgs {
+    /// The folder to make. Nothing may be in it.
+    #[arg(long, value_name = "DIR")]
+    pub(super) state_dir: PathBuf,
+    /// This lockbox's name in the cluster, such as the host's.
+    #[arg(long)]
+    pub(super) name: String,
+    #[command(flatten)]
+    pub(super) secret: NewSecret,
+    /// Where to write the daemon's configuration.
+    #[arg(long, value_name = "FILE", default_value = "lockbox.toml")]
+    pub(super) config_out: PathBuf,
+    /// The address on which other lockboxes reach it.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7401")]
+    pub(super) peer_listen: SocketAddr,
+    /// host:port by which other lockboxes reach it, if not by the address that it listens on.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(super) peer_address: Option<String>,
+}
+
+/// With none of them, a passphrase is asked for.
+#[derive(Args)]
+#[group(multiple = false)]
+pub(super) struct NewSecret {
+    /// Unseal with the passphrase in this file (its last newline does not count).
+    #[arg(long, value_name = "FILE")]
+    pub(super) passphrase_file: Option<PathBuf>,
+    /// Unseal with the passphrase on standard input.
+    #[arg(long)]
+    pub(super) passphrase_stdin: bool,
+    /// Unseal with the bytes of this file, 32 or more.
+    #[arg(long, value_name = "FILE")]
+    pub(super) key_file: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub(super) struct ServeArgs {
+    /// The configuration, as `init` writes one.
+    #[arg(long, value_name = "FILE", default_value = "lockbox.toml")]
+    pub(super) config: PathBuf,
+    /// Write the addresses that were really bound to this file, as JSON.
+    #[arg(long, value_name = "FILE")]
+    pub(super) ports_file: Option<PathBuf>,
+    /// Unseal at once with this key file.
+    #[arg(long, value_name = "FILE")]
+    pub(super) unseal_key_file: Option<PathBuf>,
+}
+
+/// With none of them, a passphrase is asked for.
+#[derive(Args)]
+#[group(multiple = false)]
+pub(super) struct UnsealArgs {
+    /// Read the passphrase from standard input.
+    #[arg(long)]
+    pub(super) passphrase_stdin: bool,
+    /// Unseal with this key file.
+    #[arg(long, value_name = "FILE")]
+    pub(super) key_file: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub(super) struct JoinArgs {
+    /// Join with the token in this file; without a value, or with `-`, it is read from standard input.
+    #[arg(long, alias = "token-file", value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
+    #[arg(conflicts_with = "broker")]
+    pub(super) token: Option<PathBuf>,
+    /// Without a token: host:port of the broker's node port.
+    #[arg(long, value_name = "HOST:PORT", requires = "cluster_id", requires = "broker_key")]
+    pub(super) broker: Option<String>,
+    /// Without a token: the cluster to join. No other roster is taken.
+    #[arg(long, value_name = "HEX", requires = "broker")]
+    pub(super) cluster_id: Option<ClusterId>,
+    /// Without a token: the key that the broker must prove.
+    #[arg(long, value_name = "HEX", requires = "broker")]
+    pub(super) broker_key: Option<PublicKey>,
+    /// Without a token: a label wished for. The admins decide.
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label, requires = "broker")]
+    pub(super) labels: Vec<Label>,
+}
+
+#[derive(Subcommand)]
+pub(super) enum KeyCommand {
+    /// Make a key.
+    Create {
+        #[command(flatten)]
+        attributes: Attributes,
+        /// How many bytes, 16 to 512; 64 unless given.
+        #[arg(long = "bytes", value_name = "N")]
+        length_bytes: Option<u32>,
+    },
+    /// Take a key that was made elsewhere.
+    Import {
+        #[command(flatten)]
+        attributes: Attributes,
+        /// The file with the key; `-` for standard input.
+        #[arg(long = "in", value_name = "FILE", default_value = "-")]
+        input: PathBuf,
+        /// How the key is written there.
+        #[arg(long, value_enum, default_value_t = Encoding::Raw)]
+        encoding: Encoding,
+    },
+    /// List keys.
+    List {
+        /// Only those with this name.
+        #[arg(long)]
+        name: Option<String>,
+        /// Those that were destroyed or moved away, too.
+        #[arg(long)]
+        all: bool,
+    },
+    /// Show one key, without its secret.
+    Show { key: KeyName },
+    /// Write one key's secret to standard output.
+    Reveal {
+        key: KeyName,
+        /// How it is written; no newline is added.
+        #[arg(long, value_enum, default_value_t = Encoding::Raw)]
+        encoding: Encoding,
+        /// Also if standard output is a terminal.
+        #[arg(long)]
+        to_terminal: bool,
+    },
+    /// Erase a key for good.
+    Destroy {
+        key: KeyName,
+        /// Also if something is registered as using it.
+        #[arg(long)]
+        force: bool,
+        /// Don't ask.
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+#[derive(Args)]
+pub(super) struct Attributes {
+    /// For people.
+    #[arg(long, default_value = "")]
+    pub(super) name: String,
+    /// What it is for; aes-xts-plain64 unless given.
+    #[arg(long, default_value = "")]
+    pub(super) algorithm: String,
+    /// A label; transfers select keys by them.
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
+    pub(super) labels: Vec<Label>,
+    /// It never leaves this lockbox, whatever is authorized.
+    #[arg(long)]
+    pub(super) pinned: bool,
+    /// It must not be copied to another lockbox.
+    #[arg(long)]
+    pub(super) deny_copy: bool,
+    /// It must not be moved to another lockbox.
+    #[arg(long)]
+    pub(super) deny_move: bool,
+    /// It may only go to a lockbox with this label.
+    #[arg(long = "require-target-label", value_name = "KEY=VALUE", value_parser = label)]
+    pub(super) required_target_labels: Vec<Label>,
+    /// Its id, so that repeating the command makes no second key.
+    #[arg(long, value_name = "UUID")]
+    pub(super) id: Option<KeyId>,
+}
+
+/// A key by its id, or by its name if only one key has it.
+#[derive(Clone, Debug)]
+pub(super) enum KeyName {
+    Id(KeyId),
+    Name(String),
+}
+
+impl std::str::FromStr for KeyName {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(match text.parse() {
+            Ok(id) => Self::Id(id),
+            Err(_) => Self::Name(text.to_owned()),
+        })
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Encoding {
+    Raw,
+    Hex,
+    Base64,
+}
+
+#[derive(Subcommand)]
+pub(super) enum TransferCommand {
+    /// List transfers.
+    List,
+    /// Show one transfer.
+    Show { authorization_id: AuthorizationId },
+    /// Begin a transfer to this lockbox under an authorization in a file.
+    Accept {
+        file: PathBuf,
+        /// host:port of the source's peer port.
+        #[arg(long, value_name = "HOST:PORT")]
+        source_address: String,
+    },
+}
+
+#[derive(Subcommand)]
+pub(super) enum RosterCommand {
+    /// Show who belongs to the cluster.
+    Show,
+    /// Take the entries in a file.
+    Apply { file: PathBuf },
+    /// Write all entries to a file.
+    Export { file: PathBuf },
+}
+
+#[derive(Subcommand)]
+pub(super) enum AlarmCommand {
+    /// Clear an alarm that was looked at.
+    Clear { number: u64 },
+}
+
+fn label(text: &str) -> Result<Label, String> {
+    let (key, value) = text.split_once('=').ok_or("a label is written as key=value")?;
+    Ok(Label {
+        key: key.to_owned(),
+        value: value.to_owned(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::Cli;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,36 @@
+//! The connection to the daemon.
+
+use std::path::Path;
+
+use lockbox_rpc::api::local::local_service_client::LocalServiceClient;
+use lockbox_rpc::transport::{LocalConnectError, MAX_MESSAGE_BYTES, connect_unix};
+use tonic::transport::Channel;
+
+use super::error::CliError;
+
+/// The daemon of this machine.
+pub(super) struct Client {
+    pub(super) service: LocalServiceClient<Channel>,
+}
+
+impl Client {
+    pub(super) async fn connect(socket: &Path) -> Result<Self, CliError> {
+        let channel = connect_unix(socket).await.map_err(explain)?;
+        let service = LocalServiceClient::new(channel)
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES);
+        Ok(Self { service })
+    }
+}
+
+fn explain(error: LocalConnectError) -> CliError {
+    let text = crate::chain(&error);
+    match error {
+        LocalConnectError::NotServed { path, .. } => CliError::unavailable(format!(
+            "no daemon answers at {}; start it with `lockbox serve`, or name its socket with --socket",
+            path.display()
+        )),
+        LocalConnectError::NotAllowed { .. } => CliError::not_permitted(text),
+        _ => CliError::unavailable(text),
+    }
+}

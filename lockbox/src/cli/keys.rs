@@ -1,0 +1,268 @@
+//! `lockbox key`.
+
+use std::io::{self, BufRead, IsTerminal, Write};
+
+use lockbox_authz::field::Label;
+use lockbox_authz::id::KeyId;
+use lockbox_rpc::api::local::{
+    CreateKeyRequest, DestroyKeyRequest, GetKeyRequest, ImportKeyRequest, Key, ListKeysRequest, RevealKeyRequest,
+    TransferPolicy,
+};
+use serde_json::{Value, json};
+
+use super::args::{Attributes, Encoding, KeyCommand, KeyName};
+use super::client::Client;
+use super::error::CliError;
+use super::output::{Output, fields, labels_json, labels_text, or_null, table, time_or_null, uuid};
+use super::secrets;
+use crate::clock::rfc3339;
+
+/// Keys of one request.
+const PAGE: u32 = 1_000;
+
+pub(super) async fn run(command: KeyCommand, mut client: Client, output: &Output) -> Result<(), CliError> {
+    match command {
+        KeyCommand::Create {
+            attributes,
+            length_bytes,
+        } => {
+            let mut request = request(attributes);
+            request.length_bytes = length_bytes.unwrap_or(0);
+            let key = client.service.create_key(request).await?.into_inner().key;
+            print(output, &key.unwrap_or_default())
+        }
+        KeyCommand::Import {
+            attributes,
+            input,
+            encoding,
+        } => {
+            let mut material = secrets::material(&input, encoding)?;
+            let request = ImportKeyRequest {
+                attributes: Some(request(attributes)),
+                material: std::mem::take(&mut *material),
+            };
+            let key = client.service.import_key(request).await?.into_inner().key;
+            print(output, &key.unwrap_or_default())
+        }
+        KeyCommand::List { name, all } => {
+            let keys = list(&mut client, name.unwrap_or_default(), all).await?;
+            let json = json!({ "keys": keys.iter().map(key_json).collect::<Vec<_>>() });
+            output.print(&json, || keys_text(&keys))
+        }
+        KeyCommand::Show { key } => {
+            let key_id = resolve(&mut client, key, true).await?.to_vec();
+            let key = client.service.get_key(GetKeyRequest { key_id }).await?.into_inner().key;
+            print(output, &key.unwrap_or_default())
+        }
+        KeyCommand::Reveal {
+            key,
+            encoding,
+            to_terminal,
+        } => reveal(&mut client, key, encoding, to_terminal).await,
+        KeyCommand::Destroy { key, force, yes } => {
+            let key_id = resolve(&mut client, key, false).await?;
+            confirm(key_id, yes)?;
+            let key_id = key_id.to_vec();
+            let request = DestroyKeyRequest { key_id, force };
+            let key = client.service.destroy_key(request).await?.into_inner().key;
+            print(output, &key.unwrap_or_default())
+        }
+    }
+}
+
+pub(super) fn wire_labels(labels: Vec<Label>) -> Vec<lockbox_authz::wire::Label> {
+    let wire = |Label { key, value }| lockbox_authz::wire::Label { key, value };
+    labels.into_iter().map(wire).collect()
+}
+
+async fn reveal(client: &mut Client, key: KeyName, encoding: Encoding, to_terminal: bool) -> Result<(), CliError> {
+    if io::stdout().is_terminal() && !to_terminal {
+        return Err(CliError::usage(
+            "the key would be shown on the terminal, and stay in its history; send it to a pipe or a file, or say \
+             --to-terminal",
+        ));
+    }
+    let key_id = resolve(client, key, false).await?.to_vec();
+    let answer = client
+        .service
+        .reveal_key(RevealKeyRequest { key_id })
+        .await?
+        .into_inner();
+    secrets::write(&answer.material, encoding)
+}
+
+fn request(attributes: Attributes) -> CreateKeyRequest {
+    CreateKeyRequest {
+        key_id: attributes.id.map(KeyId::to_vec).unwrap_or_default(),
+        name: attributes.name,
+        algorithm: attributes.algorithm,
+        length_bytes: 0,
+        labels: wire_labels(attributes.labels),
+        transfer_policy: Some(TransferPolicy {
+            pinned: attributes.pinned,
+            deny_copy: attributes.deny_copy,
+            deny_move: attributes.deny_move,
+            required_target_labels: wire_labels(attributes.required_target_labels),
+        }),
+    }
+}
+
+async fn list(client: &mut Client, name: String, include_departed: bool) -> Result<Vec<Key>, CliError> {
+    let mut keys = Vec::new();
+    let mut page_token = String::new();
+    loop {
+        let request = ListKeysRequest {
+            page_size: PAGE,
+            page_token,
+            name: name.clone(),
+            include_departed,
+        };
+        let page = client.service.list_keys(request).await?.into_inner();
+        keys.extend(page.keys);
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            return Ok(keys);
+        }
+    }
+}
+
+/// The one key that is meant: one that is here, or else one that is gone. A name that several keys have is refused: the
+/// wrong one might be destroyed.
+async fn resolve(client: &mut Client, key: KeyName, include_departed: bool) -> Result<KeyId, CliError> {
+    let name = match key {
+        KeyName::Id(id) => return Ok(id),
+        KeyName::Name(name) => name,
+    };
+    let mut keys = list(client, name.clone(), false).await?;
+    if keys.is_empty() && include_departed {
+        keys = list(client, name.clone(), true).await?;
+    }
+    match &keys[..] {
+        [] => Err(CliError::failed(format!(
+            "there is no key named {name:?}; `lockbox key list` shows the names"
+        ))),
+        [key] => KeyId::from_slice("key_id", &key.key_id).map_err(|error| CliError::failed(error.to_string())),
+        several => {
+            let ids: Vec<_> = several
+                .iter()
+                .map(|key| format!("{} ({})", uuid(&key.key_id), key.state))
+                .collect();
+            Err(CliError::failed(format!(
+                "several keys are named {name:?}; say which one by its id:\n  {}",
+                ids.join("\n  ")
+            )))
+        }
+    }
+}
+
+fn confirm(key_id: KeyId, yes: bool) -> Result<(), CliError> {
+    if yes {
+        return Ok(());
+    }
+    if !io::stdin().is_terminal() {
+        return Err(CliError::usage(
+            "a destroyed key does not come back; say --yes if that is what you want",
+        ));
+    }
+    eprint!("Key {key_id} will be gone for good, and with it whatever only it opens. Type \"destroy\" to go on: ");
+    // A prompt that can't be shown can't be answered either.
+    let _ = io::stderr().flush();
+    let mut answer = String::new();
+    let read = io::stdin().lock().read_line(&mut answer);
+    match read {
+        Ok(_) if answer.trim() == "destroy" => Ok(()),
+        _ => Err(CliError::failed("nothing was destroyed")),
+    }
+}
+
+fn print(output: &Output, key: &Key) -> Result<(), CliError> {
+    output.print(&key_json(key), || key_text(key))
+}
+
+fn key_json(key: &Key) -> Value {
+    let policy = key.transfer_policy.clone().unwrap_or_default();
+    json!({
+        "key_id": uuid(&key.key_id),
+        "material_id": uuid(&key.material_id),
+        "name": key.name,
+        "state": key.state,
+        "algorithm": or_null(key.algorithm.clone()),
+        "length_bytes": key.length_bytes,
+        "origin": or_null(key.origin.clone()),
+        "created_at_ms": time_or_null(key.created_at_ms),
+        "labels": labels_json(&key.labels),
+        "transfer_policy": {
+            "pinned": policy.pinned,
+            "deny_copy": policy.deny_copy,
+            "deny_move": policy.deny_move,
+            "required_target_labels": labels_json(&policy.required_target_labels),
+        },
+        "open_transfer": or_null(uuid(&key.open_transfer)),
+        "departed_at_ms": time_or_null(key.departed_at_ms),
+        "moved_to": or_null(uuid(&key.moved_to)),
+    })
+}
+
+fn key_text(key: &Key) -> String {
+    let bytes = match key.length_bytes {
+        0 => String::new(),
+        bytes => bytes.to_string(),
+    };
+    let time = |ms: i64| if ms == 0 { String::new() } else { rfc3339(ms) };
+    fields(&[
+        ("key", uuid(&key.key_id)),
+        ("name", key.name.clone()),
+        ("state", key.state.clone()),
+        ("algorithm", key.algorithm.clone()),
+        ("bytes", bytes),
+        ("origin", key.origin.clone()),
+        ("created", time(key.created_at_ms)),
+        ("labels", labels_text(&key.labels)),
+        ("veto", veto(key)),
+        ("in transfer", uuid(&key.open_transfer)),
+        ("gone since", time(key.departed_at_ms)),
+        ("moved to", uuid(&key.moved_to)),
+        ("material", uuid(&key.material_id)),
+    ])
+}
+
+fn keys_text(keys: &[Key]) -> String {
+    let row = |key: &Key| {
+        let created = if key.departed_at_ms == 0 {
+            key.created_at_ms
+        } else {
+            key.departed_at_ms
+        };
+        vec![
+            uuid(&key.key_id),
+            key.name.clone(),
+            key.state.clone(),
+            rfc3339(created),
+            veto(key),
+            labels_text(&key.labels),
+        ]
+    };
+    table(
+        &["KEY", "NAME", "STATE", "SINCE", "VETO", "LABELS"],
+        &keys.iter().map(row).collect::<Vec<_>>(),
+    )
+}
+
+/// What the key's own lockbox forbids, in words.
+fn veto(key: &Key) -> String {
+    let policy = key.transfer_policy.clone().unwrap_or_default();
+    let mut words = Vec::new();
+    if policy.pinned {
+        words.push("pinned".to_owned());
+    }
+    if policy.deny_copy {
+        words.push("no copy".to_owned());
+    }
+    if policy.deny_move {
+        words.push("no move".to_owned());
+    }
+    if !policy.required_target_labels.is_empty() {
+        words.push(format!("only to {}", labels_text(&policy.required_target_labels)));
+    }
+    words.join(", ")
+}

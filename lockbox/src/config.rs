@@ -1,0 +1,334 @@
+//! `lockbox.toml`. A configuration that is wrong anywhere is refused as a whole, before anything is opened.
+//!
+//! Relative paths are taken from the folder of the file.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use lockbox_authz::field;
+use lockbox_authz::limits::MAX_ADDRESS_CHARS;
+use rustix::process::geteuid;
+use serde::{Deserialize, Serialize};
+
+/// A configuration that was checked. The folder that it names was not.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub file: PathBuf,
+    pub state_dir: PathBuf,
+    /// The Unix socket for this machine's programs.
+    pub socket: PathBuf,
+    /// Where other lockboxes connect: TLS with raw public keys.
+    pub peer_listen: SocketAddr,
+    /// host:port by which other lockboxes reach it; `None` for the address that was bound.
+    pub peer_address: Option<String>,
+    /// Who may use the socket.
+    pub allowed_uids: Vec<u32>,
+    pub allowed_gids: Vec<u32>,
+    pub log: Log,
+}
+
+/// How the log is written to standard error.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Log {
+    #[serde(default)]
+    pub format: LogFormat,
+    #[serde(default)]
+    pub level: LogLevel,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    #[default]
+    Text,
+    Json,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogLevel {
+    Error,
+    Warn,
+    #[default]
+    Info,
+    Debug,
+}
+
+/// One line: the file, the key, what is wrong, and what to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigError {
+    pub file: PathBuf,
+    pub key: String,
+    pub problem: String,
+    pub mend: &'static str,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{}: {}: {}; {}",
+            self.file.display(),
+            self.key,
+            self.problem,
+            self.mend
+        )
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+impl Config {
+    /// Reads and checks a file.
+    pub fn load(file: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(file).map_err(|error| ConfigError {
+            file: file.to_owned(),
+            key: "the file".to_owned(),
+            problem: format!("it can't be read: {error}"),
+            mend: "name a lockbox.toml that this user can read, as `lockbox init` makes one",
+        })?;
+        Self::parse(file, &text)
+    }
+
+    /// Checks the text of a file.
+    pub fn parse(file: &Path, text: &str) -> Result<Self, ConfigError> {
+        let raw: RawConfig = toml::from_str(text).map_err(|error| explain(file, text, &error))?;
+        raw.check(file)
+    }
+
+    /// The text of a file for a new lockbox.
+    pub fn template(state_dir: &Path, socket: &Path, peer_listen: SocketAddr, peer_address: Option<&str>) -> String {
+        // A JSON string is a TOML string, too.
+        let quoted = |text: &str| serde_json::Value::from(text).to_string();
+        let path = |path: &Path| quoted(&path.to_string_lossy());
+        let address = match peer_address {
+            Some(address) => format!("peer_address = {}\n", quoted(address)),
+            None => "# By which other lockboxes reach it, if not by the address that it listens on.\n\
+                     # peer_address = \"host:port\"\n"
+                .to_owned(),
+        };
+        format!(
+            "# Everything that this lockbox keeps, sealed.\n\
+             state_dir = {}\n\
+             # For the programs of this machine.\n\
+             socket = {}\n\
+             # For other lockboxes.\n\
+             peer_listen = {}\n\
+             {address}\
+             # Who may use the socket, besides root and the daemon's own user.\n\
+             # allowed_uids = []\n\
+             # allowed_gids = []\n\
+             \n\
+             [log]\n\
+             # \"text\" or \"json\"\n\
+             format = \"text\"\n\
+             # \"error\", \"warn\", \"info\" or \"debug\"\n\
+             level = \"info\"\n",
+            path(state_dir),
+            path(socket),
+            quoted(&peer_listen.to_string()),
+        )
+    }
+}
+
+impl LogLevel {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Warn => "warn",
+            Self::Info => "info",
+            Self::Debug => "debug",
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawConfig {
+    state_dir: PathBuf,
+    socket: PathBuf,
+    peer_listen: String,
+    peer_address: Option<String>,
+    #[serde(default)]
+    allowed_uids: Vec<u32>,
+    #[serde(default)]
+    allowed_gids: Vec<u32>,
+    #[serde(default)]
+    log: Log,
+}
+
+impl RawConfig {
+    fn check(self, file: &Path) -> Result<Config, ConfigError> {
+        let refuse = |key: &str, problem: String, mend| ConfigError {
+            file: file.to_owned(),
+            key: key.to_owned(),
+            problem,
+            mend,
+        };
+        let peer_listen: SocketAddr = self.peer_listen.parse().map_err(|_| {
+            let problem = format!("{:?} is not an address and port", self.peer_listen);
+            refuse("peer_listen", problem, "write one like 127.0.0.1:7401 or [::]:7401")
+        })?;
+        match &self.peer_address {
+            Some(address) => check_address(address).map_err(|problem| {
+                refuse(
+                    "peer_address",
+                    problem,
+                    "write one like 10.0.0.1:7401 or [fd00::1]:7401",
+                )
+            })?,
+            None if peer_listen.ip().is_unspecified() => {
+                let problem = format!("peer_listen is {peer_listen}, which other lockboxes can't dial");
+                return Err(refuse(
+                    "peer_address",
+                    problem,
+                    "add the host:port by which they reach this machine",
+                ));
+            }
+            None => {}
+        }
+        let base = file.parent().unwrap_or(Path::new(""));
+        let mut allowed_uids = self.allowed_uids;
+        allowed_uids.extend([0, geteuid().as_raw()]);
+        Ok(Config {
+            file: file.to_owned(),
+            state_dir: base.join(self.state_dir),
+            socket: base.join(self.socket),
+            peer_listen,
+            peer_address: self.peer_address,
+            allowed_uids,
+            allowed_gids: self.allowed_gids,
+            log: self.log,
+        })
+    }
+}
+
+fn check_address(address: &str) -> Result<(), String> {
+    field::text("it", address, 1, MAX_ADDRESS_CHARS).map_err(|error| error.to_string())?;
+    let port = address.rsplit_once(':').filter(|(host, _)| !host.is_empty());
+    match port.map(|(_, port)| port.parse::<u16>()) {
+        Some(Ok(_)) => Ok(()),
+        Some(Err(_)) | None => Err(format!("{address:?} is not of the form host:port")),
+    }
+}
+
+/// Says in one line what the TOML parser or serde complained about.
+fn explain(file: &Path, text: &str, error: &toml::de::Error) -> ConfigError {
+    let message = error.message().replace('\n', " ");
+    let at = error.span().map_or(0, |span| span.start.min(text.len()));
+    let line_number = text[..at].matches('\n').count() + 1;
+    let line = text.lines().nth(line_number - 1).unwrap_or_default();
+    let named = message.split('`').nth(1).filter(|_| message.contains(" field "));
+    let assigned = line.split_once('=').map(|(key, _)| key.trim());
+    let key = match named.or(assigned) {
+        Some(key) => format!("{key} (line {line_number})"),
+        None => format!("line {line_number}"),
+    };
+    let mend = if message.starts_with("unknown field") {
+        "correct its name, or remove it"
+    } else if message.starts_with("missing field") {
+        "add it"
+    } else {
+        "correct the value"
+    };
+    ConfigError {
+        file: file.to_owned(),
+        key,
+        problem: message,
+        mend,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"
+state_dir = "state"
+socket = "/run/lockbox.sock"
+peer_listen = "127.0.0.1:7401"
+allowed_gids = [107]
+"#;
+
+    fn parse(text: &str) -> Result<Config, ConfigError> {
+        Config::parse(Path::new("/etc/lockbox/lockbox.toml"), text)
+    }
+
+    /// Replaces a part of the example and returns the complaint.
+    fn complaint(part: &str, instead: &str) -> String {
+        assert!(GOOD.contains(part), "{part} is not in the example");
+        let error = parse(&GOOD.replace(part, instead)).expect_err(instead).to_string();
+        assert!(error.starts_with("/etc/lockbox/lockbox.toml: "), "{error}");
+        assert!(!error.contains('\n'), "{error}");
+        error
+    }
+
+    #[test]
+    fn paths_are_relative_to_the_file() {
+        let config = parse(GOOD).unwrap();
+        assert_eq!(config.state_dir, Path::new("/etc/lockbox/state"));
+        assert_eq!(config.socket, Path::new("/run/lockbox.sock"));
+    }
+
+    #[test]
+    fn root_and_the_daemon_itself_are_always_allowed() {
+        let config = parse(GOOD).unwrap();
+        assert!(config.allowed_uids.contains(&0) && config.allowed_uids.contains(&geteuid().as_raw()));
+        assert_eq!(config.allowed_gids, [107]);
+    }
+
+    #[test]
+    fn what_init_writes_is_accepted() {
+        let text = Config::template(
+            Path::new("/var/lib/a \"b\""),
+            Path::new("/run/s"),
+            "127.0.0.1:0".parse().unwrap(),
+            Some("host:7401"),
+        );
+        let config = parse(&text).unwrap();
+        assert_eq!(config.state_dir, Path::new("/var/lib/a \"b\""));
+        assert_eq!(config.peer_address.as_deref(), Some("host:7401"));
+    }
+
+    #[test]
+    fn rejects_an_unknown_key() {
+        let error = complaint("socket = ", "sokcet = ");
+        assert!(
+            error.contains("sokcet") && error.ends_with("correct its name, or remove it"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn rejects_a_missing_key() {
+        let error = complaint("state_dir = \"state\"\n", "");
+        assert!(error.contains("state_dir") && error.ends_with("add it"), "{error}");
+    }
+
+    #[test]
+    fn rejects_a_value_of_another_type() {
+        let error = complaint("[107]", "\"kvm\"");
+        assert!(
+            error.contains("allowed_gids (line 5)") && error.ends_with("correct the value"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn rejects_an_address_without_a_port() {
+        let error = complaint("127.0.0.1:7401", "localhost");
+        assert!(
+            error.contains(": peer_listen: ") && error.ends_with("[::]:7401"),
+            "{error}"
+        );
+    }
+
+    /// Nobody can dial 0.0.0.0, and the transfer would fail much later.
+    #[test]
+    fn rejects_a_wildcard_that_is_not_advertised() {
+        let error = complaint("127.0.0.1:7401", "0.0.0.0:7401");
+        assert!(error.contains(": peer_address: "), "{error}");
+    }
+}

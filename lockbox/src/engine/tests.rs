@@ -1,0 +1,142 @@
+//! The engine on a real store in a folder of its own.
+
+use std::fs::File;
+use std::path::Path;
+
+use lockbox_authz::KeyId;
+use lockbox_core::keys::KeyRequest;
+use lockbox_core::slots::SlotSecret;
+use lockbox_store_sled::Options;
+use rustix::fs::{FallocateFlags, fallocate, statvfs};
+use zeroize::Zeroizing;
+
+use super::*;
+
+fn secret() -> SlotSecret {
+    SlotSecret::KeyFile(Zeroizing::new(vec![7; 32]))
+}
+
+fn engine() -> Arc<Engine> {
+    Engine::new(Arc::new(|why| panic!("stopped: {why}")))
+}
+
+fn open(engine: &Engine, folder: &Folder) {
+    let header = folder.read_header().unwrap();
+    let (_, root) = header.open(&secret()).unwrap();
+    engine.open(folder, header, root).unwrap();
+}
+
+async fn create(engine: &Arc<Engine>) -> Result<KeyId, StepError<LockboxError>> {
+    let step = engine.step(|lockbox, now_ms, rng| lockbox.create_key(KeyRequest::default(), None, now_ms, rng));
+    step.await.map(|info| info.key_id)
+}
+
+async fn destroy(engine: &Arc<Engine>, key: KeyId) {
+    let step = engine.step(move |lockbox, now_ms, rng| lockbox.destroy_key(key, false, now_ms, rng));
+    step.await.unwrap();
+}
+
+async fn keys(engine: &Arc<Engine>) -> usize {
+    let keys = engine.read(|lockbox| lockbox.keys_after(None, 1_000).map(|keys| keys.len()));
+    keys.await.unwrap().unwrap()
+}
+
+#[tokio::test]
+async fn sealed_is_silent_and_forgets_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (folder, _) = Folder::init(&dir.path().join("box"), "a", &secret()).unwrap();
+    let engine = engine();
+    assert!(matches!(create(&engine).await, Err(StepError::Sealed)));
+    open(&engine, &folder);
+    create(&engine).await.unwrap();
+    engine.seal();
+    assert!(matches!(create(&engine).await, Err(StepError::Sealed)));
+    assert_eq!(engine.read(|_| ()).await, Err(Sealed));
+    assert!(engine.cluster().is_err());
+    open(&engine, &folder);
+    assert_eq!(keys(&engine).await, 1);
+}
+
+/// Destroying is possible on a full disk, and nothing that was refused is there afterwards, in memory or in the store.
+#[tokio::test]
+async fn a_full_disk_refuses_new_keys_and_goes_on() {
+    const MIB: u64 = 1024 * 1024;
+    let dir = tempfile::tempdir().unwrap();
+    let (folder, _) = Folder::init(&dir.path().join("box"), "a", &secret()).unwrap();
+    let folder = folder.with_options(Options {
+        low_water_bytes: available_bytes(dir.path()) - 256 * MIB,
+        ..Options::default()
+    });
+    let engine = engine();
+    open(&engine, &folder);
+    let (kept, doomed) = (create(&engine).await.unwrap(), create(&engine).await.unwrap());
+
+    let filler = File::create(dir.path().join("filler")).unwrap();
+    fallocate(&filler, FallocateFlags::empty(), 0, 512 * MIB).unwrap();
+    // The store measures once a second, and whenever it has written.
+    destroy(&engine, doomed).await;
+    assert!(matches!(
+        create(&engine).await,
+        Err(StepError::NoRoom(StoreFailure::NearlyFull))
+    ));
+    assert!(matches!(engine.check_room().await, Err(StepError::NoRoom(_))));
+    assert_eq!(
+        (keys(&engine).await, engine.key_count().await.unwrap().unwrap()),
+        (1, 1)
+    );
+    destroy(&engine, kept).await;
+
+    filler.set_len(0).unwrap();
+    destroy(&engine, kept).await;
+    create(&engine).await.unwrap();
+    assert_eq!(engine.key_count().await.unwrap().unwrap(), 1);
+    engine.seal();
+    open(&engine, &folder);
+    assert_eq!(keys(&engine).await, 1);
+}
+
+/// Whoever waits for a change would otherwise miss it, and the store and memory would part.
+#[tokio::test]
+async fn a_step_is_taken_to_its_end_when_its_caller_goes_away() {
+    let dir = tempfile::tempdir().unwrap();
+    let (folder, _) = Folder::init(&dir.path().join("box"), "a", &secret()).unwrap();
+    let engine = engine();
+    open(&engine, &folder);
+    let mut activity = engine.watch_activity();
+    let (running, is_running) = oneshot::channel();
+    let caller = tokio::spawn({
+        let engine = Arc::clone(&engine);
+        async move {
+            let step = engine.step(|lockbox, now_ms, rng| {
+                let _ = running.send(());
+                lockbox.create_key(KeyRequest::default(), None, now_ms, rng)
+            });
+            step.await.map(drop)
+        }
+    });
+    is_running.await.unwrap();
+    caller.abort();
+    activity.changed().await.unwrap();
+    assert_eq!(keys(&engine).await, 1);
+}
+
+/// The waiting is for the reader's own sight only: with nothing under way there is nothing to wait for.
+#[tokio::test]
+async fn what_is_read_is_durable() {
+    let dir = tempfile::tempdir().unwrap();
+    let (folder, _) = Folder::init(&dir.path().join("box"), "a", &secret()).unwrap();
+    let engine = engine();
+    open(&engine, &folder);
+    let seen = |lockbox: &Lockbox| lockbox.keys_after(None, 10).map(|keys| keys.len());
+    assert_eq!(engine.read_durable(seen).await.unwrap().unwrap(), 0);
+    create(&engine).await.unwrap();
+    assert_eq!(engine.read_durable(seen).await.unwrap().unwrap(), 1);
+    engine.seal();
+    open(&engine, &folder);
+    assert_eq!(engine.read_durable(seen).await.unwrap().unwrap(), 1);
+}
+
+fn available_bytes(path: &Path) -> u64 {
+    let stat = statvfs(path).unwrap();
+    stat.f_bavail * stat.f_frsize
+}

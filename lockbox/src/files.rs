@@ -1,0 +1,149 @@
+//! Files that must be whole, private, and still there after a power cut.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use zeroize::Zeroizing;
+
+/// The mode of a file with a secret: nobody but its owner.
+pub(crate) const PRIVATE: u32 = 0o600;
+pub(crate) const PUBLIC: u32 = 0o644;
+
+/// Why a file could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    #[error("can't {action} {}: {source}", .path.display())]
+    Io {
+        action: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
+    #[error("{} has more than {limit} bytes; check that it is the right file", .path.display())]
+    TooLarge { path: PathBuf, limit: usize },
+    #[error("{} can be read by others than its owner (mode {mode:03o}); run: chmod 600 {}", .path.display(), .path.display())]
+    NotPrivate { path: PathBuf, mode: u32 },
+    #[error("{} exists and is not empty; choose another folder, or remove it if nothing in it is needed", .path.display())]
+    NotEmpty { path: PathBuf },
+}
+
+/// Writes a file that must not exist, and syncs it.
+pub(crate) fn write_new(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
+    OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(mode)
+        .open(path)
+        .and_then(|mut file| {
+            file.write_all(bytes)?;
+            file.sync_all()
+        })
+        .map_err(failed("write", path))
+}
+
+/// Writes a file so that a reader sees the old content or the new, and never a part.
+pub(crate) fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
+    let fresh = beside(path, "new");
+    // What an earlier process with this number left behind.
+    let _ = fs::remove_file(&fresh);
+    write_new(&fresh, bytes, mode)?;
+    if let Err(error) = fs::rename(&fresh, path) {
+        let _ = fs::remove_file(&fresh);
+        return Err(failed("write", path)(error));
+    }
+    sync_folder(parent(path))
+}
+
+/// Reads a file of at most `limit` bytes. The buffer never grows, so that no copy of a secret stays behind.
+pub(crate) fn read_bounded(path: &Path, limit: usize) -> Result<Zeroizing<Vec<u8>>, FileError> {
+    let mut bytes = Zeroizing::new(Vec::with_capacity(limit + 1));
+    File::open(path)
+        .and_then(|file| file.take(limit as u64 + 1).read_to_end(&mut bytes))
+        .map_err(failed("read", path))?;
+    if bytes.len() > limit {
+        return Err(FileError::TooLarge {
+            path: path.to_owned(),
+            limit,
+        });
+    }
+    Ok(bytes)
+}
+
+/// Reads a file with a secret; refuses one that its group or others can read.
+pub(crate) fn read_private(path: &Path, limit: usize) -> Result<Zeroizing<Vec<u8>>, FileError> {
+    let metadata = fs::metadata(path).map_err(failed("read", path))?;
+    let mode = metadata.mode() & 0o777;
+    // A pipe or a terminal has no content that others could read later.
+    if metadata.is_file() && mode & 0o077 != 0 {
+        return Err(FileError::NotPrivate {
+            path: path.to_owned(),
+            mode,
+        });
+    }
+    read_bounded(path, limit)
+}
+
+/// Makes a folder by `fill`, or nothing: it is filled beside its place and moved there when it is whole.
+///
+/// # Errors
+///
+/// A place that holds something is refused. Whatever `fill` returns.
+pub(crate) fn make_folder<T, E: From<FileError>>(dir: &Path, fill: impl FnOnce(&Path) -> Result<T, E>) -> Result<T, E> {
+    refuse_used(dir)?;
+    let unfinished = beside(dir, "unfinished");
+    private_folder(&unfinished)?;
+    let outcome = fill(&unfinished).and_then(|made| {
+        sync_folder(&unfinished)?;
+        // Renaming onto an empty folder replaces it; onto a used one it fails.
+        fs::rename(&unfinished, dir).map_err(failed("make", dir))?;
+        sync_folder(parent(dir))?;
+        Ok(made)
+    });
+    if outcome.is_err() {
+        // The error to report is the one above.
+        let _ = fs::remove_dir_all(&unfinished);
+    }
+    outcome
+}
+
+pub(crate) fn private_folder(path: &Path) -> Result<(), FileError> {
+    DirBuilder::new().mode(0o700).create(path).map_err(failed("make", path))
+}
+
+pub(crate) fn sync_folder(path: &Path) -> Result<(), FileError> {
+    File::open(path)
+        .and_then(|folder| folder.sync_all())
+        .map_err(failed("sync", path))
+}
+
+pub(crate) fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> FileError {
+    let path = path.to_owned();
+    move |source| FileError::Io { action, path, source }
+}
+
+fn refuse_used(dir: &Path) -> Result<(), FileError> {
+    match fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(failed("make", dir)(error)),
+        Ok(mut entries) => match entries.next() {
+            Some(_) => Err(FileError::NotEmpty { path: dir.to_owned() }),
+            None => Ok(()),
+        },
+    }
+}
+
+/// A name in the same folder that nobody else uses.
+fn beside(path: &Path, what: &str) -> PathBuf {
+    let mut name = std::ffi::OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
+    name.push(format!(".{what}-{}", std::process::id()));
+    path.with_file_name(name)
+}
+
+fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}

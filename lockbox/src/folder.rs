@@ -1,0 +1,185 @@
+//! The state folder of a lockbox, mode 0700.
+//!
+//! | name | content |
+//! |---|---|
+//! | `header` | who it is and its seal slots; not secret, authenticated by every slot |
+//! | `root` | the effaceable root, see [`crate::root_file`] |
+//! | `store/` | everything else, sealed |
+
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use lockbox_authz::LockboxId;
+use lockbox_core::lockbox::{Lockbox, LockboxError};
+use lockbox_core::secrets::RootKey;
+use lockbox_core::slots::{Header, PassphraseCost, SlotError, SlotSecret};
+use lockbox_store::{Store, StoreFailure};
+use lockbox_store_sled::{Options, SledStore};
+
+use crate::clock::now_ms;
+use crate::entropy::rng;
+use crate::files::{self, FileError, PRIVATE};
+use crate::root_file::RootFile;
+
+/// Eight slots take about 1 KiB.
+const MAX_HEADER_BYTES: usize = 64 * 1024;
+
+/// The paths in one lockbox's folder.
+#[derive(Clone, Debug)]
+pub struct Folder {
+    dir: PathBuf,
+    options: Options,
+}
+
+/// Why a state folder can't be made or used.
+#[derive(Debug, thiserror::Error)]
+pub enum FolderError {
+    #[error("{}: there is no lockbox here; make one with `lockbox init`, or correct state_dir", .0.display())]
+    NoLockbox(PathBuf),
+    #[error("{} is open to others than its owner (mode {mode:03o}); run: chmod 700 {}", .dir.display(), .dir.display())]
+    NotPrivate { dir: PathBuf, mode: u32 },
+    #[error("{}: {source}; bring the file back from a backup", .path.display())]
+    Header { path: PathBuf, source: SlotError },
+    #[error("the slot can't be made: {0}")]
+    Slot(SlotError),
+    #[error(transparent)]
+    File(#[from] FileError),
+    #[error(transparent)]
+    Store(#[from] StoreFailure),
+    #[error(transparent)]
+    Lockbox(#[from] LockboxError),
+}
+
+impl Folder {
+    /// Makes a new lockbox with one slot. It is there as a whole or not at all, also after a power cut.
+    pub fn init(dir: &Path, name: &str, secret: &SlotSecret) -> Result<(Self, Header), FolderError> {
+        let header = files::make_folder(dir, |dir| fill(&Self::at(dir), name, secret))?;
+        Ok((Self::at(dir), header))
+    }
+
+    /// Finds the lockbox in a folder.
+    pub fn find(dir: &Path) -> Result<Self, FolderError> {
+        let folder = Self::at(dir);
+        if !folder.header_path().exists() {
+            return Err(FolderError::NoLockbox(dir.to_owned()));
+        }
+        let metadata = std::fs::metadata(dir).map_err(files::failed("look at", dir))?;
+        let mode = metadata.mode() & 0o777;
+        if mode & 0o077 != 0 {
+            return Err(FolderError::NotPrivate {
+                dir: dir.to_owned(),
+                mode,
+            });
+        }
+        folder.read_header()?;
+        Ok(folder)
+    }
+
+    pub fn read_header(&self) -> Result<Header, FolderError> {
+        let path = self.header_path();
+        let bytes = files::read_bounded(&path, MAX_HEADER_BYTES)?;
+        Header::from_bytes(&bytes).map_err(|source| FolderError::Header { path, source })
+    }
+
+    /// Opens the store, for this process alone.
+    pub fn open_store(&self) -> Result<SledStore, FolderError> {
+        let root = RootFile::open(&self.root_path())?;
+        Ok(SledStore::open(
+            &self.store_path(),
+            Some(Box::new(root)),
+            &self.options,
+        )?)
+    }
+
+    pub fn root_images(&self) -> Result<Vec<Vec<u8>>, FolderError> {
+        Ok(RootFile::read_images(&self.root_path())?)
+    }
+
+    /// The same folder, with a store that is opened in another way.
+    #[cfg(test)]
+    pub(crate) fn with_options(self, options: Options) -> Self {
+        Self { options, ..self }
+    }
+
+    fn at(dir: &Path) -> Self {
+        Self {
+            dir: dir.to_owned(),
+            options: Options::default(),
+        }
+    }
+
+    fn header_path(&self) -> PathBuf {
+        self.dir.join("header")
+    }
+
+    fn root_path(&self) -> PathBuf {
+        self.dir.join("root")
+    }
+
+    fn store_path(&self) -> PathBuf {
+        self.dir.join("store")
+    }
+}
+
+fn fill(folder: &Folder, name: &str, secret: &SlotSecret) -> Result<Header, FolderError> {
+    let mut rng = rng();
+    let root = RootKey::random(&mut rng);
+    let mut id = [0; 16];
+    rand_core::Rng::fill_bytes(&mut rng, &mut id);
+    let mut header = Header::new(LockboxId::from_random(id), &mut rng);
+    header
+        .add_slot(secret, PassphraseCost::RECOMMENDED, &root, now_ms(), &mut rng)
+        .map_err(FolderError::Slot)?;
+    RootFile::create(&folder.root_path())?;
+    SledStore::create(&folder.store_path(), &folder.options)?;
+    let store = folder.open_store()?;
+    let shared: Arc<dyn Store> = Arc::new(store.clone());
+    Lockbox::format(shared, &header, &root, name, &mut rng)?;
+    store.close();
+    // Last, as it is what a lockbox is recognized by.
+    files::replace(&folder.header_path(), &header.to_bytes(), PRIVATE)?;
+    Ok(header)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    fn secret() -> SlotSecret {
+        SlotSecret::KeyFile(zeroize::Zeroizing::new(vec![7; 32]))
+    }
+
+    #[test]
+    fn rejects_a_folder_that_holds_something() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("note"), "mine").unwrap();
+        let error = Folder::init(dir.path(), "a", &secret()).unwrap_err();
+        assert!(
+            matches!(error, FolderError::File(FileError::NotEmpty { .. })),
+            "{error}"
+        );
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    /// A name that the lockbox refuses is found out late, when the store is there already.
+    #[test]
+    fn leaves_nothing_behind_when_it_fails() {
+        let parent = tempfile::tempdir().unwrap();
+        Folder::init(&parent.path().join("box"), "", &secret()).unwrap_err();
+        assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn rejects_a_folder_that_others_can_look_into() {
+        use std::os::unix::fs::PermissionsExt;
+        let parent = tempfile::tempdir().unwrap();
+        let dir = parent.path().join("box");
+        Folder::init(&dir, "a", &secret()).unwrap();
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o750)).unwrap();
+        let error = Folder::find(&dir).unwrap_err();
+        assert!(error.to_string().contains("chmod 700"), "{error}");
+    }
+}

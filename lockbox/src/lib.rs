@@ -1,0 +1,61 @@
+//! A sealed lockbox for the volume keys of one storage server: the daemon and its command line.
+//!
+//! | module | knows |
+//! |---|---|
+//! | [`engine`] | the unsealed lockbox behind one lock, and when a step is durable |
+//! | [`folder`], [`root_file`] | what is on disk |
+//! | [`node`] | the engine together with the daemon's parts; unsealing and sealing |
+//! | `local_service` | the Unix socket: this machine's programs |
+//! | `peer_port`, `peer_service` | the peer port: other lockboxes, and the source's end of transfers |
+//! | `puller` | the target's end of transfers |
+//! | `broker_link`, `join` | the broker |
+//! | [`serve`] | the daemon from start to stop |
+//! | [`cli`] | the command line |
+//! | [`alloc`], [`memory`] | that no secret is left lying in memory |
+//!
+//! No rule about keys lives here: handlers parse, ask `lockbox_core`, and answer.
+
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test fails by panicking"))]
+
+pub mod alloc;
+mod backoff;
+mod broker_link;
+pub mod cli;
+pub mod clock;
+pub mod config;
+pub mod engine;
+pub mod entropy;
+pub mod files;
+pub mod folder;
+mod join;
+mod local_service;
+pub mod log;
+pub mod memory;
+pub mod node;
+mod peer_port;
+mod peer_service;
+mod peer_wire;
+mod ports;
+mod puller;
+pub mod root_file;
+mod roster_sync;
+pub mod serve;
+mod status;
+
+/// Version of this software.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// An error with its causes, in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        // An error that is passed on as it is says the same as its source.
+        if !text.ends_with(&next) {
+            text = format!("{text}: {next}");
+        }
+        cause = error.source();
+    }
+    text
+}

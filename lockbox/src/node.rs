@@ -1,0 +1,141 @@
+//! The daemon as its parts see it: the engine, and what they tell each other.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use lockbox_authz::Labels;
+use lockbox_core::slots::{SlotError, SlotSecret};
+use lockbox_rpc::tls::TlsError;
+use lockbox_rpc::tls::raw_key::NodeKey;
+use tokio::sync::{Mutex as AsyncMutex, watch};
+use tokio::task::JoinSet;
+
+use crate::broker_link::{self, LinkState, Refusals};
+use crate::config::Config;
+use crate::engine::{Engine, OpenError, Sealed};
+use crate::folder::{Folder, FolderError};
+use crate::peer_port;
+use crate::ports::PortsFile;
+use crate::puller::{self, Pulls};
+
+/// What the parts of the daemon share.
+pub struct Node {
+    pub config: Config,
+    pub folder: Folder,
+    pub engine: Arc<Engine>,
+    /// What the puller is to do.
+    pub(crate) pulls: Pulls,
+    /// What the broker is to hear besides the ledger's reports.
+    pub(crate) refusals: Refusals,
+    /// How the link to the broker stands.
+    pub(crate) link: watch::Sender<LinkState>,
+    /// host:port by which other lockboxes reach this one; `None` while the peer port is closed.
+    pub(crate) peer_address: watch::Sender<Option<String>>,
+    /// Held while a join is under way, so that the link does not ask at the same time. The labels are those wished for.
+    pub(crate) joining: AsyncMutex<Labels>,
+    pub(crate) ports: PortsFile,
+    /// The tasks of an unsealed lockbox. Held while it is unsealed or sealed.
+    running: AsyncMutex<Option<JoinSet<()>>>,
+}
+
+/// Why a lockbox was not unsealed.
+#[derive(Debug, thiserror::Error)]
+pub enum UnsealError {
+    #[error(transparent)]
+    Slot(#[from] SlotError),
+    #[error(transparent)]
+    Folder(#[from] FolderError),
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    #[error("the lockbox is stopping")]
+    Stopping,
+}
+
+/// Why a connection can't be made with this lockbox's identity.
+#[derive(Debug, thiserror::Error)]
+pub enum IdentityError {
+    #[error(transparent)]
+    Sealed(#[from] Sealed),
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+}
+
+impl Node {
+    pub fn new(config: Config, folder: Folder, engine: Arc<Engine>, ports_file: Option<PathBuf>) -> Arc<Self> {
+        let ports = PortsFile::new(ports_file, &config);
+        Arc::new(Self {
+            config,
+            folder,
+            engine,
+            pulls: Pulls::default(),
+            refusals: Refusals::default(),
+            link: watch::Sender::new(LinkState::default()),
+            peer_address: watch::Sender::new(None),
+            joining: AsyncMutex::default(),
+            ports,
+            running: AsyncMutex::new(None),
+        })
+    }
+
+    /// Opens the root key with a slot's secret, and begins to serve. Gives the slot's number.
+    ///
+    /// One attempt at a time: guessing is as slow as one Argon2id after the other. With a lockbox that is unsealed already,
+    /// only the secret is checked.
+    pub async fn unseal(self: &Arc<Self>, secret: SlotSecret) -> Result<u32, UnsealError> {
+        let mut running = self.running.lock().await;
+        let node = Arc::clone(self);
+        let opened = tokio::task::spawn_blocking(move || node.open(&secret));
+        let slot_id = opened.await.map_err(|_| UnsealError::Stopping)??;
+        if running.is_none() {
+            *running = Some(self.start());
+            tracing::info!(slot_id, "unsealed");
+        }
+        Ok(slot_id)
+    }
+
+    /// Stops serving and forgets every secret. A lockbox that is sealed already stays so.
+    pub async fn seal(self: &Arc<Self>) {
+        let mut running = self.running.lock().await;
+        let Some(mut tasks) = running.take() else { return };
+        // Each task that is dropped drops its sessions, connections and listeners.
+        tasks.shutdown().await;
+        self.peer_address.send_replace(None);
+        self.link.send_replace(LinkState::default());
+        self.pulls.clear();
+        self.refusals.clear();
+        let engine = Arc::clone(&self.engine);
+        // It can only fail when the runtime is going away, and then everything is dropped anyway.
+        let _ = tokio::task::spawn_blocking(move || engine.seal()).await;
+        tracing::info!("sealed");
+    }
+
+    /// This lockbox's identity for a TLS handshake.
+    pub(crate) async fn identity(&self) -> Result<NodeKey, IdentityError> {
+        let key = self
+            .engine
+            .read(|lockbox| NodeKey::from_seed(&lockbox.identity().identity_key.seed()));
+        Ok(key.await??)
+    }
+
+    fn open(&self, secret: &SlotSecret) -> Result<u32, UnsealError> {
+        let header = self.folder.read_header()?;
+        let (slot_id, root) = header.open(secret)?;
+        if self.engine.is_sealed() {
+            self.engine.open(&self.folder, header, root)?;
+        }
+        Ok(slot_id)
+    }
+
+    fn start(self: &Arc<Self>) -> JoinSet<()> {
+        let mut tasks = JoinSet::new();
+        tasks.spawn(peer_port::run(Arc::clone(self)));
+        tasks.spawn(puller::run(Arc::clone(self)));
+        tasks.spawn(broker_link::run(Arc::clone(self)));
+        tasks
+    }
+}
+
+/// Locks what no panic can leave half changed.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

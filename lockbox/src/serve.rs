@@ -1,0 +1,132 @@
+//! The daemon, from start to stop.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use lockbox_core::limits::MAX_KEY_FILE_BYTES;
+use lockbox_core::slots::SlotSecret;
+use lockbox_rpc::transport::{BindError, LocalListener, ServerLimits, Services, serve_unix};
+use rustix::process::geteuid;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::config::Config;
+use crate::engine::{Engine, Stop};
+use crate::files::{self, FileError};
+use crate::folder::{Folder, FolderError};
+use crate::node::{Node, UnsealError};
+use crate::{local_service, memory};
+
+/// Threads that may wait for the lockbox's lock or for the disk. Each step of a transfer needs one.
+const BLOCKING_THREADS: usize = 64;
+
+/// What the store's failures end the process with: `EX_IOERR` of sysexits.
+const EXIT_STORE: i32 = 74;
+
+/// Why the daemon did not start, or ended before it was told to.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    #[error(transparent)]
+    Folder(#[from] FolderError),
+    #[error("the socket can't be opened")]
+    Bind(#[from] BindError),
+    #[error("the key file can't be used")]
+    KeyFile(#[from] FileError),
+    #[error("it can't be unsealed with the key file")]
+    Unseal(#[from] UnsealError),
+    #[error("the runtime can't be started: {0}")]
+    Runtime(#[from] std::io::Error),
+}
+
+/// What the command line says beside the configuration.
+#[derive(Clone, Debug, Default)]
+pub struct ServeOptions {
+    pub ports_file: Option<PathBuf>,
+    pub unseal_key_file: Option<PathBuf>,
+}
+
+/// Serves until it is told to stop.
+pub fn run(config: Config, options: ServeOptions) -> Result<(), ServeError> {
+    if let Err(error) = memory::lock() {
+        tracing::warn!("{error}");
+    }
+    let folder = Folder::find(&config.state_dir)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .max_blocking_threads(BLOCKING_THREADS)
+        .build()?;
+    runtime.block_on(serve(config, folder, options))
+}
+
+async fn serve(config: Config, folder: Folder, options: ServeOptions) -> Result<(), ServeError> {
+    let mut stop = StopSignals::new()?;
+    let listener = LocalListener::bind(&config.socket, socket_mode(&config)).await?;
+    let node = Node::new(config, folder, Engine::new(stop_at_once()), options.ports_file);
+    node.ports.write(None);
+    if let Some(path) = &options.unseal_key_file {
+        unseal(&node, path).await?;
+    }
+    let service = Services::new().with(local_service::service(Arc::clone(&node)));
+    announce(&node);
+    let stopped = async {
+        let name = stop.next().await;
+        tracing::info!(signal = name, "stopping");
+    };
+    serve_unix(listener, service, ServerLimits::default(), stopped).await;
+    node.seal().await;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+async fn unseal(node: &Arc<Node>, path: &Path) -> Result<(), ServeError> {
+    let secret = files::read_private(path, MAX_KEY_FILE_BYTES)?;
+    node.unseal(SlotSecret::KeyFile(secret)).await?;
+    Ok(())
+}
+
+/// From here on connections are answered: the socket listens, and what waits in it is served next.
+fn announce(node: &Node) {
+    let socket = node.config.socket.display();
+    let state = if node.engine.is_sealed() { "sealed" } else { "unsealed" };
+    tracing::info!(%socket, state, version = crate::VERSION, "ready");
+    // Whoever started it may have closed its end.
+    let mut stdout = std::io::stdout();
+    let _ = writeln!(stdout, "ready {socket} {state}").and_then(|()| stdout.flush());
+}
+
+/// Only the daemon's own user and root by the file's mode, unless others are to be let in: then the kernel's word on who
+/// calls decides.
+fn socket_mode(config: &Config) -> u32 {
+    let own = [0, geteuid().as_raw()];
+    let only_own = config.allowed_uids.iter().all(|uid| own.contains(uid)) && config.allowed_gids.is_empty();
+    if only_own { 0o600 } else { 0o666 }
+}
+
+/// Nothing is unwound and nothing more is written: whatever was acknowledged is durable, and nothing else may be.
+fn stop_at_once() -> Stop {
+    Arc::new(|why| {
+        tracing::error!("{why}; stopping at once");
+        std::process::exit(EXIT_STORE);
+    })
+}
+
+struct StopSignals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl StopSignals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
