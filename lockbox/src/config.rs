@@ -11,6 +11,8 @@ use lockbox_authz::limits::MAX_ADDRESS_CHARS;
 use rustix::process::geteuid;
 use serde::{Deserialize, Serialize};
 
+use crate::backend::Backend;
+
 /// A configuration that was checked. The folder that it names was not.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -25,6 +27,8 @@ pub struct Config {
     /// Who may use the socket.
     pub allowed_uids: Vec<u32>,
     pub allowed_gids: Vec<u32>,
+    /// What keeps the store's records.
+    pub store: Backend,
     pub log: Log,
 }
 
@@ -99,7 +103,13 @@ impl Config {
     }
 
     /// The text of a file for a new lockbox.
-    pub fn template(state_dir: &Path, socket: &Path, peer_listen: SocketAddr, peer_address: Option<&str>) -> String {
+    pub fn template(
+        state_dir: &Path,
+        store: Backend,
+        socket: &Path,
+        peer_listen: SocketAddr,
+        peer_address: Option<&str>,
+    ) -> String {
         // A JSON string is a TOML string, too.
         let quoted = |text: &str| serde_json::Value::from(text).to_string();
         let path = |path: &Path| quoted(&path.to_string_lossy());
@@ -112,6 +122,8 @@ impl Config {
         format!(
             "# Everything that this lockbox keeps, sealed.\n\
              state_dir = {}\n\
+             # What keeps it there: \"sled\" or \"redb\". To change it later: lockbox store convert.\n\
+             store = \"{store}\"\n\
              # For the programs of this machine.\n\
              socket = {}\n\
              # For other lockboxes.\n\
@@ -155,6 +167,8 @@ struct RawConfig {
     allowed_uids: Vec<u32>,
     #[serde(default)]
     allowed_gids: Vec<u32>,
+    #[serde(default)]
+    store: Backend,
     #[serde(default)]
     log: Log,
 }
@@ -200,6 +214,7 @@ impl RawConfig {
             peer_address: self.peer_address,
             allowed_uids,
             allowed_gids: self.allowed_gids,
+            store: self.store,
             log: self.log,
         })
     }
@@ -283,13 +298,27 @@ allowed_gids = [107]
     fn what_init_writes_is_accepted() {
         let text = Config::template(
             Path::new("/var/lib/a \"b\""),
+            Backend::Redb,
             Path::new("/run/s"),
             "127.0.0.1:0".parse().unwrap(),
             Some("host:7401"),
         );
         let config = parse(&text).unwrap();
         assert_eq!(config.state_dir, Path::new("/var/lib/a \"b\""));
+        assert_eq!(config.store, Backend::Redb);
         assert_eq!(config.peer_address.as_deref(), Some("host:7401"));
+    }
+
+    /// Configurations from before there was a choice go on as they are.
+    #[test]
+    fn the_store_is_on_sled_unless_it_says_otherwise() {
+        assert_eq!(parse(GOOD).unwrap().store, Backend::Sled);
+    }
+
+    #[test]
+    fn rejects_a_store_that_is_not_known() {
+        let error = complaint("peer_listen", "store = \"bolt\"\npeer_listen");
+        assert!(error.contains("store") && error.contains("redb"), "{error}");
     }
 
     #[test]

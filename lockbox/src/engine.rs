@@ -18,10 +18,10 @@ use lockbox_core::secrets::RootKey;
 use lockbox_core::slots::Header;
 use lockbox_core::step::Step;
 use lockbox_store::{Batch, Durable, Health, Store, StoreFailure};
-use lockbox_store_sled::SledStore;
 use rand_core::CryptoRng;
 use tokio::sync::{oneshot, watch};
 
+use crate::backend::OpenStore;
 use crate::clock::now_ms;
 use crate::entropy::rng;
 use crate::folder::{Folder, FolderError};
@@ -87,7 +87,7 @@ pub enum OpenError {
 
 struct Unsealed {
     lockbox: Lockbox,
-    store: SledStore,
+    store: OpenStore,
     folder: Folder,
     header: Header,
     /// For reading the lockbox from the store again, when a step was refused.
@@ -285,7 +285,7 @@ impl Engine {
 
     fn submit_one(
         &self,
-        store: &SledStore,
+        store: &OpenStore,
         batch: Batch,
         proved: Option<oneshot::Sender<Durable>>,
         refusal: &Arc<Mutex<Option<StoreFailure>>>,
@@ -413,7 +413,7 @@ fn changed_nothing(failure: &StoreFailure) -> bool {
 }
 
 fn open_lockbox(
-    store: &SledStore,
+    store: &OpenStore,
     folder: &Folder,
     header: &Header,
     root: &RootKey,

@@ -15,8 +15,9 @@ use lockbox_core::lockbox::{Lockbox, LockboxError};
 use lockbox_core::secrets::RootKey;
 use lockbox_core::slots::{Header, PassphraseCost, SlotError, SlotSecret};
 use lockbox_store::{Store, StoreFailure};
-use lockbox_store_sled::{Options, SledStore};
+use lockbox_store_disk::{Converted, Options};
 
+use crate::backend::{Backend, OpenStore};
 use crate::clock::now_ms;
 use crate::entropy::rng;
 use crate::files::{self, FileError, PRIVATE};
@@ -41,6 +42,15 @@ pub enum FolderError {
     NotPrivate { dir: PathBuf, mode: u32 },
     #[error("{}: {source}; bring the file back from a backup", .path.display())]
     Header { path: PathBuf, source: SlotError },
+    #[error(
+        "{}: its store is kept by {found}, and the configuration says store = \"{configured}\"; write store = \"{found}\" \
+         there, or run: lockbox store convert --state-dir {} --to {configured}", .dir.display(), .dir.display()
+    )]
+    OtherBackend {
+        dir: PathBuf,
+        found: Backend,
+        configured: Backend,
+    },
     #[error("the slot can't be made: {0}")]
     Slot(SlotError),
     #[error(transparent)]
@@ -54,7 +64,17 @@ pub enum FolderError {
 impl Folder {
     /// Makes a new lockbox with one slot. It is there as a whole or not at all, also after a power cut.
     pub fn init(dir: &Path, name: &str, secret: &SlotSecret) -> Result<(Self, Header), FolderError> {
-        let header = files::make_folder(dir, |dir| fill(&Self::at(dir), name, secret))?;
+        Self::init_on(Backend::default(), dir, name, secret)
+    }
+
+    /// The same, with a store on this backend.
+    pub fn init_on(
+        backend: Backend,
+        dir: &Path,
+        name: &str,
+        secret: &SlotSecret,
+    ) -> Result<(Self, Header), FolderError> {
+        let header = files::make_folder(dir, |dir| fill(&Self::at(dir), backend, name, secret))?;
         Ok((Self::at(dir), header))
     }
 
@@ -83,13 +103,29 @@ impl Folder {
     }
 
     /// Opens the store, for this process alone.
-    pub fn open_store(&self) -> Result<SledStore, FolderError> {
+    pub fn open_store(&self) -> Result<OpenStore, FolderError> {
         let root = RootFile::open(&self.root_path())?;
-        Ok(SledStore::open(
-            &self.store_path(),
-            Some(Box::new(root)),
-            &self.options,
-        )?)
+        // Where none is recorded, opening it as the default says what is wrong.
+        let backend = Backend::of(&self.store_path())?.unwrap_or_default();
+        Ok(backend.open(&self.store_path(), Some(Box::new(root)), &self.options)?)
+    }
+
+    /// Refuses a store that is not kept by what the configuration says.
+    pub fn require_backend(&self, configured: Backend) -> Result<(), FolderError> {
+        match Backend::of(&self.store_path())? {
+            Some(found) if found != configured => Err(FolderError::OtherBackend {
+                dir: self.dir.clone(),
+                found,
+                configured,
+            }),
+            // Where none is recorded, opening it says what is wrong.
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// Gives the store another backend. Nobody may have it open.
+    pub fn convert_store(&self, to: Backend) -> Result<Converted, FolderError> {
+        Ok(to.take_over(&self.store_path(), &self.options)?)
     }
 
     pub fn root_images(&self) -> Result<Vec<Vec<u8>>, FolderError> {
@@ -122,7 +158,7 @@ impl Folder {
     }
 }
 
-fn fill(folder: &Folder, name: &str, secret: &SlotSecret) -> Result<Header, FolderError> {
+fn fill(folder: &Folder, backend: Backend, name: &str, secret: &SlotSecret) -> Result<Header, FolderError> {
     let mut rng = rng();
     let root = RootKey::random(&mut rng);
     let mut id = [0; 16];
@@ -132,7 +168,7 @@ fn fill(folder: &Folder, name: &str, secret: &SlotSecret) -> Result<Header, Fold
         .add_slot(secret, PassphraseCost::RECOMMENDED, &root, now_ms(), &mut rng)
         .map_err(FolderError::Slot)?;
     RootFile::create(&folder.root_path())?;
-    SledStore::create(&folder.store_path(), &folder.options)?;
+    backend.create(&folder.store_path(), &folder.options)?;
     let store = folder.open_store()?;
     let shared: Arc<dyn Store> = Arc::new(store.clone());
     Lockbox::format(shared, &header, &root, name, &mut rng)?;

@@ -4,9 +4,7 @@ use std::sync::Arc;
 
 use lockbox_authz::{FieldError, JoinToken, Labels, RosterError};
 use lockbox_core::lockbox::{BrokerAddress, LockboxError, Membership, Standing};
-use lockbox_rpc::api::node::node_service_client::NodeServiceClient;
 use lockbox_rpc::api::node::{JoinRequest, JoinStatus};
-use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use crate::broker_link::{self, LinkError};
@@ -18,6 +16,9 @@ use crate::status::LocalCode;
 
 /// How often the roster may grow under the entry that the token signs, before the join is given up.
 const ATTEMPTS: usize = 8;
+
+/// How often one entry is sent while its place in the roster is free.
+const SUBMISSIONS: u32 = 2;
 
 /// Why a join came to nothing.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +33,11 @@ pub(crate) enum JoinError {
     TokenRefused(RosterError),
     #[error("the broker took the request and its roster does not have this lockbox")]
     NotAdmitted,
+    #[error(
+        "the broker did not admit by the entry that the token signed, and its roster has no other entry {index}: it may be \
+         withholding entries; the token signed nothing else"
+    )]
+    Withheld { index: u64 },
 }
 
 impl JoinError {
@@ -40,7 +46,7 @@ impl JoinError {
             Self::Token(_) => Code::InvalidArgument,
             Self::Step(error) => error.code(),
             Self::Broker { .. } => Code::Unavailable,
-            Self::TokenRefused(_) | Self::NotAdmitted => Code::FailedPrecondition,
+            Self::TokenRefused(_) | Self::NotAdmitted | Self::Withheld { .. } => Code::FailedPrecondition,
         };
         Status::new(code, self.to_string())
     }
@@ -106,28 +112,59 @@ impl From<Sealed> for Failure {
 
 async fn admit(node: &Arc<Node>, broker: &BrokerAddress, token: &Arc<JoinToken>) -> Result<Standing, Failure> {
     let client = broker_link::connect(node, broker).await?;
+    let mut last: Option<Admission> = None;
     for _ in 0..ATTEMPTS {
         roster_sync::with_broker(node, &client).await?;
         let standing = node.engine.cluster()?.standing;
         if matches!(standing, Standing::Admitted | Standing::Retired) {
             return Ok(standing);
         }
-        match ask(node, &client, token).await {
+        // The entry is not applied here: it lacks the broker's signature, and comes back with it in the roster.
+        let admission = match last.take() {
+            Some(last) if !is_taken(node, last.index)? => last.once_more()?,
+            _ => sign(node, token).await?,
+        };
+        let answer = client.clone().join(admission.request.clone()).await;
+        last = Some(admission);
+        match answer.map(|answer| answer.into_inner().status()) {
             Ok(JoinStatus::Admitted) => {}
             Ok(JoinStatus::Pending | JoinStatus::Unspecified) => return Err(Failure::Join(JoinError::NotAdmitted)),
-            // Another entry was faster: the next one is signed on top of it.
-            Err(Failure::Link(LinkError::Status(status))) if status.code() == Code::Aborted => {}
-            Err(failure) => return Err(failure),
+            // Another entry was faster, says the broker. If its roster shows one, the next is signed on top of it.
+            Err(status) if status.code() == Code::Aborted => {}
+            Err(status) => return Err(LinkError::from(status).into()),
         }
     }
     Err(Failure::Join(JoinError::NotAdmitted))
 }
 
-async fn ask(
-    node: &Arc<Node>,
-    client: &NodeServiceClient<Channel>,
-    token: &Arc<JoinToken>,
-) -> Result<JoinStatus, Failure> {
+/// What the token has signed for one place of the roster. As long as the place is free, the same bytes are sent: a stolen
+/// broker would get one more entry for each lie, and two of them are a fork.
+struct Admission {
+    request: JoinRequest,
+    index: u64,
+    sent: u32,
+}
+
+impl Admission {
+    fn once_more(self) -> Result<Self, Failure> {
+        let index = self.index;
+        match self.sent < SUBMISSIONS {
+            true => Ok(Self {
+                sent: self.sent + 1,
+                ..self
+            }),
+            false => Err(Failure::Join(JoinError::Withheld { index })),
+        }
+    }
+}
+
+/// Whether the roster has an entry at a place.
+fn is_taken(node: &Arc<Node>, index: u64) -> Result<bool, Sealed> {
+    let roster = &node.engine.cluster()?.roster;
+    Ok(roster.as_ref().is_some_and(|roster| roster.head().index >= index))
+}
+
+async fn sign(node: &Arc<Node>, token: &Arc<JoinToken>) -> Result<Admission, Failure> {
     let token = Arc::clone(token);
     let signed = node.engine.read(move |lockbox| {
         let entry = lockbox.admission_by_token(&token, now_ms())?;
@@ -136,19 +173,21 @@ async fn ask(
             _ => Labels::default(),
         };
         let request = lockbox.join_request(labels, now_ms())?;
-        Ok(JoinRequest {
-            request: request.envelope().to_bytes(),
-            roster_entry: entry.envelope().to_bytes(),
+        Ok(Admission {
+            request: JoinRequest {
+                request: request.envelope().to_bytes(),
+                roster_entry: entry.envelope().to_bytes(),
+            },
+            index: entry.statement().index,
+            sent: 1,
         })
     });
-    let request = signed.await?.map_err(|error| {
+    signed.await?.map_err(|error| {
         Failure::Join(match error {
             LockboxError::Roster(error) => JoinError::TokenRefused(error),
             error => JoinError::Step(StepError::Refused(error)),
         })
-    })?;
-    let answer = client.clone().join(request).await.map_err(LinkError::from)?;
-    Ok(answer.into_inner().status())
+    })
 }
 
 async fn set_membership(node: &Arc<Node>, membership: Membership) -> Result<(), StepError<LockboxError>> {

@@ -3,7 +3,7 @@
 //! | module | knows |
 //! |---|---|
 //! | [`engine`] | the unsealed lockbox behind one lock, and when a step is durable |
-//! | [`folder`], [`root_file`] | what is on disk |
+//! | [`folder`], [`root_file`], [`backend`] | what is on disk |
 //! | [`node`] | the engine together with the daemon's parts; unsealing and sealing |
 //! | `local_service` | the Unix socket: this machine's programs |
 //! | `peer_port`, `peer_service` | the peer port: other lockboxes, and the source's end of transfers |
@@ -18,6 +18,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test fails by panicking"))]
 
 pub mod alloc;
+pub mod backend;
 mod backoff;
 mod broker_link;
 pub mod cli;

@@ -51,6 +51,7 @@ impl LocalService for LocalPort {
             sealed: self.node.engine.is_sealed(),
             software_version: crate::VERSION.to_owned(),
             slots: convert::slots(&header),
+            memory_locked: crate::memory::is_locked(),
             ..GetStatusResponse::default()
         };
         if !answer.sealed {
@@ -324,7 +325,8 @@ impl LocalPort {
     }
 }
 
-fn may_use(uids: &[u32], gids: &[u32], peer: LocalPeer) -> bool {
+/// Whether the configuration lets this process in.
+pub(crate) fn may_use(uids: &[u32], gids: &[u32], peer: LocalPeer) -> bool {
     uids.contains(&peer.uid) || gids.contains(&peer.gid)
 }
 

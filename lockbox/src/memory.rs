@@ -1,12 +1,16 @@
 //! Keeps this process's memory out of core dumps, debuggers and swap.
 
 use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::mm::{MlockAllFlags, mlockall};
 use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
 
 /// The bit of `CAP_IPC_LOCK` in a set of capabilities (`linux/capability.h`).
 const CAP_IPC_LOCK: u32 = 14;
+
+/// Whether [`lock`] was heard.
+static LOCKED: AtomicBool = AtomicBool::new(false);
 
 /// Memory may be written to disk, or read by others of the same user. Says what to do about it.
 #[derive(Debug, thiserror::Error)]
@@ -41,7 +45,14 @@ pub fn lock() -> Result<(), MemoryError> {
     }
     // On fault: what is never touched, like most of a thread's stack, takes no memory.
     let all = MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT;
-    mlockall(all).map_err(|_| MemoryError::Lock("the kernel refused"))
+    mlockall(all).map_err(|_| MemoryError::Lock("the kernel refused"))?;
+    LOCKED.store(true, Ordering::Relaxed);
+    Ok(())
+}
+
+/// Whether all memory of this process is kept out of swap.
+pub(crate) fn is_locked() -> bool {
+    LOCKED.load(Ordering::Relaxed)
 }
 
 fn may_lock_without_limit() -> bool {

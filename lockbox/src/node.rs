@@ -87,6 +87,7 @@ impl Node {
         let opened = tokio::task::spawn_blocking(move || node.open(&secret));
         let slot_id = opened.await.map_err(|_| UnsealError::Stopping)??;
         if running.is_none() {
+            self.end_with_retired().await;
             *running = Some(self.start());
             tracing::info!(slot_id, "unsealed");
         }
@@ -121,9 +122,25 @@ impl Node {
         let header = self.folder.read_header()?;
         let (slot_id, root) = header.open(secret)?;
         if self.engine.is_sealed() {
+            // Once more, as it may have been converted since the daemon was started.
+            self.folder.require_backend(self.config.store)?;
             self.engine.open(&self.folder, header, root)?;
         }
         Ok(slot_id)
+    }
+
+    /// Does what follows from the roster's retirements once more: power may have failed after they were applied, and before
+    /// that.
+    async fn end_with_retired(&self) {
+        if !self.engine.cluster().is_ok_and(|cluster| cluster.roster.is_some()) {
+            return;
+        }
+        let step = self
+            .engine
+            .step(|lockbox, now_ms, rng| lockbox.end_with_retired(now_ms, rng));
+        if let Err(error) = step.await {
+            tracing::error!(%error, "transfers with retired lockboxes are not ended yet");
+        }
     }
 
     fn start(self: &Arc<Self>) -> JoinSet<()> {

@@ -16,8 +16,9 @@ use tonic::transport::Channel;
 use crate::engine::{Sealed, StepError};
 use crate::node::Node;
 
-/// Bytes of entries in one message, which may have 4 MiB. The last entry may go beyond, by an envelope's 48 KiB.
-const MAX_PAGE_BYTES: usize = 2 * 1024 * 1024;
+/// Bytes of entries in one message. The last entry may go beyond, by an envelope's 48 KiB. A broker that does not know this
+/// lockbox yet, which is what the entries may change, takes 128 KiB.
+const MAX_PAGE_BYTES: usize = 64 * 1024;
 
 /// Pages in one exchange: more would be more entries than a cluster makes in its life, or an endless answer.
 const MAX_ROUNDS: usize = 4_096;

@@ -3,10 +3,11 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use lockbox_core::limits::MAX_KEY_FILE_BYTES;
 use lockbox_core::slots::SlotSecret;
-use lockbox_rpc::transport::{BindError, LocalListener, ServerLimits, Services, serve_unix};
+use lockbox_rpc::transport::{BindError, LocalListener, Peer, ServerLimits, Services, Strangers, serve_unix};
 use rustix::process::geteuid;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -19,6 +20,13 @@ use crate::{local_service, memory};
 
 /// Threads that may wait for the lockbox's lock or for the disk. Each step of a transfer needs one.
 const BLOCKING_THREADS: usize = 64;
+
+/// Connections of one user to the socket. Root and the daemon's own user may have more.
+const CONNECTIONS_PER_USER: usize = 256;
+
+/// Connections of users that are not let in, and how long one lasts: enough to be told.
+const REFUSED_CONNECTIONS: usize = 16;
+const REFUSED_LIFETIME: Duration = Duration::from_secs(5);
 
 /// What the store's failures end the process with: `EX_IOERR` of sysexits.
 const EXIT_STORE: i32 = 74;
@@ -51,6 +59,7 @@ pub fn run(config: Config, options: ServeOptions) -> Result<(), ServeError> {
         tracing::warn!("{error}");
     }
     let folder = Folder::find(&config.state_dir)?;
+    folder.require_backend(config.store)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .max_blocking_threads(BLOCKING_THREADS)
@@ -72,7 +81,7 @@ async fn serve(config: Config, folder: Folder, options: ServeOptions) -> Result<
         let name = stop.next().await;
         tracing::info!(signal = name, "stopping");
     };
-    serve_unix(listener, service, ServerLimits::default(), stopped).await;
+    serve_unix(listener, service, socket_limits(&node), stopped).await;
     node.seal().await;
     tracing::info!("stopped");
     Ok(())
@@ -92,6 +101,24 @@ fn announce(node: &Node) {
     // Whoever started it may have closed its end.
     let mut stdout = std::io::stdout();
     let _ = writeln!(stdout, "ready {socket} {state}").and_then(|()| stdout.flush());
+}
+
+/// A user that is not let in is told so, and can do no more: few connections, and short ones. One that is let in can't take
+/// all places from the others.
+fn socket_limits(node: &Arc<Node>) -> ServerLimits {
+    let (uids, gids) = (node.config.allowed_uids.clone(), node.config.allowed_gids.clone());
+    let is_allowed =
+        move |peer: Peer<'_>| matches!(peer, Peer::Local(peer) if local_service::may_use(&uids, &gids, peer));
+    ServerLimits {
+        connections_per_peer: CONNECTIONS_PER_USER,
+        exempt_uids: vec![0, geteuid().as_raw()],
+        strangers: Some(Strangers {
+            connections: REFUSED_CONNECTIONS,
+            lifetime: REFUSED_LIFETIME,
+            ..Strangers::unless(is_allowed)
+        }),
+        ..ServerLimits::default()
+    }
 }
 
 /// Only the daemon's own user and root by the file's mode, unless others are to be let in: then the kernel's word on who

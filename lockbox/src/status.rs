@@ -80,14 +80,12 @@ impl LocalCode for LockboxError {
             Self::Vault(_) | Self::Record { .. } => Code::DataLoss,
             Self::Field(error) => error.code(),
             Self::Roster(error) => error.code(),
-            Self::NoKey(_) | Self::NoAlarm(_) => Code::NotFound,
+            // SPEC section 11.6: the text says which.
+            Self::NoKey(_) | Self::NoAlarm(_) | Self::WasDestroyed(_) | Self::WasMoved { .. } => Code::NotFound,
             Self::KeyExists(_) => Code::AlreadyExists,
-            Self::OtherCluster { .. }
-            | Self::NoCluster
-            | Self::WasDestroyed(_)
-            | Self::WasMoved { .. }
-            | Self::KeyInTransfer { .. }
-            | Self::KeyInUse { .. } => Code::FailedPrecondition,
+            Self::OtherCluster { .. } | Self::NoCluster | Self::KeyInTransfer { .. } | Self::KeyInUse { .. } => {
+                Code::FailedPrecondition
+            }
         }
     }
 }
@@ -114,6 +112,25 @@ impl LocalCode for SlotError {
             Self::PassphraseLength | Self::KeyFileLength => Code::InvalidArgument,
             Self::Header(_) | Self::Cost => Code::DataLoss,
             Self::NoFreeSlot => Code::ResourceExhausted,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lockbox_authz::{KeyId, LockboxId};
+
+    use super::*;
+
+    /// A program that looks for a key must not take one that is gone for a lockbox that is not ready.
+    #[test]
+    fn a_key_that_is_gone_is_not_found() {
+        let key = KeyId::from_random([1; 16]);
+        let target = LockboxId::from_random([2; 16]);
+        for gone in [LockboxError::WasDestroyed(key), LockboxError::WasMoved { key, target }] {
+            let text = gone.to_string();
+            let answer = local(gone);
+            assert_eq!((answer.code(), answer.message()), (Code::NotFound, text.as_str()));
         }
     }
 }

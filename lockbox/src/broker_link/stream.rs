@@ -12,8 +12,9 @@ use lockbox_authz::envelope::UnverifiedEnvelope;
 use lockbox_authz::roster::Head;
 use lockbox_authz::{Authorization, AuthorizationId, Revocation};
 use lockbox_core::lockbox::LockboxError;
-use lockbox_core::report::{Report, Role};
+use lockbox_core::report::{Report, Role, Told};
 use lockbox_core::transfer::target::TargetError;
+use lockbox_core::wire::TransferState;
 use lockbox_rpc::api::node::node_service_client::NodeServiceClient;
 use lockbox_rpc::api::node::{ConnectRequest, Hello, OfferTransfer, TransferReport, connect_request, connect_response};
 use tokio::sync::mpsc;
@@ -30,8 +31,11 @@ use crate::roster_sync;
 /// Messages to the broker that wait for the network.
 const OUTBOUND_MESSAGES: usize = 64;
 
-/// Transfers whose reports are looked at in one round. More than are open at once on one machine.
-const REPORTS_PER_ROUND: usize = 1_024;
+/// Reports that are made at once. Each may hold 128 envelopes, of 20 KiB each.
+const REPORTS_PER_PAGE: usize = 16;
+
+/// Pages in one round; the next round goes on where it ended. More than are open at once on one machine.
+const PAGES_PER_ROUND: usize = 64;
 
 /// Least time between two rounds of reports: a transfer makes many steps, and the broker needs to hear of the latest.
 const BETWEEN_ROUNDS: Duration = Duration::from_millis(20);
@@ -45,10 +49,20 @@ struct Stream<'a> {
     client: NodeServiceClient<Channel>,
     outbound: mpsc::Sender<ConnectRequest>,
     reports_sent: u64,
-    /// By the number of the report.
-    unacknowledged: HashMap<u64, Report>,
-    last_sent: HashMap<(AuthorizationId, bool), Gist>,
+    /// By the number of the report: at most one of each end of a transfer.
+    unacknowledged: HashMap<u64, Told>,
+    last_sent: HashMap<(AuthorizationId, bool), Sent>,
+    /// Where the next page of reports begins. `None`: at the first.
+    reports_after: Option<(Role, AuthorizationId)>,
     deferred: Vec<OfferTransfer>,
+}
+
+/// What the broker was told last about one end of a transfer.
+struct Sent {
+    gist: Gist,
+    state: TransferState,
+    /// `None` once it is acknowledged.
+    number: Option<u64>,
 }
 
 /// Runs for as long as the connection lasts.
@@ -76,6 +90,7 @@ pub(super) async fn run(
         reports_sent: 0,
         unacknowledged: HashMap::new(),
         last_sent: HashMap::new(),
+        reports_after: None,
         deferred: Vec::new(),
     };
     stream.roster_at(welcome.roster_head).await?;
@@ -96,10 +111,13 @@ pub(super) async fn run(
                 is_due = true;
             }
             _ = rounds.tick(), if is_due => {
-                is_due = false;
-                activity.mark_unchanged();
-                stream.retry_deferred().await?;
+                // What happens while the outbox is gone through is seen when it is gone through once more.
+                if stream.reports_after.is_none() {
+                    activity.mark_unchanged();
+                    stream.retry_deferred().await?;
+                }
                 stream.tell_reports().await?;
+                is_due = stream.reports_after.is_some();
             }
         }
     }
@@ -236,15 +254,21 @@ impl Stream<'_> {
 
     /// The broker has a report durably.
     async fn acknowledged(&mut self, report_id: u64) -> Result<(), LinkError> {
-        let Some(report) = self.unacknowledged.remove(&report_id) else {
-            // A refusal's report is in no ledger.
+        let Some(told) = self.unacknowledged.remove(&report_id) else {
+            // A refusal's report is in no ledger, and a report that a later one replaced says nothing that it does not.
             return Ok(());
         };
-        let id = report.status.authorization_id;
+        let id = told.authorization_id;
+        let place = (id, told.role == Role::Source);
+        if told.is_last() {
+            self.last_sent.remove(&place);
+        } else if let Some(sent) = self.last_sent.get_mut(&place) {
+            sent.number = None;
+        }
         let step = self
             .node
             .engine
-            .step(move |lockbox, _, rng| lockbox.reported(&report, rng));
+            .step(move |lockbox, _, rng| lockbox.acknowledged(told, rng));
         step.await?;
         tracing::info!(target: "transfer", authorization = %id, step = "report-acknowledged");
         Ok(())
@@ -258,27 +282,55 @@ impl Stream<'_> {
         Ok(())
     }
 
-    /// Sends what the ledger has to tell and this connection has not told yet.
+    /// Sends what the ledger has to tell and this connection has not told yet, a round of it.
     async fn tell_reports(&mut self) -> Result<(), LinkError> {
-        let reports = self
-            .node
-            .engine
-            .read_durable(|lockbox| lockbox.reports(REPORTS_PER_ROUND));
-        let reports: Vec<Report> = reports
-            .await?
-            .map_err(|error: LockboxError| StepError::Refused(error))?;
-        for report in reports {
-            let id = report.status.authorization_id;
-            let place = (id, report.status.role == Role::Source);
-            let gist = Gist::of(&report);
-            if self.last_sent.get(&place) == Some(&gist) {
-                continue;
+        for _ in 0..PAGES_PER_ROUND {
+            let after = self.reports_after;
+            let reports = self
+                .node
+                .engine
+                .read_durable(move |lockbox| lockbox.reports_after(after, REPORTS_PER_PAGE));
+            let reports: Vec<Report> = reports
+                .await?
+                .map_err(|error: LockboxError| StepError::Refused(error))?;
+            let is_full = reports.len() == REPORTS_PER_PAGE;
+            let last = reports.last().map(|report| &report.status);
+            self.reports_after = last
+                .filter(|_| is_full)
+                .map(|status| (status.role, status.authorization_id));
+            for report in reports {
+                self.tell_report(&report).await?;
             }
-            self.last_sent.insert(place, gist);
-            let number = self.tell(|number| report::from_ledger(&report, number)).await?;
-            tracing::info!(target: "transfer", authorization = %id, step = "report-sent");
-            self.unacknowledged.insert(number, report);
+            if self.reports_after.is_none() {
+                break;
+            }
         }
+        Ok(())
+    }
+
+    /// Sends a report, unless the broker was told the same, or has not answered what it was told of the same stage.
+    async fn tell_report(&mut self, report: &Report) -> Result<(), LinkError> {
+        let told = report.told();
+        let place = (told.authorization_id, told.role == Role::Source);
+        let gist = Gist::of(report);
+        if let Some(sent) = self.last_sent.get(&place) {
+            let is_awaited = sent.number.is_some() && sent.state == told.state;
+            if is_awaited || sent.gist == gist {
+                return Ok(());
+            }
+            if let Some(number) = sent.number {
+                self.unacknowledged.remove(&number);
+            }
+        }
+        let number = self.tell(|number| report::from_ledger(report, number)).await?;
+        tracing::info!(target: "transfer", authorization = %told.authorization_id, step = "report-sent");
+        self.unacknowledged.insert(number, told);
+        let sent = Sent {
+            gist,
+            state: told.state,
+            number: Some(number),
+        };
+        self.last_sent.insert(place, sent);
         Ok(())
     }
 

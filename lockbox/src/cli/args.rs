@@ -9,6 +9,8 @@ use lockbox_authz::field::Label;
 use lockbox_authz::id::{AuthorizationId, ClusterId, KeyId};
 use lockbox_authz::keys::PublicKey;
 
+use crate::backend::Backend;
+
 const DEFAULT_SOCKET: &str = "/run/lockbox/lockbox.sock";
 
 /// A sealed lockbox for the volume keys of this machine.
@@ -65,6 +67,11 @@ pub(super) enum Command {
         #[command(subcommand)]
         command: AlarmCommand,
     },
+    /// Change what keeps the records, while the daemon is stopped.
+    Store {
+        #[command(subcommand)]
+        command: StoreCommand,
+    },
     /// Print a shell's completions.
     Completions { shell: Shell },
 }
@@ -88,6 +95,9 @@ pub(super) struct InitArgs {
     /// host:port by which other lockboxes reach it, if not by the address that it listens on.
     #[arg(long, value_name = "HOST:PORT")]
     pub(super) peer_address: Option<String>,
+    /// What keeps the records.
+    #[arg(long, value_enum, default_value_t = Backend::Sled)]
+    pub(super) store: Backend,
 }
 
 /// With none of them, a passphrase is asked for.
@@ -286,6 +296,22 @@ pub(super) enum RosterCommand {
 pub(super) enum AlarmCommand {
     /// Clear an alarm that was looked at.
     Clear { number: u64 },
+}
+
+#[derive(Subcommand)]
+pub(super) enum StoreCommand {
+    /// Give the store another backend. May be interrupted at any point, and run again.
+    Convert(ConvertArgs),
+}
+
+#[derive(Args)]
+pub(super) struct ConvertArgs {
+    /// The lockbox's folder.
+    #[arg(long, value_name = "DIR")]
+    pub(super) state_dir: PathBuf,
+    /// What is to keep the records.
+    #[arg(long, value_enum)]
+    pub(super) to: Backend,
 }
 
 fn label(text: &str) -> Result<Label, String> {

@@ -70,7 +70,12 @@ fn status_json(status: &GetStatusResponse) -> Value {
         .map(|slot| json!({ "slot_id": slot.slot_id, "kind": slot.kind }))
         .collect();
     if status.sealed {
-        return json!({ "sealed": true, "software_version": status.software_version, "slots": slots });
+        return json!({
+            "sealed": true,
+            "software_version": status.software_version,
+            "slots": slots,
+            "memory_locked": status.memory_locked,
+        });
     }
     let alarm = |alarm: &Alarm| {
         json!({
@@ -84,6 +89,7 @@ fn status_json(status: &GetStatusResponse) -> Value {
         "sealed": false,
         "software_version": status.software_version,
         "slots": slots,
+        "memory_locked": status.memory_locked,
         "lockbox_id": uuid(&status.lockbox_id),
         "name": status.name,
         "fingerprint": status.fingerprint,
@@ -106,10 +112,15 @@ fn status_text(status: &GetStatusResponse) -> String {
         .iter()
         .map(|slot| format!("{} ({})", slot.slot_id, slot.kind))
         .collect();
+    let memory = match status.memory_locked {
+        true => "locked",
+        false => "not locked: secrets may reach swap",
+    };
     if status.sealed {
         return fields(&[
             ("state", "sealed; open it with `lockbox unseal`".to_owned()),
             ("slots", slots.join(", ")),
+            ("memory", memory.to_owned()),
             ("version", status.software_version.clone()),
         ]);
     }
@@ -137,6 +148,7 @@ fn status_text(status: &GetStatusResponse) -> String {
         ("peers at", status.peer_address.clone()),
         ("keys", status.key_count.to_string()),
         ("slots", slots.join(", ")),
+        ("memory", memory.to_owned()),
         ("version", status.software_version.clone()),
     ]);
     for alarm in &status.alarms {

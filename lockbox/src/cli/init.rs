@@ -19,6 +19,7 @@ pub(super) fn run(args: InitArgs, output: &Output, socket: &Path) -> Result<(), 
     let config_out = absolute(&args.config_out)?;
     let text = Config::template(
         &state_dir,
+        args.store,
         &absolute(socket)?,
         args.peer_listen,
         args.peer_address.as_deref(),
@@ -32,7 +33,7 @@ pub(super) fn run(args: InitArgs, output: &Output, socket: &Path) -> Result<(), 
         )));
     }
     let secret = read_secret(&args.secret)?;
-    let (_, header) = Folder::init(&state_dir, &args.name, &secret).map_err(explain)?;
+    let (_, header) = Folder::init_on(args.store, &state_dir, &args.name, &secret).map_err(explain)?;
     files::write_new(&config_out, text.as_bytes(), PUBLIC)
         .map_err(|error| CliError::failed(format!("the lockbox is made, but not its configuration: {error}")))?;
     let lockbox_id = header.lockbox_id().to_string();

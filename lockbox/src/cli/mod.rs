@@ -1,4 +1,4 @@
-//! The command line: each command asks the daemon over its socket, but for `init`, `serve` and `completions`.
+//! The command line: each command asks the daemon over its socket, but for `init`, `serve`, `store` and `completions`.
 
 mod args;
 mod client;
@@ -9,6 +9,7 @@ mod init;
 mod keys;
 mod output;
 mod secrets;
+mod store;
 mod transfers;
 
 use std::process::ExitCode;
@@ -52,6 +53,7 @@ fn run(cli: Cli) -> Result<(), CliError> {
     match cli.command {
         Command::Init(args) => init::run(args, &output, &cli.socket),
         Command::Serve(args) => daemon::serve(args),
+        Command::Store { command } => store::run(command, &output),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "lockbox", &mut std::io::stdout());
             Ok(())
@@ -79,6 +81,6 @@ async fn ask(command: Command, client: Client, output: &Output) -> Result<(), Cl
         Command::Alarm { command } => cluster::alarm(command, client, output).await,
         Command::Key { command } => keys::run(command, client, output).await,
         Command::Transfer { command } => transfers::run(command, client, output).await,
-        Command::Init(_) | Command::Serve(_) | Command::Completions { .. } => Ok(()),
+        Command::Init(_) | Command::Serve(_) | Command::Store { .. } | Command::Completions { .. } => Ok(()),
     }
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use lockbox_authz::KeyId;
 use lockbox_core::keys::KeyRequest;
 use lockbox_core::slots::SlotSecret;
-use lockbox_store_sled::Options;
+use lockbox_store_disk::Options;
 use rustix::fs::{FallocateFlags, fallocate, statvfs};
 use zeroize::Zeroizing;
 

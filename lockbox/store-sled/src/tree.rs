@@ -4,7 +4,7 @@ use std::io;
 use std::ops::{Bound, ControlFlow};
 use std::path::Path;
 
-use crate::guard;
+use lockbox_store_disk::{BackendError, guard};
 
 /// Changes that the tree takes as one.
 #[derive(Default)]
@@ -20,15 +20,6 @@ impl Changes {
     }
 }
 
-/// Why the tree can't be opened.
-#[derive(Debug)]
-pub(crate) enum TreeOpenError {
-    /// The system refused a file; its content is not in doubt.
-    System(io::Error),
-    /// sled can't make sense of what it read.
-    Damaged(String),
-}
-
 /// sled's default tree. Each error is final: the state in memory is not to be relied on afterwards.
 pub(crate) struct Tree {
     /// `None` only while it is being dropped.
@@ -37,7 +28,7 @@ pub(crate) struct Tree {
 
 impl Tree {
     /// Opens the tree in `folder`, or makes one where there is none.
-    pub(crate) fn open(folder: &Path, cache_bytes: u64) -> Result<Self, TreeOpenError> {
+    pub(crate) fn open(folder: &Path, cache_bytes: u64) -> Result<Self, BackendError> {
         let config = sled::Config::new()
             .path(folder)
             .cache_capacity(cache_bytes)
@@ -45,8 +36,8 @@ impl Tree {
             .flush_every_ms(None);
         match guard::catch(|| config.open()) {
             Ok(Ok(db)) => Ok(Self { db: Some(db) }),
-            Ok(Err(error)) => Err(TreeOpenError::from(error)),
-            Err(panic) => Err(TreeOpenError::Damaged(panic)),
+            Ok(Err(error)) => Err(into_io(error).into()),
+            Err(panic) => Err(BackendError::Damaged(panic)),
         }
     }
 
@@ -120,16 +111,6 @@ impl Drop for Tree {
         // sled flushes once more when dropped, and panics if that fails. Whatever was acknowledged is durable already.
         let db = self.db.take();
         let _ = guard::catch(|| drop(db));
-    }
-}
-
-impl From<sled::Error> for TreeOpenError {
-    fn from(error: sled::Error) -> Self {
-        let error = into_io(error);
-        match error.kind() {
-            io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData => Self::Damaged(error.to_string()),
-            _ => Self::System(error),
-        }
     }
 }
 

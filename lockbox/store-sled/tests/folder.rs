@@ -6,13 +6,8 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use common::{Scratch, commit, everything, get, open, options, put, refusal, remove};
+use common::{Scratch, commit, everything, open, put, refusal};
 use lockbox_store::{Batch, MAX_VALUE_BYTES, Store, StoreFailure};
-use lockbox_store_sled::{Options, SledStore};
-
-fn create(dir: &Path) -> StoreFailure {
-    SledStore::create(dir, &options()).expect_err("refused")
-}
 
 /// A store with enough in it that each of sled's files has content, closed.
 fn filled() -> Scratch {
@@ -37,109 +32,6 @@ fn snapshot(scratch: &Scratch) -> std::path::PathBuf {
                 .is_some_and(|name| name.to_string_lossy().starts_with("snap."))
         })
         .expect("sled wrote a snapshot")
-}
-
-#[test]
-fn what_was_acknowledged_is_there_after_reopening() {
-    let scratch = Scratch::created();
-    let mut expected = Vec::new();
-    for session in 0..5_u8 {
-        let store = scratch.open();
-        assert_eq!(everything(&store), expected);
-        let key = session.to_string();
-        let value = vec![session; 30_000 * usize::from(session % 2) + 5];
-        commit(&store, put(&key, &value));
-        expected.push((key.into(), value));
-    }
-    let store = scratch.open();
-    commit(&store, remove("1"));
-    drop(store);
-    expected.remove(1);
-    assert_eq!(everything(&scratch.open()), expected);
-}
-
-#[test]
-fn a_clone_keeps_the_store_open_and_the_last_one_frees_it() {
-    let scratch = Scratch::created();
-    let store = scratch.open();
-    let clone = store.clone();
-    drop(store);
-    assert!(matches!(refusal(&scratch.store), StoreFailure::Open { .. }));
-    commit(&clone, put("k", "v"));
-    drop(clone);
-    assert_eq!(get(&scratch.open(), "k"), Some(b"v".to_vec()));
-}
-
-#[test]
-fn rejects_a_second_process_and_names_the_first() {
-    let scratch = Scratch::created();
-    let _store = scratch.open();
-    let message = refusal(&scratch.store).to_string();
-    assert!(
-        message.contains(&format!("process {} has it open", std::process::id())),
-        "{message}"
-    );
-    assert!(message.contains("stop that process"), "{message}");
-}
-
-#[test]
-fn rejects_a_store_that_was_never_finished() {
-    let scratch = Scratch::created();
-    fs::remove_file(scratch.store.join("READY")).expect("removes");
-    let message = refusal(&scratch.store).to_string();
-    assert!(message.contains("never finished"), "{message}");
-    assert!(
-        message.contains("remove the folder and create the store again"),
-        "{message}"
-    );
-}
-
-#[test]
-fn rejects_a_store_of_another_format() {
-    let scratch = Scratch::created();
-    fs::write(scratch.store.join("READY"), "lockbox-store-sled 2\n").expect("writes");
-    assert!(refusal(&scratch.store).to_string().contains("does not know"));
-}
-
-#[test]
-fn rejects_a_folder_that_is_not_there_and_does_not_make_it() {
-    let scratch = Scratch::new();
-    assert!(refusal(&scratch.store).to_string().contains("create the store first"));
-    assert!(!scratch.store.exists());
-}
-
-#[test]
-fn rejects_creating_over_anything() {
-    let scratch = Scratch::created();
-    assert!(create(&scratch.store).to_string().contains("a store in it already"));
-    let foreign = Scratch::new();
-    fs::create_dir(&foreign.store).expect("makes");
-    fs::write(foreign.store.join("letter"), "dear").expect("writes");
-    assert!(create(&foreign.store).to_string().contains("empty folder"));
-    assert_eq!(fs::read_dir(&foreign.store).expect("lists").count(), 1);
-}
-
-#[test]
-fn an_empty_folder_is_as_good_as_none() {
-    let scratch = Scratch::new();
-    fs::create_dir(&scratch.store).expect("makes");
-    SledStore::create(&scratch.store, &options()).expect("creates");
-    assert_eq!(everything(&scratch.open()), []);
-}
-
-#[test]
-fn rejects_a_cache_that_was_never_measured() {
-    let scratch = Scratch::created();
-    let cache = |cache_bytes| Options {
-        cache_bytes,
-        ..options()
-    };
-    for bytes in [0, 65 * 1024 * 1024] {
-        let failure = SledStore::open(&scratch.store, None, &cache(bytes))
-            .err()
-            .expect("refused");
-        assert!(failure.to_string().contains("1 MiB to 64 MiB"));
-    }
 }
 
 #[test]

@@ -86,6 +86,21 @@ impl MemoryStore {
         self.lock().durable.contains_key(key)
     }
 
+    /// What a power cut now would leave at this key.
+    pub fn durable(&self, key: &[u8]) -> Option<Vec<u8>> {
+        self.lock().durable.get(key).cloned()
+    }
+
+    /// Everything that a power cut would leave if so many of the waiting batches became durable before it.
+    pub fn durable_after(&self, batches: usize) -> BTreeMap<Vec<u8>, Vec<u8>> {
+        let inner = self.lock();
+        let mut rows = inner.durable.clone();
+        for (batch, _) in inner.waiting.iter().take(batches) {
+            apply(&mut rows, batch);
+        }
+        rows
+    }
+
     /// Forgets whatever was not durable. Waiting batches are dropped without an answer, as their process is gone.
     pub fn crash(&self) {
         let mut inner = self.lock();

@@ -55,6 +55,14 @@ impl Machine {
         machine
     }
 
+    /// A new lockbox that a key file opens, on this backend of the store.
+    pub(crate) fn on_store(name: &str, store: &str) -> Self {
+        let machine = Self::empty();
+        let key_file = machine.write("key", &[name.as_bytes(), &[0x5A; 32]].concat());
+        machine.init(name, &["--key-file", key_file.to_str().unwrap(), "--store", store], b"");
+        machine
+    }
+
     /// A machine without a lockbox.
     pub(crate) fn empty() -> Self {
         Self {

@@ -2,10 +2,9 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test program uses its own part")]
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use lockbox_store::{Batch, Durable, EffaceableRoot, Pair, Store, StoreFailure};
+use lockbox_store::{Batch, Durable, Pair, Store, StoreFailure};
 use lockbox_store_sled::{MIN_CACHE_BYTES, Options, SledStore};
 use tempfile::TempDir;
 
@@ -42,10 +41,6 @@ impl Scratch {
         open(&self.store).expect("opens")
     }
 
-    pub fn open_with(&self, root: impl EffaceableRoot) -> SledStore {
-        SledStore::open(&self.store, Some(Box::new(root)), &options()).expect("opens")
-    }
-
     pub fn sled(&self, name: &str) -> PathBuf {
         self.store.join("sled").join(name)
     }
@@ -75,11 +70,6 @@ pub fn remove(key: &str) -> Batch {
     batch
 }
 
-pub fn with_image(mut batch: Batch, image: &str) -> Batch {
-    batch.replace_root(image.into());
-    batch
-}
-
 pub fn get(store: &dyn Store, key: &str) -> Option<Vec<u8>> {
     store.get(key.as_bytes()).expect("reads")
 }
@@ -90,26 +80,4 @@ pub fn commit(store: &dyn Store, batch: Batch) -> Durable {
 
 pub fn everything(store: &dyn Store) -> Vec<Pair> {
     store.scan(b"", None, usize::MAX).expect("scans")
-}
-
-/// Set for the processes that a test starts, to the folder of their store.
-pub const CHILD_STORE: &str = "LOCKBOX_TEST_CHILD_STORE";
-
-/// The arguments with which this test program runs the one test that is the child's part.
-pub fn child_arguments(part: &str) -> [String; 4] {
-    ["--exact", part, "--nocapture", "--test-threads=1"].map(str::to_owned)
-}
-
-/// The store's folder if this process is a child. A child's part does nothing otherwise.
-pub fn child_store() -> Option<PathBuf> {
-    std::env::var_os(CHILD_STORE).map(PathBuf::from)
-}
-
-/// Writes a line past the test harness, so that it has left this process when it returns.
-pub fn tell(line: &str) {
-    let mut stdout = std::io::stdout().lock();
-    stdout
-        .write_all(format!("\n{line}\n").as_bytes())
-        .expect("the parent listens");
-    stdout.flush().expect("the parent listens");
 }

@@ -8,6 +8,17 @@ use std::sync::{Arc, Mutex};
 
 use common::{Scratch, commit, everything, get, put, with_image};
 use lockbox_store::{Batch, Completion, EffaceableRoot, Health, Store, StoreFailure};
+use lockbox_store_disk::Backend;
+
+on_each_backend! {
+    the_root_is_replaced_before_the_acknowledgement_and_once_for_a_group,
+    a_root_that_fails_poisons_the_store,
+    a_root_that_panics_poisons_the_store,
+    rejects_a_root_image_without_a_root,
+    closing_answers_everything_and_refuses_the_rest,
+    a_store_may_be_dropped_by_its_own_completion,
+    a_completion_that_panics_takes_no_other_answer_with_it,
+}
 
 type Events = Arc<Mutex<Vec<String>>>;
 
@@ -66,9 +77,8 @@ impl Keeper {
     }
 }
 
-#[test]
-fn the_root_is_replaced_before_the_acknowledgement_and_once_for_a_group() {
-    let scratch = Scratch::created();
+fn the_root_is_replaced_before_the_acknowledgement_and_once_for_a_group<B: Backend>() {
+    let scratch = Scratch::<B>::created();
     let (root, keeper) = gate();
     let store = scratch.open_with(root);
     store.submit(with_image(put("1", ""), "A"), keeper.report("1"));
@@ -93,9 +103,8 @@ fn the_root_is_replaced_before_the_acknowledgement_and_once_for_a_group() {
     assert_eq!(keeper.events(), expected);
 }
 
-#[test]
-fn a_root_that_fails_poisons_the_store() {
-    let scratch = Scratch::created();
+fn a_root_that_fails_poisons_the_store<B: Backend>() {
+    let scratch = Scratch::<B>::created();
     let (root, keeper) = gate();
     let store = scratch.open_with(root);
     store.submit(with_image(put("1", ""), "A"), keeper.report("1"));
@@ -121,24 +130,22 @@ fn a_root_that_fails_poisons_the_store() {
     commit(&scratch.open(), put("4", ""));
 }
 
-#[test]
-fn a_root_that_panics_poisons_the_store() {
+fn a_root_that_panics_poisons_the_store<B: Backend>() {
     struct Panics;
     impl EffaceableRoot for Panics {
         fn replace(&mut self, _: &[u8]) -> io::Result<()> {
             panic!("the driver is broken")
         }
     }
-    let scratch = Scratch::created();
+    let scratch = Scratch::<B>::created();
     let store = scratch.open_with(Panics);
     commit(&store, put("1", ""));
     let failure = store.commit(with_image(Batch::new(), "A")).expect_err("refused");
     assert_eq!(store.health(), Health::Poisoned(failure));
 }
 
-#[test]
-fn rejects_a_root_image_without_a_root() {
-    let scratch = Scratch::created();
+fn rejects_a_root_image_without_a_root<B: Backend>() {
+    let scratch = Scratch::<B>::created();
     let store = scratch.open();
     let failure = store.commit(with_image(put("1", ""), "A")).expect_err("refused");
     assert!(
@@ -149,9 +156,8 @@ fn rejects_a_root_image_without_a_root() {
     assert_eq!(store.health(), Health::Ready);
 }
 
-#[test]
-fn closing_answers_everything_and_refuses_the_rest() {
-    let scratch = Scratch::created();
+fn closing_answers_everything_and_refuses_the_rest<B: Backend>() {
+    let scratch = Scratch::<B>::created();
     let (root, keeper) = gate();
     let store = scratch.open_with(root);
     store.submit(with_image(put("1", ""), "A"), keeper.report("1"));
@@ -165,9 +171,8 @@ fn closing_answers_everything_and_refuses_the_rest() {
     assert_eq!(get(&store, "3"), None);
 }
 
-#[test]
-fn a_store_may_be_dropped_by_its_own_completion() {
-    let scratch = Scratch::created();
+fn a_store_may_be_dropped_by_its_own_completion<B: Backend>() {
+    let scratch = Scratch::<B>::created();
     let store = scratch.open();
     let (sender, dropped) = mpsc::channel();
     let last = store.clone();
@@ -183,9 +188,8 @@ fn a_store_may_be_dropped_by_its_own_completion() {
     dropped.recv().expect("answered");
 }
 
-#[test]
-fn a_completion_that_panics_takes_no_other_answer_with_it() {
-    let scratch = Scratch::created();
+fn a_completion_that_panics_takes_no_other_answer_with_it<B: Backend>() {
+    let scratch = Scratch::<B>::created();
     let (root, keeper) = gate();
     let store = scratch.open_with(root);
     store.submit(with_image(put("1", ""), "A"), keeper.report("1"));

@@ -12,7 +12,12 @@ use std::sync::mpsc;
 
 use common::{CHILD_STORE, Scratch, child_arguments, child_store, commit, everything, options, tell};
 use lockbox_store::{Batch, EffaceableRoot, Operation, Store};
-use lockbox_store_sled::SledStore;
+use lockbox_store_disk::{Backend, DiskStore};
+
+on_each_backend! {
+    a_killed_process_loses_nothing_acknowledged_and_leaves_no_half_batch,
+    writes_until_it_is_killed,
+}
 
 const ROUNDS: u64 = 40;
 
@@ -23,15 +28,14 @@ const LAST: &[u8] = b"last";
 
 /// Each round kills the writer after another number of acknowledgements (0: while it opens the store). What is found
 /// then must be the effect of exactly the first n batches, for an n that leaves out nothing acknowledged.
-#[test]
-fn a_killed_process_loses_nothing_acknowledged_and_leaves_no_half_batch() {
-    let scratch = Scratch::created();
+fn a_killed_process_loses_nothing_acknowledged_and_leaves_no_half_batch<B: Backend>() {
+    let scratch = Scratch::<B>::created();
     let mut model = Model::default();
     let mut acknowledged = 0;
     for round in 0..ROUNDS {
         let kill_after = if round % 4 == 3 { 0 } else { round * 67 % 190 };
-        acknowledged = acknowledged.max(run_and_kill(&scratch.store, kill_after));
-        let store = SledStore::open(&scratch.store, None, &options()).expect("opens after a kill");
+        acknowledged = acknowledged.max(run_and_kill::<B>(&scratch.store, kill_after));
+        let store = DiskStore::<B>::open(&scratch.store, None, &options()).expect("opens after a kill");
         let found = number(&store.get(LAST).expect("reads"));
         assert!(
             found >= acknowledged,
@@ -60,12 +64,11 @@ fn a_killed_process_loses_nothing_acknowledged_and_leaves_no_half_batch() {
 }
 
 /// The child's part: goes on where the store ends, until it is killed.
-#[test]
-fn writes_until_it_is_killed() {
+fn writes_until_it_is_killed<B: Backend>() {
     let Some(dir) = child_store() else { return };
     tell("opening");
     let root = RootFile::open(&dir).expect("opens");
-    let store = SledStore::open(&dir, Some(Box::new(root)), &options()).expect("opens");
+    let store = DiskStore::<B>::open(&dir, Some(Box::new(root)), &options()).expect("opens");
     let first = number(&store.get(LAST).expect("reads")) + 1;
     let (answered, answers) = mpsc::channel();
     for number in first.. {
@@ -85,9 +88,9 @@ fn writes_until_it_is_killed() {
 }
 
 /// Returns the number of the last batch that the writer said was acknowledged.
-fn run_and_kill(dir: &Path, kill_after: u64) -> u64 {
+fn run_and_kill<B: Backend>(dir: &Path, kill_after: u64) -> u64 {
     let mut writer = Command::new(std::env::current_exe().expect("this program"))
-        .args(child_arguments("writes_until_it_is_killed"))
+        .args(child_arguments::<B>("writes_until_it_is_killed"))
         .env(CHILD_STORE, dir)
         .stdout(Stdio::piped())
         .spawn()

@@ -1,4 +1,4 @@
-//! Turns a panic of sled into a failure, without its report on standard error.
+//! Turns a panic of a backend into a failure, without its report on standard error.
 
 use std::any::Any;
 use std::cell::Cell;
@@ -9,7 +9,7 @@ use std::sync::Once;
 ///
 /// Whoever gets an `Err` must not go on using what `work` touched: it may be half changed. Here the store is then
 /// poisoned, or was never opened.
-pub(crate) fn catch<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+pub fn catch<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     silence_guarded_panics();
     let outer = GUARDED.replace(true);
     let outcome = panic::catch_unwind(AssertUnwindSafe(work));
@@ -36,7 +36,7 @@ fn silence_guarded_panics() {
 }
 
 fn first_line(payload: &(dyn Any + Send)) -> String {
-    /// sled prints whole pages into some of its panics.
+    /// Some panics print whole pages.
     const MAX_CHARS: usize = 160;
     let text = payload
         .downcast_ref::<String>()

@@ -1,6 +1,6 @@
 //! Room on the file system: the low-water mark and the ballast.
 //!
-//! sled can neither go on nor be opened when the disk is full. So inserts stop while there is still room for destroying
+//! No backend can go on when the disk is full, and sled can't even be opened. So inserts stop while there is still room for destroying
 //! keys, and a file of ballast is kept that can be given up to open once more.
 
 use std::fs::{self, File, OpenOptions};
@@ -14,13 +14,7 @@ use rustix::fs::{FallocateFlags, fallocate, fstatvfs};
 use rustix::io::Errno;
 
 use crate::Options;
-
-/// sled's log grows by more than what is put, as pages are written again when they change or move: by 3 to 4 times in
-/// mixed workloads. This leaves as much again.
-pub(crate) const MAX_LOG_FACTOR: u64 = 8;
-
-/// sled's log grows by segments of 512 KiB; one may be begun and one padded.
-const SEGMENTS_BYTES: u64 = 1024 * 1024;
+use crate::backend::Growth;
 
 /// Other programs write to the same file system, so a reading is not relied on for longer. Measuring takes 1 us or two.
 const READING_VALID: Duration = Duration::from_secs(1);
@@ -28,6 +22,7 @@ const READING_VALID: Duration = Duration::from_secs(1);
 /// Watches the room around one store.
 pub(crate) struct Space {
     folder: File,
+    growth: Growth,
     low_water_bytes: u64,
     ballast: Ballast,
     reading: Mutex<Reading>,
@@ -40,7 +35,7 @@ struct Ballast {
 
 struct Reading {
     available_bytes: u64,
-    /// Available above the low-water mark, less what was admitted since.
+    /// Available above the low-water mark and what the ballast lacks, less what was admitted since.
     room_bytes: u64,
     nearly_full: bool,
     at: Instant,
@@ -50,10 +45,11 @@ struct Reading {
 
 impl Space {
     /// `folder` is the store's folder, `ballast` the path of the ballast in it.
-    pub(crate) fn new(folder: File, ballast: PathBuf, options: &Options) -> Self {
+    pub(crate) fn new(folder: File, ballast: PathBuf, options: &Options, growth: Growth) -> Self {
         let ballast_bytes = fs::metadata(&ballast).map_or(0, |file| file.len());
         let space = Self {
             folder,
+            growth,
             low_water_bytes: options.low_water_bytes,
             ballast: Ballast {
                 path: ballast,
@@ -71,13 +67,17 @@ impl Space {
         space
     }
 
-    /// Gives up the ballast if less is available than it is to hold. To be called before sled opens its files, and
+    /// Gives up the ballast if less is available than it is to hold. To be called before a backend opens its files, and
     /// before it destroys.
     pub(crate) fn give_way(&self) -> io::Result<()> {
-        let mut reading = self.reading();
+        let mut reading = self.lock();
+        // Another program may have filled the disk this moment, and then nothing else would help.
+        self.measure(&mut reading);
         if reading.ballast_bytes > 0 && reading.available_bytes < self.ballast.bytes {
             fs::remove_file(&self.ballast.path)?;
             reading.ballast_bytes = 0;
+            // A journalling file system gives the space to nobody before it has written down that it is free.
+            self.folder.sync_all()?;
             self.measure(&mut reading);
         }
         Ok(())
@@ -93,15 +93,17 @@ impl Space {
     /// Lacking ballast is no failure: it only means that a full disk must be emptied by hand.
     pub(crate) fn restore_ballast(&self) {
         let mut reading = self.lock();
-        if reading.ballast_bytes != self.ballast.bytes && reading.room_bytes / 2 > self.ballast.bytes {
+        // Twice as much must be there, or it would be given up again at once.
+        let has_room = reading.room_bytes > 0 && reading.available_bytes / 2 > self.ballast.bytes;
+        if reading.ballast_bytes != self.ballast.bytes && has_room {
             reading.ballast_bytes = self.ballast.make().map_or(0, |()| self.ballast.bytes);
             self.measure(&mut reading);
         }
     }
 
-    /// True if `bytes` of keys and values may be put without going below the low-water mark.
-    pub(crate) fn admits(&self, bytes: u64) -> bool {
-        let cost = bytes.saturating_mul(MAX_LOG_FACTOR).saturating_add(SEGMENTS_BYTES);
+    /// True if a batch of this size may be put without going below the low-water mark.
+    pub(crate) fn admits(&self, operations: usize, batch_bytes: u64) -> bool {
+        let cost = self.growth.bytes(operations, batch_bytes);
         let mut reading = self.reading();
         if reading.room_bytes < cost {
             self.measure(&mut reading);
@@ -133,8 +135,10 @@ impl Space {
     fn measure(&self, reading: &mut Reading) {
         // If the file system does not even say how full it is, nothing more should be entrusted to it.
         reading.available_bytes = fstatvfs(&self.folder).map_or(0, |disk| disk.f_bavail.saturating_mul(disk.f_frsize));
-        reading.room_bytes = reading.available_bytes.saturating_sub(self.low_water_bytes);
-        reading.nearly_full = reading.room_bytes < SEGMENTS_BYTES;
+        let owed_bytes = self.ballast.bytes.saturating_sub(reading.ballast_bytes);
+        let kept_bytes = self.low_water_bytes.saturating_add(owed_bytes);
+        reading.room_bytes = reading.available_bytes.saturating_sub(kept_bytes);
+        reading.nearly_full = reading.room_bytes < self.growth.batch_bytes;
         reading.at = Instant::now();
     }
 

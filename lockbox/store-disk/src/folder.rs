@@ -5,15 +5,22 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::thread;
-use std::time::{Duration, Instant};
 
 use lockbox_store::StoreFailure;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
-/// What READY says. Another version would be another layout.
-const READY_LINE: &str = "lockbox-store-sled 1\n";
+use crate::backend::Format;
+
+/// What every READY begins with; the backend's name and the number of its format follow.
+const READY_START: &str = "lockbox-store-";
+
+/// The name of the backend whose store is in `dir`, as the folder records it; `None` if no store was finished there.
+pub fn recorded_backend(dir: &Path) -> Result<Option<String>, StoreFailure> {
+    let folder = Folder::new(dir);
+    let line = folder.read_ready()?;
+    Ok(line.and_then(|line| backend_of(&line).map(str::to_owned)))
+}
 
 /// The paths in one store's folder.
 pub(crate) struct Folder {
@@ -41,13 +48,9 @@ impl Folder {
         self.dir.display().to_string()
     }
 
-    pub(crate) fn sled(&self) -> PathBuf {
-        self.dir.join("sled")
-    }
-
-    /// sled's log. It is never replaced by another file, so a descriptor of it stays good.
-    pub(crate) fn log(&self) -> PathBuf {
-        self.sled().join("db")
+    /// The folder with a backend's own files.
+    pub(crate) fn files(&self, format: Format) -> PathBuf {
+        self.dir.join(format.name)
     }
 
     pub(crate) fn ballast(&self) -> PathBuf {
@@ -80,8 +83,17 @@ impl Folder {
         Ok(())
     }
 
-    pub(crate) fn make_sled_folder(&self) -> io::Result<()> {
-        private_folder(&self.sled())
+    pub(crate) fn make_files_folder(&self, format: Format) -> io::Result<()> {
+        private_folder(&self.files(format))
+    }
+
+    /// Removes a backend's files, if there are any, for good.
+    pub(crate) fn remove_files(&self, format: Format) -> io::Result<()> {
+        match fs::remove_dir_all(self.files(format)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+            Ok(()) => self.handle()?.sync_all(),
+        }
     }
 
     /// Keeps every other process out, for as long as the result lives.
@@ -117,71 +129,33 @@ impl Folder {
     }
 
     /// Refuses a folder whose store was not finished, or is not of this format.
-    pub(crate) fn require_ready(&self) -> Result<(), StoreFailure> {
-        match fs::read(self.ready_path()) {
-            Ok(line) if line == READY_LINE.as_bytes() => Ok(()),
-            Ok(_) => Err(self.open_failure(
-                "its READY file names a format that this version does not know",
-                "use the version that wrote it",
-            )),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(self.open_failure(
+    pub(crate) fn require_ready(&self, format: Format) -> Result<(), StoreFailure> {
+        let Some(line) = self.read_ready()? else {
+            return Err(self.open_failure(
                 "the folder has no READY file, so the store in it was never finished and nothing in it was promised",
                 "remove the folder and create the store again",
-            )),
+            ));
+        };
+        if line == format.ready_line.as_bytes() {
+            return Ok(());
+        }
+        Err(match backend_of(&line) {
+            Some(name) if name != format.name => self.open_failure(
+                format!("its records are kept by {name}, and {} was asked for", format.name),
+                "ask for the backend that it has, or convert it to the other with `lockbox store convert`",
+            ),
+            _ => self.open_failure(
+                "its READY file names a format that this version does not know",
+                "use the version that wrote it",
+            ),
+        })
+    }
+
+    fn read_ready(&self) -> Result<Option<Vec<u8>>, StoreFailure> {
+        match fs::read(self.ready_path()) {
+            Ok(line) => Ok(Some(line)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(self.refused("read", &error)),
-        }
-    }
-
-    /// Refuses a finished store without its files: sled would quietly make new ones.
-    pub(crate) fn require_sled_files(&self) -> Result<(), StoreFailure> {
-        for name in ["db", "conf"] {
-            let path = self.sled().join(name);
-            match fs::metadata(&path) {
-                Ok(file) if file.len() > 0 => {}
-                Ok(_) => return Err(self.damaged(format!("{} is empty", path.display()))),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    return Err(self.damaged(format!("{} is missing", path.display())));
-                }
-                Err(error) => return Err(self.refused("read", &error)),
-            }
-        }
-        Ok(())
-    }
-
-    /// Removes snapshots that sled was writing when it was killed: it would take one for a finished snapshot, and fail.
-    pub(crate) fn remove_unfinished_snapshots(&self) -> io::Result<()> {
-        for entry in fs::read_dir(self.sled())? {
-            let entry = entry?;
-            let name = entry.file_name();
-            let name = name.to_string_lossy();
-            if name.starts_with("snap.") && name.ends_with(".generating") {
-                fs::remove_file(entry.path())?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Waits until the last user of sled's log in this process has let go of it.
-    ///
-    /// sled locks its log as well, and its threads may hold on to it for a moment after the tree was dropped. Other
-    /// processes are kept out by [`FolderLock`], so this does not take long unless something else entirely has the file.
-    pub(crate) fn wait_for_log(&self, log: &File) -> Result<(), StoreFailure> {
-        const PATIENCE: Duration = Duration::from_secs(10);
-        let start = Instant::now();
-        loop {
-            match flock(log, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => {
-                    return flock(log, FlockOperation::Unlock).map_err(|errno| self.refused("unlocked", &errno.into()));
-                }
-                Err(Errno::WOULDBLOCK) if start.elapsed() < PATIENCE => thread::sleep(Duration::from_millis(1)),
-                Err(Errno::WOULDBLOCK) => {
-                    return Err(self.open_failure(
-                        "another program has sled's files open",
-                        "stop that program; sled's files are not to be opened by anything but this store",
-                    ));
-                }
-                Err(errno) => return Err(self.refused("locked", &errno.into())),
-            }
         }
     }
 
@@ -194,8 +168,8 @@ impl Folder {
         }
     }
 
-    /// Marks the store as finished. The mark appears whole or not at all.
-    pub(crate) fn mark_ready(&self) -> io::Result<()> {
+    /// Marks the store of this backend as finished, and as the one that counts. The mark changes whole or not at all.
+    pub(crate) fn mark_ready(&self, format: Format) -> io::Result<()> {
         let unfinished = self.dir.join("READY.new");
         let mut file = OpenOptions::new()
             .write(true)
@@ -203,7 +177,7 @@ impl Folder {
             .truncate(true)
             .mode(0o600)
             .open(&unfinished)?;
-        file.write_all(READY_LINE.as_bytes())?;
+        file.write_all(format.ready_line.as_bytes())?;
         file.sync_all()?;
         fs::rename(&unfinished, self.ready_path())?;
         self.handle()?.sync_all()
@@ -240,6 +214,12 @@ impl Folder {
     fn ready_path(&self) -> PathBuf {
         self.dir.join("READY")
     }
+}
+
+fn backend_of(ready: &[u8]) -> Option<&str> {
+    let line = std::str::from_utf8(ready).ok()?.trim_end();
+    let (name, version) = line.strip_prefix(READY_START)?.split_once(' ')?;
+    version.parse::<u32>().ok().map(|_| name)
 }
 
 fn private_folder(path: &Path) -> io::Result<()> {

@@ -1,4 +1,4 @@
-//! The contract of `Store`, held by the store in memory and by the one on sled alike.
+//! The contract of `Store`, held by the store in memory and by those on disk alike.
 
 mod common;
 
@@ -8,11 +8,14 @@ use common::{Scratch, commit, everything, get, put, remove};
 use lockbox_store::{
     Batch, Health, MAX_BATCH_OPERATIONS, MAX_KEY_BYTES, MAX_VALUE_BYTES, MemoryStore, Store, StoreFailure,
 };
+use lockbox_store_redb::Redb;
+use lockbox_store_sled::Sled;
 
 /// Runs a test on each store, a new one each time.
 fn on_each_store(test: impl Fn(&dyn Store)) {
     test(&MemoryStore::new());
-    test(&Scratch::created().open());
+    test(&Scratch::<Sled>::created().open());
+    test(&Scratch::<Redb>::created().open());
 }
 
 fn keys(store: &dyn Store, prefix: &str, after: Option<&str>, limit: usize) -> Vec<String> {
@@ -192,7 +195,8 @@ fn the_largest_batch_is_taken() {
 #[test]
 fn a_completion_may_submit() {
     completion_may_submit(MemoryStore::new());
-    completion_may_submit(Scratch::created().open());
+    completion_may_submit(Scratch::<Sled>::created().open());
+    completion_may_submit(Scratch::<Redb>::created().open());
 }
 
 fn completion_may_submit(store: impl Store + Clone) {

@@ -11,9 +11,17 @@ use common::{
     CHILD_STORE, Scratch, child_arguments, child_store, commit, everything, get, options, put, remove, tell, with_image,
 };
 use lockbox_store::{Batch, EffaceableRoot, Health, Store, StoreFailure};
-use lockbox_store_sled::{Options, SledStore};
+use lockbox_store_disk::{Backend, DiskStore, Options};
 use rustix::fs::{FallocateFlags, fallocate, statvfs};
 use tempfile::TempDir;
+
+on_each_backend! {
+    a_nearly_full_disk_refuses_inserts_takes_destroys_and_recovers,
+    a_batch_that_is_larger_than_the_room_is_refused_while_smaller_ones_are_taken,
+    ballast_is_given_up_when_less_is_available_than_it_holds_and_made_again_later,
+    a_write_that_fails_poisons_the_store_and_loses_nothing_acknowledged,
+    writes_until_it_fails,
+}
 
 const MIB: u64 = 1024 * 1024;
 
@@ -58,8 +66,8 @@ impl Disk {
         self.folder.path().join("store")
     }
 
-    fn open(&self, options: &Options) -> SledStore {
-        SledStore::open(&self.store(), Some(Box::new(Root)), options).expect("opens")
+    fn open<B: Backend>(&self, options: &Options) -> DiskStore<B> {
+        DiskStore::<B>::open(&self.store(), Some(Box::new(Root)), options).expect("opens")
     }
 
     fn options(&self) -> Options {
@@ -89,12 +97,11 @@ fn available_bytes(folder: &Path) -> u64 {
     disk.f_bavail * disk.f_frsize
 }
 
-#[test]
-fn a_nearly_full_disk_refuses_inserts_takes_destroys_and_recovers() {
+fn a_nearly_full_disk_refuses_inserts_takes_destroys_and_recovers<B: Backend>() {
     let disk = Disk::new();
     let options = disk.options();
-    SledStore::create(&disk.store(), &options).expect("creates");
-    let store = disk.open(&options);
+    DiskStore::<B>::create(&disk.store(), &options).expect("creates");
+    let store = disk.open::<B>(&options);
     commit(&store, put("1", "first"));
     commit(&store, put("2", "second"));
     disk.fill();
@@ -117,14 +124,13 @@ fn a_nearly_full_disk_refuses_inserts_takes_destroys_and_recovers() {
     assert_eq!(store.health(), Health::Ready);
 }
 
-#[test]
-fn a_batch_that_is_larger_than_the_room_is_refused_while_smaller_ones_are_taken() {
+fn a_batch_that_is_larger_than_the_room_is_refused_while_smaller_ones_are_taken<B: Backend>() {
     let disk = Disk::new();
     let options = disk.options();
-    SledStore::create(&disk.store(), &options).expect("creates");
-    let store = disk.open(&options);
+    DiskStore::<B>::create(&disk.store(), &options).expect("creates");
+    let store = disk.open::<B>(&options);
     let mut large = Batch::new();
-    for number in 0..400_u16 {
+    for number in 0..1_200_u16 {
         large.put(number.to_be_bytes().to_vec(), vec![0; 60_000]);
     }
     assert_eq!(store.commit(large).expect_err("refused"), StoreFailure::NearlyFull);
@@ -132,22 +138,21 @@ fn a_batch_that_is_larger_than_the_room_is_refused_while_smaller_ones_are_taken(
     assert_eq!(everything(&store).len(), 1);
 }
 
-#[test]
-fn ballast_is_given_up_when_less_is_available_than_it_holds_and_made_again_later() {
-    let scratch = Scratch::new();
+fn ballast_is_given_up_when_less_is_available_than_it_holds_and_made_again_later<B: Backend>() {
+    let scratch = Scratch::<B>::new();
     let ballast = scratch.store.join("BALLAST");
     let open_with = |ballast_bytes| {
         let options = Options {
             ballast_bytes,
             ..options()
         };
-        SledStore::open(&scratch.store, None, &options).expect("opens")
+        DiskStore::<B>::open(&scratch.store, None, &options).expect("opens")
     };
     let options = Options {
         ballast_bytes: MIB,
         ..options()
     };
-    SledStore::create(&scratch.store, &options).expect("creates");
+    DiskStore::<B>::create(&scratch.store, &options).expect("creates");
     assert_eq!(fs::metadata(&ballast).expect("made").len(), MIB);
     commit(&open_with(MIB), put("1", ""));
     assert!(ballast.exists());
@@ -167,13 +172,12 @@ fn ballast_is_given_up_when_less_is_available_than_it_holds_and_made_again_later
 }
 
 /// A process that may not let a file grow past a limit gets the same error from the kernel as on a full disk.
-#[test]
-fn a_write_that_fails_poisons_the_store_and_loses_nothing_acknowledged() {
-    let scratch = Scratch::created();
+fn a_write_that_fails_poisons_the_store_and_loses_nothing_acknowledged<B: Backend>() {
+    let scratch = Scratch::<B>::created();
     let child = Command::new("sh")
         .args(["-c", "trap '' XFSZ; ulimit -f 4096; exec \"$0\" \"$@\""])
         .arg(std::env::current_exe().expect("this program"))
-        .args(child_arguments("writes_until_it_fails"))
+        .args(child_arguments::<B>("writes_until_it_fails"))
         .env(CHILD_STORE, &scratch.store)
         .output()
         .expect("runs");
@@ -199,10 +203,9 @@ fn a_write_that_fails_poisons_the_store_and_loses_nothing_acknowledged() {
 }
 
 /// The child's part.
-#[test]
-fn writes_until_it_fails() {
+fn writes_until_it_fails<B: Backend>() {
     let Some(dir) = child_store() else { return };
-    let store = common::open(&dir).expect("opens");
+    let store = common::open::<B>(&dir).expect("opens");
     let failure = (0..)
         .find_map(|number| {
             let outcome = store.commit(put(&number.to_string(), vec![7; 50_000]));

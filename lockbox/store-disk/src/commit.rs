@@ -3,8 +3,8 @@
 //! A batch is applied at once, by the thread that submits it, under the lock that defines the order of batches. The
 //! committing thread then takes all that wait, as one group:
 //!
-//! 1. flush: sled hands its log to the operating system;
-//! 2. sync, on our own descriptor of the log: the group survives a power cut;
+//! 1. flush: the backend sets the group apart;
+//! 2. sync: the group survives a power cut;
 //! 3. the last root image of the group replaces the root: what the group destroyed can't come back;
 //! 4. every batch of the group is answered.
 //!
@@ -15,14 +15,15 @@ use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, ThreadId};
 
-use lockbox_store::{Batch, Completion, EffaceableRoot, Health, Operation, Pair, StoreFailure};
+use lockbox_store::{Batch, Completion, EffaceableRoot, Health, Pair, StoreFailure};
 
+use crate::backend::{Backend, batch_bytes};
 use crate::guard;
 use crate::open::Opened;
 
 /// An open store, shared by its users and the committing thread.
-pub(crate) struct Committer {
-    store: Opened,
+pub(crate) struct Committer<B> {
+    store: Opened<B>,
     has_root: bool,
     /// Set once, by the first failure.
     failure: OnceLock<StoreFailure>,
@@ -45,8 +46,8 @@ struct Queue {
     closing: bool,
 }
 
-impl Committer {
-    pub(crate) fn new(store: Opened, has_root: bool) -> Self {
+impl<B: Backend> Committer<B> {
+    pub(crate) fn new(store: Opened<B>, has_root: bool) -> Self {
         Self {
             store,
             has_root,
@@ -72,7 +73,7 @@ impl Committer {
                 let _ = panic::catch_unwind(AssertUnwindSafe(|| done(outcome)));
             }
             self.store.space.restore_ballast();
-            if let Err(error) = self.store.records.free_replaced(operations) {
+            if let Err(error) = self.store.backend.settle(operations) {
                 self.poison(&APPLY, error);
             }
         }
@@ -86,13 +87,13 @@ impl Committer {
 
     pub(crate) fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreFailure> {
         self.check()?;
-        self.store.records.get(key).map_err(|error| self.poison(&READ, error))
+        self.store.backend.get(key).map_err(|error| self.poison(&READ, error))
     }
 
     pub(crate) fn scan(&self, prefix: &[u8], after: Option<&[u8]>, limit: usize) -> Result<Vec<Pair>, StoreFailure> {
         self.check()?;
         self.store
-            .records
+            .backend
             .scan(prefix, after, limit)
             .map_err(|error| self.poison(&READ, error))
     }
@@ -114,12 +115,12 @@ impl Committer {
 
     /// Applies the batch and leaves it to the committing thread, or returns why not.
     fn enqueue(&self, batch: Batch, done: Completion) -> Result<(), (StoreFailure, Completion)> {
-        let bytes = log_bytes(&batch);
+        let bytes = batch_bytes(&batch);
         let mut queue = match self.admit(&batch, bytes) {
             Ok(queue) => queue,
             Err(failure) => return Err((failure, done)),
         };
-        if let Err(error) = self.store.records.apply(&batch) {
+        if let Err(error) = self.store.backend.apply(&batch) {
             return Err((self.poison(&APPLY, error), done));
         }
         queue.unsynced_bytes += bytes;
@@ -144,7 +145,7 @@ impl Committer {
             return Err(StoreFailure::Stopped { promise: SYNC.promise });
         }
         let destroys = batch.only_removes() || batch.root_image().is_some();
-        if !destroys && !self.store.space.admits(bytes) {
+        if !destroys && !self.store.space.admits(batch.operations().len(), bytes) {
             return Err(StoreFailure::NearlyFull);
         }
         if destroys {
@@ -164,7 +165,7 @@ impl Committer {
         }
         let turn = queue.turns_given;
         queue.turns_given += 1;
-        while !queue.lets_in(turn, bytes) && !queue.closing && self.failure.get().is_none() {
+        while !queue.lets_in(turn, bytes, B::MAX_UNSYNCED_BYTES) && !queue.closing && self.failure.get().is_none() {
             queue = self.progress.wait(queue).unwrap_or_else(PoisonError::into_inner);
         }
         queue.turns_taken += 1;
@@ -188,20 +189,20 @@ impl Committer {
 
     /// Takes the group and flushes it. Returns the bytes that are to be synced.
     ///
-    /// The lock is held, which keeps batches out: within sled one would wait for the flush all the same, but with every
-    /// read waiting behind it.
+    /// The lock is held, which keeps batches out: within a backend one would wait for the flush all the same, but with
+    /// every read waiting behind it.
     fn flush(&self, mut queue: MutexGuard<'_, Queue>) -> (Vec<(Batch, Completion)>, Result<u64, StoreFailure>) {
         let group = std::mem::take(&mut queue.waiting);
         let outcome = self
             .check()
-            .and_then(|()| self.store.records.flush().map_err(|error| self.poison(&FLUSH, error)));
+            .and_then(|()| self.store.backend.flush().map_err(|error| self.poison(&FLUSH, error)));
         (group, outcome.map(|()| queue.unsynced_bytes))
     }
 
     /// Syncs what was flushed, and lets in whoever was held back: to submit, or to learn of the failure.
     fn sync(&self, flushed: Result<u64, StoreFailure>) -> Result<(), StoreFailure> {
         let outcome = flushed.and_then(|bytes| {
-            self.store.log.sync_data().map_err(|error| self.poison(&SYNC, error))?;
+            self.store.backend.sync().map_err(|error| self.poison(&SYNC, error))?;
             Ok(bytes)
         });
         let mut queue = self.lock();
@@ -243,8 +244,8 @@ impl Committer {
 }
 
 impl Queue {
-    fn lets_in(&self, turn: u64, bytes: u64) -> bool {
-        let has_room = self.unsynced_bytes == 0 || self.unsynced_bytes + bytes <= MAX_UNSYNCED_BYTES;
+    fn lets_in(&self, turn: u64, bytes: u64, max_unsynced_bytes: u64) -> bool {
+        let has_room = self.unsynced_bytes == 0 || self.unsynced_bytes + bytes <= max_unsynced_bytes;
         has_room && self.turns_taken == turn
     }
 }
@@ -263,29 +264,6 @@ impl Step {
         }
     }
 }
-
-/// What the batch adds to sled's log, to a factor of [`MAX_LOG_FACTOR`](crate::space::MAX_LOG_FACTOR).
-fn log_bytes(batch: &Batch) -> u64 {
-    /// The share of an operation in rewriting its page, which depends on its neighbours more than on itself.
-    const PAGE_SHARE: usize = 256;
-    batch
-        .operations()
-        .iter()
-        .map(|operation| match operation {
-            Operation::Put { key, value } => PAGE_SHARE + key.len() + value.len(),
-            Operation::Remove { key } => PAGE_SHARE + key.len(),
-        })
-        .sum::<usize>() as u64
-}
-
-/// A batch is let in while no more than this will be unsynced, or if nothing is: then it may be of any size.
-///
-/// sled overwrites a segment of its log (512 KiB) once the segments that replace it were written, which it takes for
-/// durable. It does wait for two segments more, and for the end of a batch that is being applied; so if less than two
-/// segments are unsynced when a batch begins, whatever is overwritten was replaced by something synced. With 8 writers
-/// of batches of up to 1,200 operations, 12 of 400 simulated power cuts that drop unsynced writes left a store that could
-/// not be opened or held half a batch without this bound, and none of 400 with it.
-const MAX_UNSYNCED_BYTES: u64 = 128 * 1024;
 
 const APPLY: Step = Step {
     action: "apply a batch",
