@@ -1,4 +1,5 @@
-//! Generates the types of `lockbox.sealed.v1`: what is kept sealed, and what travels inside the HPKE ciphertext.
+//! Generates the types of `lockbox.sealed.v1`: what is kept sealed, and what travels inside the HPKE ciphertext. Breaks the
+//! protocol on purpose, for the tests that have to notice it.
 
 use std::path::Path;
 
@@ -10,7 +11,18 @@ const SECRETS: [&str; 4] = [
     ".lockbox.sealed.v1.SelfRecord",
 ];
 
+/// Where the protocol can be broken, as `cfg(lockbox_mutant = "...")`: see `tests/tests/mutants.rs`.
+const MUTANTS: [&str; 6] = [
+    "ledger-not-written",
+    "keys-not-written",
+    "second-target",
+    "receipt-unchecked",
+    "roster-unchecked",
+    "receipt-expires",
+];
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
+    break_on_purpose();
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../proto");
     println!("cargo:rerun-if-changed={}", root.join("lockbox").display());
     let files = protox::compile(["lockbox/sealed/v1/sealed.proto"], [root])?;
@@ -19,4 +31,22 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .extern_path(".lockbox.authz.v1", "::lockbox_authz::wire")
         .compile_fds(files)?;
     Ok(())
+}
+
+/// One mutant at a time, named by `LOCKBOX_MUTANT`, and never in a build that could be shipped.
+fn break_on_purpose() {
+    const VARIABLE: &str = "LOCKBOX_MUTANT";
+    println!("cargo:rerun-if-env-changed={VARIABLE}");
+    println!(
+        "cargo:rustc-check-cfg=cfg(lockbox_mutant, values(\"{}\"))",
+        MUTANTS.join("\", \"")
+    );
+    let Ok(mutant) = std::env::var(VARIABLE) else { return };
+    assert!(
+        std::env::var("PROFILE").as_deref() == Ok("debug"),
+        "{VARIABLE} breaks the protocol: unset it to build a release"
+    );
+    assert!(MUTANTS.contains(&mutant.as_str()), "{VARIABLE} names no mutant: {mutant}");
+    println!("cargo:rustc-cfg=lockbox_mutant=\"{mutant}\"");
+    println!("cargo:warning=lockbox-core is broken on purpose: {mutant}");
 }

@@ -156,8 +156,7 @@ impl Lockbox {
             moved: None,
         };
         let mut changes = Changes::default();
-        changes.erase_keys([key_id]);
-        changes.put(Row::Tombstone(key_id), tombstone.encode());
+        changes.erase_key(tombstone.clone());
         let batches = self.vault.stage(changes, rng)?;
         Ok(Step::new(batches, tombstone))
     }
@@ -222,6 +221,9 @@ impl Lockbox {
                 Some((_, target)) => LockboxError::WasMoved { key: key_id, target },
                 None => LockboxError::WasDestroyed(key_id),
             });
+        }
+        if let Some(transfer) = self.open_transfer_of(key_id)? {
+            return Err(LockboxError::KeyInTransfer { key: key_id, transfer });
         }
         let mut changes = Changes::default();
         changes.put_key(Key {

@@ -7,6 +7,10 @@ pub const SLOT_KEY_FILE: &[u8] = b"lockbox/v1/slot/key-file";
 pub const SLOT_ROOT: &[u8] = b"lockbox/v1/slot/root";
 /// HKDF info: the key that seals epoch keys, from the root key.
 pub const EPOCH_SEALING: &[u8] = b"lockbox/v1/derive/epoch-sealing";
+/// HKDF info: the key that says which bucket a key belongs to, from the root key.
+pub const PLACING: &[u8] = b"lockbox/v1/derive/placing";
+/// HKDF info: a key's bucket, from the placing key and the key's id.
+pub const BUCKET: &[u8] = b"lockbox/v1/derive/bucket";
 /// HKDF info: the key of the book (everything but volume keys), from the root key.
 pub const BOOK: &[u8] = b"lockbox/v1/derive/book";
 /// HKDF info: the key of one record of the book.
@@ -29,10 +33,12 @@ pub const TRANSFER_SESSION: &[u8] = b"lockbox/v1/transfer/session";
 pub const TRANSFER_CHUNK: &[u8] = b"lockbox/v1/transfer/chunk";
 
 /// All of them.
-pub const ALL: [&[u8]; 13] = [
+pub const ALL: [&[u8]; 15] = [
     SLOT_KEY_FILE,
     SLOT_ROOT,
     EPOCH_SEALING,
+    PLACING,
+    BUCKET,
     BOOK,
     BOOK_RECORD_KEY,
     EPOCH_KEY,

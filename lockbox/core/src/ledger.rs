@@ -127,8 +127,23 @@ impl Lockbox {
     /// Frees the keys of the chunks from `first` on: they are no longer part of an open transfer.
     pub(crate) fn release(&self, outgoing: &Outgoing, first: u32, changes: &mut Changes) -> Result<(), LockboxError> {
         for chunk in first..outgoing.record.chunk_count {
-            for key_id in planned_keys(&self.outgoing_chunk(outgoing.id(), chunk)?)? {
-                changes.remove(Row::OutgoingKey(key_id));
+            let key_ids = planned_keys(&self.outgoing_chunk(outgoing.id(), chunk)?)?;
+            self.unbind(outgoing.id(), &key_ids, changes)?;
+        }
+        Ok(())
+    }
+
+    /// Frees keys of one transfer. A key that was freed before may be bound by another by now, and stays so.
+    pub(crate) fn unbind(
+        &self,
+        id: AuthorizationId,
+        key_ids: &[KeyId],
+        changes: &mut Changes,
+    ) -> Result<(), LockboxError> {
+        for key_id in key_ids {
+            let bound_by = self.vault.read(Row::OutgoingKey(*key_id))?;
+            if bound_by.is_some_and(|mark| mark[..] == id.0) {
+                changes.remove(Row::OutgoingKey(*key_id));
             }
         }
         Ok(())

@@ -216,24 +216,35 @@ impl Lockbox {
         Ok(self.identity.certify(membership.cluster_id))
     }
 
-    /// Notes which cluster this lockbox is to join, and where its broker is.
+    /// Notes which cluster this lockbox is to join, and where its broker is. One that was asked before and has not admitted
+    /// this lockbox is forgotten, with its roster.
     pub fn set_membership(
         &mut self,
         membership: Membership,
         rng: &mut dyn CryptoRng,
     ) -> Result<Step<()>, LockboxError> {
-        if let Some(current) = &self.membership
-            && current.cluster_id != membership.cluster_id
-            && self.roster.is_some()
-        {
-            return Err(LockboxError::OtherCluster {
-                current: current.cluster_id,
-                wanted: membership.cluster_id,
-            });
-        }
         let mut changes = Changes::default();
+        let other = self
+            .membership
+            .as_ref()
+            .filter(|current| current.cluster_id != membership.cluster_id);
+        if let Some(current) = other {
+            if matches!(self.standing(), Standing::Admitted | Standing::Retired) {
+                return Err(LockboxError::OtherCluster {
+                    current: current.cluster_id,
+                    wanted: membership.cluster_id,
+                });
+            }
+            for index in 0..self.roster.as_ref().map_or(0, |roster| roster.head().index + 1) {
+                changes.remove(Row::RosterEntry(index));
+            }
+        }
+        let forget = other.is_some();
         changes.put(Row::Membership, membership.to_wire().encode_to_vec());
         let batches = self.vault.stage(changes, rng)?;
+        if forget {
+            self.roster = None;
+        }
         self.membership = Some(membership);
         Ok(Step::new(batches, ()))
     }

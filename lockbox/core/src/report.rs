@@ -56,7 +56,35 @@ pub struct Report {
     pub next_chunk: u32,
 }
 
+/// What of a report its acknowledgement needs.
+#[derive(Clone, Copy, Debug)]
+pub struct Told {
+    pub authorization_id: AuthorizationId,
+    pub role: Role,
+    pub state: TransferState,
+    next_chunk: u32,
+    is_last: bool,
+}
+
+impl Told {
+    /// Whether nothing more is to be told of the transfer once this is acknowledged.
+    pub fn is_last(&self) -> bool {
+        self.is_last
+    }
+}
+
 impl Report {
+    /// The same without what was told, for as long as the broker has not said that it has it.
+    pub fn told(&self) -> Told {
+        Told {
+            authorization_id: self.status.authorization_id,
+            role: self.status.role,
+            state: self.status.state,
+            next_chunk: self.next_chunk,
+            is_last: self.is_last(),
+        }
+    }
+
     /// Whether more is to be told once this report is acknowledged.
     pub fn is_last(&self) -> bool {
         self.status.state != TransferState::Open && self.next_chunk >= self.status.chunks_done
@@ -121,9 +149,24 @@ impl Lockbox {
 
     /// What the broker has to be told now.
     pub fn reports(&self, limit: usize) -> Result<Vec<Report>, LockboxError> {
+        self.reports_after(None, limit)
+    }
+
+    /// The same from a transfer on: those of the source first, by id, then those of the target. Each may hold 64 receipts
+    /// and 64 erasure records.
+    pub fn reports_after(
+        &self,
+        after: Option<(Role, AuthorizationId)>,
+        limit: usize,
+    ) -> Result<Vec<Report>, LockboxError> {
         let mut reports = Vec::new();
         for (kind, role) in [(b's', Role::Source), (b'u', Role::Target)] {
-            for (place, bytes) in self.vault.scan(&[kind], None, limit)? {
+            let after = match after {
+                Some((Role::Target, _)) if role == Role::Source => continue,
+                Some((at, id)) if at == role => Some(report_row(role, id).key()),
+                Some(_) | None => None,
+            };
+            for (place, bytes) in self.vault.scan(&[kind], after.as_deref(), limit - reports.len())? {
                 let id =
                     AuthorizationId::from_slice("authorization_id", &place[1..]).map_err(|_| damaged("a report"))?;
                 let note = wire::OutboxRecord::decode(&bytes[..]).map_err(|_| damaged("a report"))?;
@@ -135,18 +178,19 @@ impl Lockbox {
 
     /// Notes that the broker has a report durably.
     pub fn reported(&mut self, report: &Report, rng: &mut dyn CryptoRng) -> Result<Step<()>, LockboxError> {
-        let id = report.status.authorization_id;
-        let row = match report.status.role {
-            Role::Source => Row::OutgoingReport(id),
-            Role::Target => Row::IncomingReport(id),
-        };
+        self.acknowledged(report.told(), rng)
+    }
+
+    /// The same, of a report that was not kept.
+    pub fn acknowledged(&mut self, told: Told, rng: &mut dyn CryptoRng) -> Result<Step<()>, LockboxError> {
+        let row = report_row(told.role, told.authorization_id);
         let mut changes = Changes::default();
-        let current = self.report(id, report.status.role, report.next_chunk)?;
+        let current = self.report_status(told.authorization_id, told.role)?;
         // The transfer may have gone on since the report was made.
-        if report.is_last() && current.status.state == report.status.state {
+        if told.is_last && current.state == told.state {
             changes.remove(row);
         } else {
-            changes.put(row, outbox(report.next_chunk));
+            changes.put(row, outbox(told.next_chunk));
         }
         let batches = self.vault.stage(changes, rng)?;
         Ok(Step::new(batches, ()))
@@ -245,11 +289,7 @@ impl Lockbox {
     }
 
     fn report(&self, id: AuthorizationId, role: Role, from_chunk: u32) -> Result<Report, LockboxError> {
-        let status = match role {
-            Role::Source => self.outgoing(id)?.map(|outgoing| outgoing_status(&outgoing)),
-            Role::Target => self.incoming(id)?.map(|incoming| incoming_status(&incoming)),
-        };
-        let status = status.ok_or_else(|| damaged("a report"))?;
+        let status = self.report_status(id, role)?;
         let evidence = self.evidence(&status, from_chunk)?;
         let reported = u32::try_from(evidence.receipts.len()).unwrap_or(u32::MAX);
         Ok(Report {
@@ -258,6 +298,21 @@ impl Lockbox {
             receipts: evidence.receipts,
             erasure_records: evidence.erasure_records,
         })
+    }
+
+    fn report_status(&self, id: AuthorizationId, role: Role) -> Result<TransferStatus, LockboxError> {
+        let status = match role {
+            Role::Source => self.outgoing(id)?.map(|outgoing| outgoing_status(&outgoing)),
+            Role::Target => self.incoming(id)?.map(|incoming| incoming_status(&incoming)),
+        };
+        status.ok_or_else(|| damaged("a report"))
+    }
+}
+
+fn report_row(role: Role, id: AuthorizationId) -> Row {
+    match role {
+        Role::Source => Row::OutgoingReport(id),
+        Role::Target => Row::IncomingReport(id),
     }
 }
 
@@ -335,5 +390,41 @@ fn incoming_status(incoming: &Incoming) -> TransferStatus {
         began_at_ms: record.accepted_at_ms,
         ended_at_ms: record.ended_at_ms,
         detail: record.ended_because.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lockbox_authz::authorization::{Operation, Selection};
+
+    use crate::record::TransferPolicy;
+    use crate::testing::Cluster;
+
+    /// With pages that began at the first note each time, notes that the broker does not acknowledge would keep all others
+    /// from being told.
+    #[test]
+    fn every_report_is_in_one_page() {
+        let mut cluster = Cluster::new();
+        let mut accepted = Vec::new();
+        for name in ["one", "two", "three", "four", "five"] {
+            let key_id = cluster.a.create(name, TransferPolicy::default());
+            let authorization = cluster.authorize(Operation::Move, Selection::Ids(vec![key_id]));
+            let bytes = authorization.envelope().to_bytes();
+            let step = cluster
+                .b
+                .step(|lockbox, now, rng| lockbox.accept_transfer(&bytes, "source:7401", now, rng));
+            accepted.push(step.expect("the target takes the authorization"));
+        }
+        let mut told = Vec::new();
+        let mut after = None;
+        loop {
+            let page = cluster.b.lockbox().reports_after(after, 2).expect("undamaged");
+            let Some(last) = page.last() else { break };
+            assert!(page.len() <= 2);
+            after = Some((last.status.role, last.status.authorization_id));
+            told.extend(page.iter().map(|report| report.status.authorization_id));
+        }
+        accepted.sort();
+        assert_eq!(told, accepted);
     }
 }

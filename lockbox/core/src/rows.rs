@@ -99,8 +99,10 @@ pub(crate) fn data_key(bucket: usize, key_id: KeyId) -> Vec<u8> {
 /// What all data-encryption keys of a bucket begin with.
 pub(crate) fn data_keys_of(bucket: usize) -> Vec<u8> {
     let bucket = u16::try_from(bucket).expect("there are 1,024 buckets");
-    prefixed(b'W', &bucket.to_be_bytes())
+    prefixed(DATA_KEY_KIND, &bucket.to_be_bytes())
 }
+
+pub(crate) const DATA_KEY_KIND: u8 = b'W';
 
 fn prefixed(kind: u8, rest: &[u8]) -> Vec<u8> {
     let mut key = Vec::with_capacity(1 + rest.len());

@@ -47,6 +47,10 @@ secret_key!(
     EpochSealingKey
 );
 secret_key!(
+    /// Says which bucket a key belongs to.
+    PlacingKey
+);
+secret_key!(
     /// Seals everything but volume keys, through one derived key for each record.
     BookKey
 );

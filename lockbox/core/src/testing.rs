@@ -76,6 +76,10 @@ impl Node {
         self.lockbox.as_ref().expect("it is restarted at once")
     }
 
+    pub(crate) fn lockbox_mut(&mut self) -> &mut Lockbox {
+        self.lockbox.as_mut().expect("it is restarted at once")
+    }
+
     /// Power fails and comes back: what was not durable is gone.
     pub(crate) fn restart(&mut self) {
         self.store.crash();

@@ -150,6 +150,7 @@ fn rejects_a_join_request_whose_fields_break_their_rules() {
 /// A cluster in which a join key may admit one lockbox, for one second.
 fn cluster(name: Option<&str>) -> Cluster {
     let mut cluster = Cluster::new();
+    cluster.apply(support::admit_broker(BROKER, "broker"));
     cluster.apply(allow_join(JOIN, name));
     cluster
 }
@@ -176,7 +177,7 @@ fn state(cluster: &Cluster) -> Option<JoinState> {
 fn a_join_key_admits_one_lockbox_until_its_last_moment() {
     let mut cluster = cluster(Some("a"));
     assert_eq!(state(&cluster), Some(JoinState::Allowed));
-    let envelope = admission(&cluster, lockbox(NEW, "a"), NOW_MS + 1_000, &[JOIN]);
+    let envelope = admission(&cluster, lockbox(NEW, "a"), NOW_MS + 1_000, &[JOIN, BROKER]);
     assert_eq!(cluster.roster.apply(&envelope), Ok(Applied::New));
     assert_eq!(state(&cluster), Some(JoinState::Used));
     assert!(cluster.roster.admitted_by_key(&public(NEW)).is_some());
@@ -185,7 +186,7 @@ fn a_join_key_admits_one_lockbox_until_its_last_moment() {
 #[test]
 fn rejects_an_unknown_join_key() {
     let mut cluster = cluster(None);
-    let envelope = admission(&cluster, lockbox(NEW, "a"), NOW_MS, &[JOIN + 1]);
+    let envelope = admission(&cluster, lockbox(NEW, "a"), NOW_MS, &[JOIN + 1, BROKER]);
     let keyid = public(JOIN + 1).fingerprint().to_string();
     assert_eq!(
         cluster.refused(&envelope),
@@ -196,9 +197,9 @@ fn rejects_an_unknown_join_key() {
 #[test]
 fn rejects_a_used_join_key() {
     let mut cluster = cluster(None);
-    let first = admission(&cluster, lockbox(NEW, "a"), NOW_MS, &[JOIN]);
+    let first = admission(&cluster, lockbox(NEW, "a"), NOW_MS, &[JOIN, BROKER]);
     cluster.roster.apply(&first).expect("the first lockbox");
-    let second = admission(&cluster, lockbox(NEW + 1, "b"), NOW_MS, &[JOIN]);
+    let second = admission(&cluster, lockbox(NEW + 1, "b"), NOW_MS, &[JOIN, BROKER]);
     assert_eq!(refused_rule(&mut cluster, &second), "the join key was used or revoked");
 }
 
@@ -207,7 +208,7 @@ fn rejects_a_revoked_join_key() {
     let mut cluster = cluster(None);
     cluster.apply(Change::RevokeJoin { join_key: public(JOIN) });
     assert_eq!(state(&cluster), Some(JoinState::Revoked));
-    let envelope = admission(&cluster, lockbox(NEW, "a"), NOW_MS, &[JOIN]);
+    let envelope = admission(&cluster, lockbox(NEW, "a"), NOW_MS, &[JOIN, BROKER]);
     assert_eq!(
         refused_rule(&mut cluster, &envelope),
         "the join key was used or revoked"
@@ -217,7 +218,7 @@ fn rejects_a_revoked_join_key() {
 #[test]
 fn rejects_an_expired_join_key() {
     let mut cluster = cluster(None);
-    let envelope = admission(&cluster, lockbox(NEW, "a"), NOW_MS + 1_001, &[JOIN]);
+    let envelope = admission(&cluster, lockbox(NEW, "a"), NOW_MS + 1_001, &[JOIN, BROKER]);
     assert_eq!(refused_rule(&mut cluster, &envelope), "the join key has expired");
 }
 
@@ -230,7 +231,7 @@ fn rejects_other_labels_than_the_join_key_allows() {
             labels: labels(other),
             ..lockbox(NEW, "a")
         };
-        let envelope = admission(&cluster, wanted, NOW_MS, &[JOIN]);
+        let envelope = admission(&cluster, wanted, NOW_MS, &[JOIN, BROKER]);
         assert_eq!(
             refused_rule(&mut cluster, &envelope),
             "the labels are not those that the join key allows"
@@ -241,7 +242,7 @@ fn rejects_other_labels_than_the_join_key_allows() {
 #[test]
 fn rejects_another_name_than_the_join_key_allows() {
     let mut cluster = cluster(Some("a"));
-    let envelope = admission(&cluster, lockbox(NEW, "b"), NOW_MS, &[JOIN]);
+    let envelope = admission(&cluster, lockbox(NEW, "b"), NOW_MS, &[JOIN, BROKER]);
     assert_eq!(
         refused_rule(&mut cluster, &envelope),
         "the name is not the one that the join key allows"
@@ -253,9 +254,9 @@ fn rejects_another_name_than_the_join_key_allows() {
 fn rejects_an_admission_by_a_join_key_that_breaks_a_rule() {
     let mut cluster = cluster(None);
     cluster.apply(Change::AdmitLockbox(lockbox(NEW, "a")));
-    let envelope = admission(&cluster, lockbox(NEW + 1, "a"), NOW_MS, &[JOIN]);
+    let envelope = admission(&cluster, lockbox(NEW + 1, "a"), NOW_MS, &[JOIN, BROKER]);
     assert_eq!(refused_rule(&mut cluster, &envelope), "another lockbox has this name");
-    let own_key = admission(&cluster, lockbox(JOIN, "b"), NOW_MS, &[JOIN]);
+    let own_key = admission(&cluster, lockbox(JOIN, "b"), NOW_MS, &[JOIN, BROKER]);
     assert_eq!(
         refused_rule(&mut cluster, &own_key),
         "a key is admitted once, in one role"
@@ -263,14 +264,62 @@ fn rejects_an_admission_by_a_join_key_that_breaks_a_rule() {
     assert_eq!(state(&cluster), Some(JoinState::Allowed), "a refusal used the key up");
 }
 
+/// Whoever has the token alone could give every lockbox another entry for one place, and split the cluster for good.
+#[test]
+fn rejects_an_admission_that_no_broker_signed() {
+    let mut cluster = cluster(None);
+    let alone = admission(&cluster, lockbox(NEW, "a"), NOW_MS, &[JOIN]);
+    let too_few = EnvelopeError::TooFewSigners { needed: 2, found: 1 };
+    assert_eq!(cluster.refused(&alone), RosterError::Envelope(too_few));
+    let by_broker = admission(&cluster, lockbox(NEW, "a"), NOW_MS, &[BROKER]);
+    assert!(matches!(
+        cluster.refused(&by_broker),
+        RosterError::Envelope(EnvelopeError::UntrustedSigner { .. })
+    ));
+    cluster.apply(support::admit_broker(BROKER + 1, "second"));
+    cluster.apply(support::retire_broker(BROKER));
+    let by_retired = admission(&cluster, lockbox(NEW, "a"), NOW_MS, &[JOIN, BROKER]);
+    assert!(matches!(
+        cluster.refused(&by_retired),
+        RosterError::Envelope(EnvelopeError::UntrustedSigner { .. })
+    ));
+    let by_second = admission(&cluster, lockbox(NEW, "a"), NOW_MS, &[JOIN, BROKER + 1]);
+    assert_eq!(cluster.roster.apply(&by_second), Ok(Applied::New));
+}
+
+#[test]
+fn a_broker_checks_an_admission_before_it_signs_it_too() {
+    let mut cluster = cluster(Some("a"));
+    let mut good = admission(&cluster, lockbox(NEW, "a"), NOW_MS, &[JOIN]);
+    assert_eq!(cluster.roster.check_join_entry(&good), Ok(public(JOIN)));
+    let refused = |cluster: &Cluster, lockbox: Lockbox, at_ms: i64, signers: &[u8]| {
+        let entry = admission(cluster, lockbox, at_ms, signers);
+        cluster
+            .roster
+            .check_join_entry(&entry)
+            .expect_err("the entry was taken")
+    };
+    refused(&cluster, lockbox(NEW, "b"), NOW_MS, &[JOIN]);
+    refused(&cluster, lockbox(NEW, "a"), NOW_MS + 1_001, &[JOIN]);
+    refused(&cluster, lockbox(NEW, "a"), NOW_MS, &[JOIN + 1]);
+    refused(&cluster, lockbox(NEW, "a"), NOW_MS, &[JOIN, BROKER]);
+    refused(&cluster, lockbox(NEW, "a"), NOW_MS, &[ADMIN]);
+    refused(&cluster, lockbox(BROKER, "a"), NOW_MS, &[JOIN]);
+    good.add_signature(&secret(BROKER)).expect("room for another");
+    assert_eq!(cluster.roster.apply(&good), Ok(Applied::New));
+    assert!(cluster.roster.check_join_entry(&good).is_err(), "its place is taken");
+}
+
 #[test]
 fn rejects_a_join_key_that_signs_beside_an_admin() {
     let mut cluster = cluster(None);
-    let envelope = admission(&cluster, lockbox(NEW, "a"), NOW_MS, &[ADMIN, JOIN]);
-    assert!(matches!(
-        cluster.refused(&envelope),
-        RosterError::Envelope(EnvelopeError::UntrustedSigner { .. })
-    ));
+    for signers in [&[ADMIN, JOIN][..], &[JOIN, BROKER, ADMIN]] {
+        let envelope = admission(&cluster, lockbox(NEW, "a"), NOW_MS, signers);
+        assert!(matches!(
+            cluster.refused(&envelope),
+            RosterError::Envelope(EnvelopeError::UntrustedSigner { .. })
+        ));
+    }
 }
 
 #[test]
@@ -312,7 +361,7 @@ fn rejects_revoking_a_join_key_that_is_unknown_used_or_revoked() {
     };
     let mut cluster = cluster(None);
     assert_eq!(cluster.refused_rule(revoke(JOIN + 1)), RULE);
-    let used = admission(&cluster, lockbox(NEW, "a"), NOW_MS, &[JOIN]);
+    let used = admission(&cluster, lockbox(NEW, "a"), NOW_MS, &[JOIN, BROKER]);
     cluster.roster.apply(&used).expect("the first lockbox");
     assert_eq!(cluster.refused_rule(revoke(JOIN)), RULE);
     cluster.apply(allow_join(JOIN + 1, None));

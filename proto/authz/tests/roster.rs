@@ -278,26 +278,32 @@ fn rejects_a_fork_by_admins_that_were_replaced_since() {
     assert_eq!(cluster.refused(&change_itself), RosterError::Fork { index: 3 });
 }
 
+/// Half a signature is no fork: who has joined still has the join key, and could stop every transfer with it.
 #[test]
-fn rejects_a_fork_by_a_join_key() {
+fn rejects_a_fork_by_a_join_key_and_a_broker() {
     let mut cluster = Cluster::new();
+    cluster.apply(admit_broker(BROKER, "broker"));
     cluster.apply(allow_join(50, None));
     let admission = cluster
         .roster
         .next_entry(Change::AdmitLockbox(lockbox(40, "a")), NOW_MS);
-    assert_eq!(cluster.roster.apply(&sign_entry(&admission, &[50])), Ok(Applied::New));
+    let signed = sign_entry(&admission, &[50, BROKER]);
+    assert_eq!(cluster.roster.apply(&signed), Ok(Applied::New));
+    cluster.apply(admit_broker(BROKER + 1, "later"));
+    cluster.apply(retire_broker(BROKER));
     let second = RosterEntry {
         change: Change::AdmitLockbox(lockbox(41, "b")),
         ..admission
     };
-    assert_eq!(
-        cluster.refused(&sign_entry(&second, &[50])),
-        RosterError::Fork { index: 2 }
-    );
-    assert_eq!(
-        cluster.refused(&sign_entry(&second, &[ADMIN])),
-        RosterError::Fork { index: 2 }
-    );
+    assert_eq!(cluster.refused(&sign_entry(&second, &[50])), untrusted(50));
+    assert_eq!(cluster.refused(&sign_entry(&second, &[BROKER])), untrusted(BROKER));
+    assert_eq!(cluster.refused(&sign_entry(&second, &[50, BROKER + 1])), untrusted(50));
+    for signers in [&[50, BROKER][..], &[BROKER, 50], &[ADMIN]] {
+        assert_eq!(
+            cluster.refused(&sign_entry(&second, signers)),
+            RosterError::Fork { index: 3 }
+        );
+    }
 }
 
 /// A join key that signed nothing there has no say about that place.

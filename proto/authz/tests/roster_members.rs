@@ -114,6 +114,21 @@ fn rejects_an_admin_with_a_key_that_has_a_role() {
     assert_eq!(cluster.refused_rule(change_admins(&[A], 1)), RULE);
 }
 
+/// A key that was taken from its admin, because it leaked perhaps, must not come back as anything.
+#[test]
+fn rejects_a_former_admin_in_any_role() {
+    let mut cluster = cluster();
+    cluster.apply(change_admins(&[ADMIN, 2], 1));
+    cluster.apply(change_admins(&[ADMIN, 3], 1));
+    assert_eq!(cluster.refused_rule(admit_key(2)), ONE_ROLE);
+    assert_eq!(cluster.refused_rule(admit_broker(2, "second")), ONE_ROLE);
+    assert_eq!(cluster.refused_rule(allow_join(2, None)), ONE_ROLE);
+    assert_eq!(
+        cluster.refused_rule(change_admins(&[ADMIN, 2], 1)),
+        "a former admin's key does not come back"
+    );
+}
+
 #[test]
 fn an_admin_may_stay_one() {
     let mut cluster = cluster();

@@ -22,7 +22,7 @@ use zeroize::Zeroizing;
 use super::{Chunk, Offer, Present, Resume, Settlement, chunk_aad, session_info};
 use crate::keys::random;
 use crate::ledger::{Entry, Outgoing, damaged, planned_keys};
-use crate::limits::CHUNK_WINDOW;
+use crate::limits::{CHUNK_WINDOW, RECEIPTS_PER_MESSAGE};
 use crate::lockbox::{Lockbox, LockboxError};
 use crate::permit::{Decision, Permit, Refusal};
 use crate::primitives::{SenderContext, hpke_setup_sender};
@@ -127,6 +127,12 @@ impl AwaitResume {
         now_ms: i64,
         rng: &mut dyn CryptoRng,
     ) -> Result<Step<(Vec<Settlement>, Next)>, SourceError> {
+        let receipts = message.receipts.len();
+        if receipts > RECEIPTS_PER_MESSAGE as usize || (receipts == 0 && !message.last) {
+            return Err(SourceError::ReceiptContent(
+                "stands in a message with too many of them, or with none",
+            ));
+        }
         let mut outgoing = self.session.outgoing(lockbox)?;
         let mut changes = Changes::default();
         let mut settlements = Vec::new();
@@ -196,6 +202,11 @@ impl AwaitReceipt {
         rng: &mut dyn CryptoRng,
     ) -> Result<Step<(Settlement, Next)>, SourceError> {
         let mut outgoing = self.session.outgoing(lockbox)?;
+        if !self.session.sent.contains_key(&outgoing.record.next_chunk) {
+            return Err(SourceError::ReceiptContent(
+                "is for a chunk that was not sent in this session",
+            ));
+        }
         let mut changes = Changes::default();
         let settlement = self
             .session
@@ -281,6 +292,7 @@ fn open_session(
     if !outgoing.record.revoked {
         outgoing.allow_sending(first_chunk.saturating_add(CHUNK_WINDOW));
     }
+    #[cfg(not(lockbox_mutant = "ledger-not-written"))]
     outgoing.put(&mut changes);
     report::note_outgoing(lockbox, outgoing.id(), &mut changes)?;
     let session = Session {
@@ -344,13 +356,17 @@ impl Session {
         if chunk == outgoing.record.chunk_count {
             return Err(SourceError::ReceiptContent("is for a chunk that does not exist"));
         }
+        // Or a target could have keys erased that it never received, and that may be bound by another transfer by now.
+        if chunk >= outgoing.record.next_unsent_chunk {
+            return Err(SourceError::ReceiptContent("is for a chunk that was never sent"));
+        }
         let mut record = lockbox.outgoing_chunk(self.authorization_id, chunk)?;
         let key_ids = planned_keys(&record)?;
+        #[cfg(lockbox_mutant = "receipt-expires")]
+        crate::permit::check_time(&outgoing.authorization, now_ms)?;
         let receipt = self.check_receipt(outgoing, receipt, chunk, &key_ids)?;
         record.receipt = Some(receipt.envelope().to_wire());
-        for key_id in &key_ids {
-            changes.remove(Row::OutgoingKey(*key_id));
-        }
+        lockbox.unbind(self.authorization_id, &key_ids, changes)?;
         let settlement = if outgoing.is_move() {
             let erased = erase(lockbox, outgoing, &receipt, key_ids, now_ms, changes)?;
             record.erasure_record = Some(erased.to_wire());
@@ -376,6 +392,9 @@ impl Session {
         let receipt = UnverifiedEnvelope::from_bytes(bytes)?.verify::<Receipt>(&[target], 1)?;
         let statement = receipt.statement();
         let refuse = |why| Err(SourceError::ReceiptContent(why));
+        if cfg!(lockbox_mutant = "receipt-unchecked") {
+            return Ok(receipt);
+        }
         if statement.cluster_id != outgoing.authorization.cluster_id {
             return refuse("is for another cluster");
         }
@@ -458,9 +477,8 @@ fn erase(
             departed_at_ms: now_ms,
             moved: Some((outgoing.id(), outgoing.authorization.target.lockbox_id)),
         };
-        changes.put(Row::Tombstone(*key_id), tombstone.encode());
+        changes.erase_key(tombstone);
     }
-    changes.erase_keys(key_ids.iter().copied());
     let record = ErasureRecord {
         cluster_id: outgoing.authorization.cluster_id,
         authorization_hash: outgoing.hash,

@@ -369,6 +369,7 @@ impl AwaitChunk {
         for key in keys {
             if take_key(lockbox, &key)? {
                 changes.remove(Row::Tombstone(key.info.key_id));
+                #[cfg(not(lockbox_mutant = "keys-not-written"))]
                 changes.put_key(key);
             }
         }
@@ -586,10 +587,12 @@ fn check_erasure(
     let erasure = erasure.statement();
     let receipt = record.receipt.clone().ok_or_else(|| damaged("a receipt"))?;
     let receipt = UnverifiedEnvelope::from_wire(receipt).map_err(|_| damaged("a receipt"))?;
+    let stored: Receipt = receipt.unverified_statement().map_err(|_| damaged("a receipt"))?;
     let matches = erasure.cluster_id == incoming.authorization.cluster_id
         && erasure.authorization_hash == incoming.hash
         && erasure.chunk == chunk
-        && erasure.receipt_hash == receipt.hash();
+        && erasure.receipt_hash == receipt.hash()
+        && erasure.key_ids == stored.key_ids;
     if matches {
         Ok(())
     } else {

@@ -429,3 +429,99 @@ fn reports_end_when_the_broker_has_acknowledged_the_end() {
         assert!(node.lockbox().reports(10).expect("undamaged").is_empty());
     }
 }
+
+#[test]
+fn a_key_that_was_freed_and_bound_again_stays_bound_when_the_first_transfer_ends() {
+    let mut cluster = Cluster::new();
+    let keys: Vec<_> = (0..6)
+        .map(|_| cluster.a.create("volume", TransferPolicy::default()))
+        .collect();
+    let mut first = cluster.statement(Operation::Move, Selection::from_unsorted_ids(keys).expect("six keys"));
+    first.request_id = "first".to_owned();
+    let first = Verified::sign(first, &cluster.broker);
+    let revocation = cluster.revoke(first.statement().authorization_id);
+    cluster.a.lockbox_mut().limit_chunks(1);
+    let mut ends = Ends {
+        source: &mut cluster.a,
+        target: &mut cluster.b,
+    };
+    let first_id = ends.accept(&first);
+    ends.session(first_id, Cut::AfterOffer).expect("an authorized transfer");
+    ends.source
+        .step(|lockbox, now, rng| lockbox.revoke(&revocation, now, rng))
+        .expect("a broker signed it");
+
+    // The fifth chunk was never sent: its key is free, and is moved by another transfer that is cut off.
+    let freed = ends
+        .source
+        .lockbox()
+        .outgoing_chunk(first_id, 4)
+        .expect("it was planned")
+        .key_ids;
+    let freed = KeyId::from_slice("key_id", &freed[0]).expect("a key id");
+    let second = cluster.authorize(Operation::Move, Selection::Ids(vec![freed]));
+    let mut ends = Ends {
+        source: &mut cluster.a,
+        target: &mut cluster.b,
+    };
+    let second_id = ends.accept(&second);
+    ends.session(second_id, Cut::ReceiptLost).expect("it is free");
+
+    // The first transfer ends, and the key of the second is still bound by it.
+    assert!(
+        !ends
+            .session(first_id, Cut::Never)
+            .expect("it settles what can be settled")
+    );
+    assert_eq!(state(ends.source, first_id), TransferState::Ended);
+    let bound = ends.source.lockbox().open_transfer_of(freed).expect("undamaged");
+    assert_eq!(bound, Some(second_id), "another transfer's end freed the key");
+    assert!(ends.session(second_id, Cut::Never).expect("it resumes"));
+}
+
+#[test]
+fn a_receipt_for_a_chunk_that_was_never_sent_erases_nothing() {
+    let mut cluster = Cluster::new();
+    let key_id = cluster.a.create("volume", TransferPolicy::default());
+    let authorization = cluster.authorize(Operation::Move, Selection::Ids(vec![key_id]));
+    let Cluster { a, b, .. } = &mut cluster;
+    let mut ends = Ends { source: a, target: b };
+    let id = ends.accept(&authorization);
+    let (present, _) = ends.target.lockbox().begin_session(id).expect("it is open");
+    let peer = ends.target.lockbox().identity().public_key();
+    let (_, await_resume) = ends
+        .source
+        .step(|lockbox, now, rng| AwaitPresent::new(peer).present(lockbox, &present, now, rng))
+        .expect("an authorized transfer");
+    // What the ledger says may have been sent is taken back, as a plan of more chunks than the window has it.
+    ends.source
+        .step(|lockbox, _, rng| {
+            let mut outgoing = lockbox.outgoing(id)?.expect("it was opened");
+            outgoing.record.next_unsent_chunk = 0;
+            let mut changes = crate::vault::Changes::default();
+            outgoing.put(&mut changes);
+            let batches = lockbox.vault.stage(changes, rng)?;
+            Ok::<_, crate::lockbox::LockboxError>(crate::step::Step::new(batches, ()))
+        })
+        .expect("memory does not fail");
+    let forged = lockbox_authz::Receipt {
+        cluster_id: authorization.statement().cluster_id,
+        authorization_hash: authorization.hash(),
+        session_id: lockbox_authz::SessionId([9; 16]),
+        chunk: 0,
+        chunk_hash: lockbox_authz::Hash([9; 32]),
+        key_ids: vec![key_id],
+        stored_at_ms: 1,
+    };
+    let forged = Verified::sign(forged, &ends.target.lockbox().identity().identity_key);
+    let resume = crate::transfer::Resume {
+        receipts: vec![forged.envelope().to_bytes()],
+        last: true,
+        ..Default::default()
+    };
+    let refused = ends
+        .source
+        .step(|lockbox, now, rng| await_resume.resume(lockbox, &resume, now, rng));
+    assert!(matches!(refused, Err(SourceError::ReceiptContent(_))));
+    assert!(is_here(ends.source, key_id), "a key was erased that was never sent");
+}

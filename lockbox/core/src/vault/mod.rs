@@ -11,6 +11,7 @@
 mod book;
 mod tree;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use lockbox_authz::field::FieldError;
@@ -21,7 +22,7 @@ use zeroize::Zeroizing;
 
 use self::book::Book;
 use self::tree::KeyTree;
-use crate::record::Key;
+use crate::record::{Key, Tombstone};
 use crate::rows::{self, Row};
 use crate::secrets::RootKey;
 
@@ -47,7 +48,7 @@ pub(crate) struct Changes {
     puts: Vec<(Row, Vec<u8>)>,
     removes: Vec<Row>,
     put_keys: Vec<Key>,
-    erase_keys: Vec<KeyId>,
+    erase_keys: Vec<Tombstone>,
 }
 
 impl Changes {
@@ -63,9 +64,10 @@ impl Changes {
         self.put_keys.push(key);
     }
 
-    /// Effaces the keys: once the changes are durable, nothing opens them any more.
-    pub(crate) fn erase_keys(&mut self, ids: impl IntoIterator<Item = KeyId>) {
-        self.erase_keys.extend(ids);
+    /// Effaces the key that the tombstone names: once the changes are durable, nothing opens it any more. A key that is not
+    /// here leaves no tombstone.
+    pub(crate) fn erase_key(&mut self, tombstone: Tombstone) {
+        self.erase_keys.push(tombstone);
     }
 }
 
@@ -151,6 +153,27 @@ impl Vault {
         pairs.into_iter().map(open).collect()
     }
 
+    /// The ids of volume keys in the order of the tree, bucket by bucket, each with the place that a scan goes on after. Keys
+    /// that are erased in this order touch few buckets at a time.
+    pub(crate) fn key_ids_by_bucket(
+        &self,
+        after: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<Vec<(Vec<u8>, KeyId)>, VaultError> {
+        let pairs = self.store.scan(&[rows::DATA_KEY_KIND], after, limit)?;
+        let id_of = |place: &[u8]| {
+            let id = place.last_chunk::<16>().ok_or_else(|| VaultError::Damaged {
+                what: "a data-encryption key".to_owned(),
+                why: "its place is too short",
+            });
+            id.map(|id| KeyId(*id))
+        };
+        pairs
+            .into_iter()
+            .map(|(place, _)| id_of(&place).map(|id| (place, id)))
+            .collect()
+    }
+
     /// How many volume keys there are. Counts them on the first call.
     pub(crate) fn key_count(&mut self) -> Result<u64, VaultError> {
         const PAGE: usize = 10_000;
@@ -176,7 +199,8 @@ impl Vault {
     ///
     /// Everything that can fail is done before anything changes in memory.
     pub(crate) fn stage(&mut self, changes: Changes, rng: &mut dyn CryptoRng) -> Result<Vec<Batch>, VaultError> {
-        let erasure = self.tree.plan_erasure(self.store.as_ref(), &changes.erase_keys)?;
+        let doomed: Vec<KeyId> = changes.erase_keys.iter().map(|tombstone| tombstone.key_id).collect();
+        let erasure = self.tree.plan_erasure(self.store.as_ref(), &doomed)?;
         let key_count = self.count_after(&changes)?;
         let previous = |place: &[u8]| self.store.get(place);
         let mut put_keys = Vec::with_capacity(changes.put_keys.len());
@@ -190,9 +214,17 @@ impl Vault {
             let stored = previous(&place)?;
             puts.push((place, Zeroizing::new(record), stored));
         }
+        let mut tombstones = HashMap::with_capacity(changes.erase_keys.len());
+        for tombstone in changes.erase_keys {
+            let place = Row::Tombstone(tombstone.key_id).key();
+            let stored = previous(&place)?;
+            let record = Zeroizing::new(tombstone.encode());
+            let sealed = self.book.seal(&place, stored.as_deref(), &record, rng);
+            tombstones.insert(tombstone.key_id, (place, sealed));
+        }
 
         self.key_count = key_count;
-        let mut batches = self.tree.erase(erasure, rng);
+        let mut batches = self.tree.erase(erasure, &mut tombstones, rng);
         for (key, stored) in put_keys {
             append(&mut batches, self.tree.seal(&key, stored.as_deref(), rng));
         }
@@ -212,7 +244,7 @@ impl Vault {
     }
 
     fn open_key(&self, key_id: KeyId, sealed: &[u8]) -> Result<Key, VaultError> {
-        let data_key = self.store.get(&rows::data_key(tree::bucket_of(key_id), key_id))?;
+        let data_key = self.store.get(&rows::data_key(self.tree.bucket_of(key_id), key_id))?;
         let record = self.tree.open_record(key_id, sealed, data_key.as_deref())?;
         let key = Key::decode(&record).map_err(|source| VaultError::Field {
             what: format!("key {key_id}"),
@@ -233,8 +265,8 @@ impl Vault {
         let Some(mut count) = self.key_count else {
             return Ok(None);
         };
-        for id in &changes.erase_keys {
-            count -= u64::from(self.has_key(*id)?);
+        for tombstone in &changes.erase_keys {
+            count -= u64::from(self.has_key(tombstone.key_id)?);
         }
         for key in &changes.put_keys {
             count += u64::from(!self.has_key(key.info.key_id)?);

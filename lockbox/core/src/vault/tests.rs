@@ -6,7 +6,7 @@ use lockbox_authz::id::MaterialId;
 use lockbox_store::{Completion, Health, MemoryStore, Pair};
 
 use super::*;
-use crate::record::{KeyInfo, KeyOrigin, KeyState, TransferPolicy};
+use crate::record::{Departure, KeyInfo, KeyOrigin, KeyState, TransferPolicy};
 use crate::secrets::KeyMaterial;
 use crate::testing::{Image, TestRng};
 
@@ -112,6 +112,17 @@ fn key(number: u8, rng: &mut TestRng) -> Key {
     }
 }
 
+fn tombstone(key_id: KeyId) -> Tombstone {
+    Tombstone {
+        key_id,
+        material_id: MaterialId([0; 16]),
+        name: String::new(),
+        departure: Departure::Destroyed,
+        departed_at_ms: 1,
+        moved: None,
+    }
+}
+
 fn put(fixture: &mut Fixture, vault: &mut Vault, number: u8) {
     let mut changes = Changes::default();
     changes.put_key(key(number, &mut fixture.rng));
@@ -120,7 +131,7 @@ fn put(fixture: &mut Fixture, vault: &mut Vault, number: u8) {
 
 fn erase(fixture: &mut Fixture, vault: &mut Vault, number: u8) {
     let mut changes = Changes::default();
-    changes.erase_keys([KeyId([number; 16])]);
+    changes.erase_key(tombstone(KeyId([number; 16])));
     fixture.commit(vault, changes);
 }
 
@@ -225,7 +236,9 @@ fn an_erasure_of_more_keys_than_a_batch_takes_is_split_and_complete() {
     }
     fixture.commit(&mut vault, changes);
     let mut changes = Changes::default();
-    changes.erase_keys(ids);
+    for id in &ids {
+        changes.erase_key(tombstone(*id));
+    }
     let batches = vault.stage(changes, &mut fixture.rng).expect("stages");
     assert!(batches.len() > 1 && batches.iter().all(|batch| batch.check_bounds().is_ok()));
     for batch in batches {
@@ -258,7 +271,8 @@ fn a_read_that_fails_while_changes_are_staged_leaves_every_key_readable() {
     let mut refused = 0;
     for reads in 0.. {
         let mut changes = Changes::default();
-        changes.erase_keys([KeyId([1; 16]), KeyId([2; 16])]);
+        changes.erase_key(tombstone(KeyId([1; 16])));
+        changes.erase_key(tombstone(KeyId([2; 16])));
         changes.put_key(key(4, &mut fixture.rng));
         changes.put(Row::Identity, vec![1]);
         failing.reads_left.store(reads, Ordering::Relaxed);

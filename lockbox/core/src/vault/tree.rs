@@ -17,7 +17,7 @@ use lockbox_authz::id::KeyId;
 use lockbox_store::{Batch, Durable, MAX_BATCH_OPERATIONS, Store};
 use prost::Message;
 use rand_core::CryptoRng;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use zeroize::Zeroizing;
 
 use super::book::next_version;
@@ -27,13 +27,14 @@ use crate::limits::BUCKETS;
 use crate::primitives::{aead_open, aead_seal, hkdf_sha256};
 use crate::record::Key;
 use crate::rows;
-use crate::secrets::{BucketKey, DataKey, EpochKey, EpochSealingKey, RootKey};
+use crate::secrets::{BucketKey, DataKey, EpochKey, EpochSealingKey, PlacingKey, RootKey};
 use crate::wire;
 
 /// The part of the tree that is in memory.
 pub(super) struct KeyTree {
     store_id: [u8; 16],
     sealing: EpochSealingKey,
+    placing: PlacingKey,
     epoch: u64,
     epoch_key: EpochKey,
     buckets: Vec<BucketKey>,
@@ -55,17 +56,12 @@ struct BucketErasure {
     staying: Vec<(KeyId, DataKey)>,
 }
 
-/// The bucket of a key: the first ten bits of its id. A transfer of all keys goes in the order of ids, so that each of its
-/// chunks touches few buckets.
-pub(super) fn bucket_of(key_id: KeyId) -> usize {
-    (usize::from(key_id.0[0]) << 2) | (usize::from(key_id.0[1]) >> 6)
-}
-
 impl KeyTree {
     pub(super) fn format(store_id: [u8; 16], root: &RootKey, rng: &mut dyn CryptoRng) -> Batch {
         let tree = Self {
             store_id,
             sealing: epoch_sealing_key(store_id, root),
+            placing: placing_key(store_id, root),
             epoch: 1,
             epoch_key: EpochKey::random(rng),
             buckets: (0..BUCKETS).map(|_| BucketKey::random(rng)).collect(),
@@ -107,6 +103,7 @@ impl KeyTree {
         let mut tree = Self {
             store_id,
             sealing,
+            placing: placing_key(store_id, root),
             epoch,
             epoch_key,
             buckets,
@@ -135,6 +132,14 @@ impl KeyTree {
         );
     }
 
+    /// The bucket of a key: ten bits of a keyed function of its id. Ids are chosen by others, who must not be able to fill one
+    /// bucket: it is wrapped anew as a whole.
+    pub(super) fn bucket_of(&self, key_id: KeyId) -> usize {
+        let mut bits = [0; 32];
+        hkdf_sha256(self.placing.expose(), &key_id.0, &[labels::BUCKET], &mut bits);
+        (usize::from(bits[0]) << 2) | (usize::from(bits[1]) >> 6)
+    }
+
     /// Seals a key record under a new data-encryption key.
     pub(super) fn seal(&self, key: &Key, previous: Option<&[u8]>, rng: &mut dyn CryptoRng) -> [Write; 2] {
         let key_id = key.info.key_id;
@@ -143,7 +148,7 @@ impl KeyTree {
         let aad = self.record_aad(key_id, version);
         let sealed = aead_seal(data_key.expose(), &key.encode(), &aad, rng);
         let record = [&version.to_be_bytes()[..], &sealed].concat();
-        let bucket = bucket_of(key_id);
+        let bucket = self.bucket_of(key_id);
         let wrapped = self.wrap_data_key(bucket, key_id, data_key.expose(), rng);
         [
             Write::Put(rows::key_record(key_id), record),
@@ -163,7 +168,7 @@ impl KeyTree {
         };
         let wrapped = wrapped.ok_or_else(|| damaged("its data-encryption key is missing"))?;
         let data_key = self
-            .unwrap_data_key(bucket_of(key_id), key_id, wrapped)
+            .unwrap_data_key(self.bucket_of(key_id), key_id, wrapped)
             .ok_or_else(|| damaged("its data-encryption key does not open at its place"))?;
         let (version, sealed) = stored
             .split_first_chunk::<8>()
@@ -177,7 +182,7 @@ impl KeyTree {
     pub(super) fn plan_erasure(&self, store: &dyn Store, ids: &[KeyId]) -> Result<Erasure, VaultError> {
         let mut doomed: BTreeMap<usize, BTreeSet<KeyId>> = BTreeMap::new();
         for id in ids {
-            doomed.entry(bucket_of(*id)).or_default().insert(*id);
+            doomed.entry(self.bucket_of(*id)).or_default().insert(*id);
         }
         let mut buckets = Vec::new();
         for (bucket, doomed) in doomed {
@@ -189,19 +194,25 @@ impl KeyTree {
         Ok(Erasure { buckets })
     }
 
-    /// Effaces keys: batches that leave no way to their data-encryption keys once the root is replaced. It can't fail, so
-    /// that the tree in memory and the batches never differ.
-    pub(super) fn erase(&mut self, erasure: Erasure, rng: &mut dyn CryptoRng) -> Vec<Batch> {
+    /// Effaces keys: batches that leave no way to their data-encryption keys once the root is replaced, each with the
+    /// tombstones (place and sealed record) of what it erases. It can't fail, so that the tree in memory and the batches never
+    /// differ.
+    pub(super) fn erase(
+        &mut self,
+        erasure: Erasure,
+        tombstones: &mut HashMap<KeyId, (Vec<u8>, Vec<u8>)>,
+        rng: &mut dyn CryptoRng,
+    ) -> Vec<Batch> {
         let mut batches = Vec::new();
         let mut batch = Batch::new();
         for plan in erasure.buckets {
             // Room for the table and the two rows of the epochs.
-            let operations = 2 * plan.going.len() + plan.staying.len() + 3;
+            let operations = 3 * plan.going.len() + plan.staying.len() + 3;
             if !batch.is_empty() && batch.operations().len() + operations > MAX_BATCH_OPERATIONS {
                 self.next_epoch(&mut batch, rng);
                 batches.push(std::mem::take(&mut batch));
             }
-            self.rotate(plan, &mut batch, rng);
+            self.rotate(plan, tombstones, &mut batch, rng);
         }
         if !batch.is_empty() {
             self.next_epoch(&mut batch, rng);
@@ -247,13 +258,22 @@ impl KeyTree {
     }
 
     /// Gives a bucket a new key, and seals the data-encryption keys under it that are to stay.
-    fn rotate(&mut self, plan: BucketErasure, batch: &mut Batch, rng: &mut dyn CryptoRng) {
+    fn rotate(
+        &mut self,
+        plan: BucketErasure,
+        tombstones: &mut HashMap<KeyId, (Vec<u8>, Vec<u8>)>,
+        batch: &mut Batch,
+        rng: &mut dyn CryptoRng,
+    ) {
         let bucket = plan.bucket;
         self.buckets[bucket] = BucketKey::random(rng);
         self.generations[bucket] += 1;
         for key_id in plan.going {
             batch.remove(rows::data_key(bucket, key_id));
             batch.remove(rows::key_record(key_id));
+            if let Some((place, sealed)) = tombstones.remove(&key_id) {
+                batch.put(place, sealed);
+            }
         }
         for (key_id, data_key) in plan.staying {
             let wrapped = self.wrap_data_key(bucket, key_id, data_key.expose(), rng);
@@ -322,6 +342,10 @@ impl KeyTree {
             &[&version.to_be_bytes()[..], &place].concat(),
         )
     }
+}
+
+fn placing_key(store_id: [u8; 16], root: &RootKey) -> PlacingKey {
+    PlacingKey::init_with(|key| hkdf_sha256(&store_id, root.expose(), &[labels::PLACING], key))
 }
 
 fn epoch_sealing_key(store_id: [u8; 16], root: &RootKey) -> EpochSealingKey {

@@ -23,8 +23,15 @@ struct AppliedEntry {
     signed_at_ms: i64,
     /// The admins before this entry: they could sign it.
     admins: Admins,
-    /// The join key that signed it in their stead.
-    join_key: Option<PublicKey>,
+    /// Who signed it in their stead, of those who could.
+    join: Option<JoinSigners>,
+}
+
+/// Who can admit a lockbox without the admins: a join key, together with any of the brokers of that time.
+#[derive(Clone, Debug)]
+struct JoinSigners {
+    join_key: PublicKey,
+    brokers: Vec<PublicKey>,
 }
 
 /// What applying an entry did.
@@ -97,7 +104,7 @@ impl Roster {
                 hash: verified.hash(),
                 signed_at_ms: entry.signed_at_ms,
                 admins: founding.admins.clone(),
-                join_key: None,
+                join: None,
             }],
             members: Members::founded_by(founding.admins),
         })
@@ -120,41 +127,40 @@ impl Roster {
         if unverified.index < due {
             return self.compare_known(envelope, &unverified);
         }
-        if unverified.index > due {
-            return Err(RosterError::Gap {
-                expected: due,
-                found: unverified.index,
-            });
-        }
-        let found = unverified.cluster_id.ok_or(RosterError::BrokenChain)?;
-        if found != self.cluster_id {
-            return Err(RosterError::OtherCluster {
-                expected: self.cluster_id,
-                found,
-            });
-        }
-        let last = self.last();
-        if unverified.previous != Some(last.hash) {
-            return Err(RosterError::BrokenChain);
-        }
-        if unverified.signed_at_ms < last.signed_at_ms {
-            return Err(RosterError::BackInTime);
-        }
-        let join_key = self.join_key_for(envelope, &unverified)?;
-        let verified = match join_key {
-            Some(join_key) => envelope.verify(&[join_key], 1)?,
+        self.check_place(&unverified)?;
+        let join = self.join_key_for(envelope, &unverified)?.map(|join_key| JoinSigners {
+            join_key,
+            brokers: self.broker_keys(),
+        });
+        let verified = match &join {
+            Some(join) => verify_by_join(envelope, join)?,
             None => verify_by_admins(envelope, &self.members.admins)?,
         };
         self.members.check(&verified.statement().change)?;
+        let join_key = join.as_ref().map(|join| join.join_key);
         self.entries.push(AppliedEntry {
             envelope: envelope.clone(),
             hash: verified.hash(),
             signed_at_ms: unverified.signed_at_ms,
             admins: self.members.admins.clone(),
-            join_key,
+            join,
         });
         self.members.make(unverified.change, join_key);
         Ok(Applied::New)
+    }
+
+    /// Checks an admission that a join key alone has signed, which is how a lockbox sends it, and gives the join key.
+    ///
+    /// For a broker, which adds its signature then: without one, [`Roster::apply`] refuses the entry.
+    pub fn check_join_entry(&self, envelope: &UnverifiedEnvelope) -> Result<PublicKey, RosterError> {
+        let unverified: RosterEntry = envelope.unverified_statement()?;
+        self.check_place(&unverified)?;
+        let join_key = self
+            .join_key_for(envelope, &unverified)?
+            .ok_or(RosterError::Rule("no join key that is allowed signed it"))?;
+        let verified = envelope.verify::<RosterEntry>(&[join_key], 1)?;
+        self.members.check(&verified.statement().change)?;
+        Ok(join_key)
     }
 
     /// The entry that would make `change` next, to be signed.
@@ -257,6 +263,32 @@ impl Roster {
         self.entries.last().expect("a roster has its genesis entry")
     }
 
+    /// Checks that an entry is the next one of this chain.
+    fn check_place(&self, entry: &RosterEntry) -> Result<(), RosterError> {
+        let due = self.entries.len() as u64;
+        if entry.index != due {
+            return Err(RosterError::Gap {
+                expected: due,
+                found: entry.index,
+            });
+        }
+        let found = entry.cluster_id.ok_or(RosterError::BrokenChain)?;
+        if found != self.cluster_id {
+            return Err(RosterError::OtherCluster {
+                expected: self.cluster_id,
+                found,
+            });
+        }
+        let last = self.last();
+        if entry.previous != Some(last.hash) {
+            return Err(RosterError::BrokenChain);
+        }
+        if entry.signed_at_ms < last.signed_at_ms {
+            return Err(RosterError::BackInTime);
+        }
+        Ok(())
+    }
+
     /// The join key that signed an admission in the admins' stead, if one did and was allowed to.
     fn join_key_for(
         &self,
@@ -293,10 +325,12 @@ impl Roster {
                 found,
             });
         }
-        let by_join_key = known
-            .join_key
-            .is_some_and(|key| envelope.verify::<RosterEntry>(&[key], 1).is_ok());
-        if !by_join_key {
+        // Half of a join's signatures is rubbish: who has joined keeps the join key, and must not be able to raise an alarm.
+        let by_join = known
+            .join
+            .as_ref()
+            .is_some_and(|join| verify_by_join(envelope, join).is_ok());
+        if !by_join {
             verify_by_admins(envelope, &known.admins)?;
         }
         Err(RosterError::Fork { index })
@@ -305,4 +339,15 @@ impl Roster {
 
 fn verify_by_admins(envelope: &UnverifiedEnvelope, admins: &Admins) -> Result<Verified<RosterEntry>, EnvelopeError> {
     envelope.verify(&admins.keys, admins.threshold as usize)
+}
+
+/// The join key can sign any number of entries for one place; the broker makes sure that one of them at most is taken.
+fn verify_by_join(envelope: &UnverifiedEnvelope, join: &JoinSigners) -> Result<Verified<RosterEntry>, EnvelopeError> {
+    let mut trusted = join.brokers.clone();
+    trusted.push(join.join_key);
+    let verified = envelope.verify(&trusted, 2)?;
+    if !verified.signers().contains(&join.join_key) {
+        return Err(EnvelopeError::TooFewSigners { needed: 2, found: 1 });
+    }
+    Ok(verified)
 }

@@ -1,6 +1,6 @@
 //! Who belongs to the cluster, and the rules by which that changes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::chain::RosterError;
 use super::entry::{Admins, Change, Lockbox};
@@ -44,6 +44,8 @@ pub struct JoinAllowance {
 #[derive(Clone, Debug)]
 pub(super) struct Members {
     pub(super) admins: Admins,
+    /// The keys of those who are admins no more.
+    former_admins: BTreeSet<PublicKey>,
     pub(super) lockboxes: BTreeMap<LockboxId, LockboxMember>,
     pub(super) brokers: Vec<BrokerMember>,
     pub(super) joins: BTreeMap<PublicKey, JoinAllowance>,
@@ -53,6 +55,7 @@ impl Members {
     pub(super) fn founded_by(admins: Admins) -> Self {
         Self {
             admins,
+            former_admins: BTreeSet::new(),
             lockboxes: BTreeMap::new(),
             brokers: Vec::new(),
             joins: BTreeMap::new(),
@@ -85,10 +88,16 @@ impl Members {
                     .any(|broker| !broker.retired && broker.signing_key == *signing_key),
                 "only an admitted broker can be retired",
             ),
-            Change::ChangeAdmins(admins) => rule(
-                !admins.keys.iter().any(|key| self.knows_member_key(key)),
-                "an admin's key has another role already",
-            ),
+            Change::ChangeAdmins(admins) => {
+                rule(
+                    !admins.keys.iter().any(|key| self.knows_member_key(key)),
+                    "an admin's key has another role already",
+                )?;
+                rule(
+                    !admins.keys.iter().any(|key| self.former_admins.contains(key)),
+                    "a former admin's key does not come back",
+                )
+            }
             Change::AllowJoin { join_key, .. } => {
                 rule(!self.knows_key(join_key), "a key is admitted once, in one role")
             }
@@ -154,7 +163,11 @@ impl Members {
                     broker.retired = true;
                 }
             }
-            Change::ChangeAdmins(admins) => self.admins = admins,
+            Change::ChangeAdmins(admins) => {
+                let before = std::mem::replace(&mut self.admins, admins);
+                let replaced = before.keys.into_iter().filter(|key| !self.admins.keys.contains(key));
+                self.former_admins.extend(replaced);
+            }
             Change::AllowJoin {
                 join_key,
                 expires_at_ms,
@@ -198,7 +211,7 @@ impl Members {
     }
 
     fn knows_key(&self, key: &PublicKey) -> bool {
-        self.admins.keys.contains(key) || self.knows_member_key(key)
+        self.admins.keys.contains(key) || self.former_admins.contains(key) || self.knows_member_key(key)
     }
 
     fn knows_member_key(&self, key: &PublicKey) -> bool {

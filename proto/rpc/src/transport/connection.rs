@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::error::Error;
 use std::io;
 use std::pin::pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -12,14 +13,19 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tonic::body::Body;
-use tonic::codegen::{Body as HttpBody, Bytes, StdError};
+use tonic::codegen::{Body as HttpBody, BoxFuture, Bytes, StdError};
 use tonic::transport::server::TcpConnectInfo;
-use tower::Service;
+use tower::{Service, ServiceExt};
 use tracing::warn;
 
-use super::limits::{ACCEPT_PAUSE, CONNECTION_WINDOW_BYTES, HEADER_LIST_BYTES, STREAM_WINDOW_BYTES};
+use super::limits::{
+    ACCEPT_PAUSE, CONNECTION_WINDOW_BYTES, HEADER_LIST_BYTES, MAX_MESSAGE_BYTES, RECEIVING_AT_ONCE,
+    STRANGER_WINDOW_BYTES, STREAM_WINDOW_BYTES, Strangers,
+};
+use super::places::{Full, Place, Places};
+use super::receive;
 use super::{LocalPeer, PeerIdentity, ServerLimits};
 
 /// What can be served: a generated tonic server, [`Services`](super::Services), or a tower stack around either.
@@ -46,11 +52,24 @@ pub(super) enum Caller {
     Local(LocalPeer),
 }
 
-/// Hands each request of one connection to the service, with its caller in the extensions.
+/// Hands each request of one connection to the service, with its caller in the extensions, once it is here.
 #[derive(Clone)]
 struct Introduced<S> {
     service: S,
     caller: Caller,
+    /// For a peer that was a stranger when it came.
+    strangers: Option<Strangers>,
+    request_timeout: Duration,
+    turns: Arc<Semaphore>,
+}
+
+impl<S> Introduced<S> {
+    fn max_message_bytes(&self) -> usize {
+        match &self.strangers {
+            Some(strangers) if !strangers.knows(&self.caller) => strangers.message_bytes,
+            Some(_) | None => MAX_MESSAGE_BYTES,
+        }
+    }
 }
 
 impl<S, B> Service<Request<B>> for Introduced<S>
@@ -61,10 +80,10 @@ where
 {
     type Response = Response<Body>;
     type Error = Infallible;
-    type Future = S::Future;
+    type Future = BoxFuture<Response<Body>, Infallible>;
 
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        self.service.poll_ready(cx)
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
@@ -78,46 +97,132 @@ where
                 request.extensions_mut().insert(peer);
             }
         }
-        self.service.call(request)
+        let service = self.service.clone();
+        if receive::is_streaming(request.uri().path()) {
+            return Box::pin(service.oneshot(request));
+        }
+        let (bytes, time, turns) = (self.max_message_bytes(), self.request_timeout, Arc::clone(&self.turns));
+        Box::pin(async move {
+            match receive::receive(request, bytes, time, &turns).await {
+                Ok(request) => service.oneshot(request).await,
+                Err(refused) => Ok(refused.into_http()),
+            }
+        })
     }
 }
 
+/// What the connections of one listener share.
+pub(super) struct Gate {
+    limits: ServerLimits,
+    places: Places,
+    known: Builder<TokioExecutor>,
+    strange: Builder<TokioExecutor>,
+}
+
+impl Gate {
+    pub(super) fn new(limits: ServerLimits, has_keepalive: bool) -> Self {
+        let mut known = http2(limits.streams_per_connection);
+        known
+            .http2()
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
+        let strangers = limits.strangers.as_ref();
+        let streams = strangers.map_or(limits.streams_per_connection, |strangers| {
+            strangers.streams_per_connection
+        });
+        let mut strange = http2(streams);
+        strange
+            .http2()
+            .initial_stream_window_size(STRANGER_WINDOW_BYTES)
+            .initial_connection_window_size(STRANGER_WINDOW_BYTES);
+        if has_keepalive {
+            for builder in [&mut known, &mut strange] {
+                builder
+                    .http2()
+                    .keep_alive_interval(limits.keepalive_interval)
+                    .keep_alive_timeout(limits.keepalive_timeout);
+            }
+        }
+        Self {
+            places: Places::new(&limits),
+            known,
+            strange,
+            limits,
+        }
+    }
+
+    pub(super) fn limits(&self) -> &ServerLimits {
+        &self.limits
+    }
+
+    /// A place for a connection, if there is one.
+    pub(super) fn admit(&self, caller: &Caller) -> Result<Place, Full> {
+        self.places.take(caller)
+    }
+
+    /// Serves one connection until the peer ends it, or the listener stops, or a stranger's time is over.
+    pub(super) async fn serve<I, S>(
+        &self,
+        io: I,
+        service: S,
+        caller: Caller,
+        mut place: Place,
+        mut stage: StageWatch,
+    ) -> Result<(), Box<dyn Error + Send + Sync>>
+    where
+        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        S: RequestService,
+    {
+        let strangers = self.limits.strangers.clone().filter(|_| place.is_strangers());
+        let builder = if strangers.is_some() {
+            &self.strange
+        } else {
+            &self.known
+        };
+        let service = TowerToHyperService::new(Introduced {
+            service,
+            caller: caller.clone(),
+            strangers: strangers.clone(),
+            request_timeout: self.limits.request_timeout,
+            turns: Arc::new(Semaphore::new(RECEIVING_AT_ONCE)),
+        });
+        let mut connection = pin!(builder.serve_connection(TokioIo::new(io), service));
+        tokio::select! {
+            outcome = connection.as_mut() => return outcome,
+            () = stage.reached(Stage::Draining) => {}
+            () = overstayed(strangers, &caller, &mut place) => {}
+        }
+        connection.as_mut().graceful_shutdown();
+        tokio::select! {
+            outcome = connection.as_mut() => outcome,
+            // Dropping the connection drops the handlers of its requests too.
+            () = stage.reached(Stage::Closed) => Ok(()),
+            () = tokio::time::sleep(self.limits.shutdown_grace), if place.is_strangers() => Ok(()),
+        }
+    }
+}
+
+/// Returns when a stranger's time is over, and never for a peer that is known by then.
+async fn overstayed(strangers: Option<Strangers>, caller: &Caller, place: &mut Place) {
+    if let Some(strangers) = strangers {
+        tokio::time::sleep(strangers.lifetime).await;
+        if !strangers.knows(caller) {
+            return;
+        }
+        place.settle();
+    }
+    std::future::pending().await
+}
+
 /// HTTP/2 only: with TLS it was negotiated, and on a Unix socket nothing else is spoken.
-pub(super) fn http2(limits: &ServerLimits) -> Builder<TokioExecutor> {
+fn http2(streams: u32) -> Builder<TokioExecutor> {
     let mut builder = Builder::new(TokioExecutor::new()).http2_only();
     builder
         .http2()
         .timer(TokioTimer::new())
-        .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_header_list_size(HEADER_LIST_BYTES)
-        .max_concurrent_streams(limits.streams_per_connection);
+        .max_concurrent_streams(streams);
     builder
-}
-
-/// Serves one connection until the peer ends it, or the listener stops.
-pub(super) async fn serve_connection<I, S>(
-    builder: &Builder<TokioExecutor>,
-    io: I,
-    service: S,
-    caller: Caller,
-    mut stage: StageWatch,
-) -> Result<(), Box<dyn Error + Send + Sync>>
-where
-    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    S: RequestService,
-{
-    let service = TowerToHyperService::new(Introduced { service, caller });
-    let mut connection = pin!(builder.serve_connection(TokioIo::new(io), service));
-    tokio::select! {
-        outcome = connection.as_mut() => return outcome,
-        () = stage.reached(Stage::Draining) => connection.as_mut().graceful_shutdown(),
-    }
-    tokio::select! {
-        outcome = connection.as_mut() => outcome,
-        // Dropping the connection drops the handlers of its requests too.
-        () = stage.reached(Stage::Closed) => Ok(()),
-    }
 }
 
 /// Deals with a failed `accept`. A peer that gave up costs nothing; a want of this machine is given time to pass.

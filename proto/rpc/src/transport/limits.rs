@@ -1,6 +1,11 @@
 //! Every bound of the transport, with its reason.
 
+use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
+
+use super::connection::Caller;
+use super::{LocalPeer, PeerIdentity};
 
 /// Bytes in one gRPC message, at most, in either direction. A chunk of a transfer is at most 1 MiB of records; the rest
 /// is room for their envelope. To be set on each generated client and server, for encoding and for decoding.
@@ -10,8 +15,23 @@ pub const MAX_MESSAGE_BYTES: usize = 4 * 1024 * 1024;
 /// read by a handler. Two chunks of a transfer, so that one travels while the other is stored.
 pub(super) const STREAM_WINDOW_BYTES: u32 = 2 * 1024 * 1024;
 
-/// The same for all streams of a connection together: what one peer can make this process hold in memory.
+/// The same for all streams of a connection together. It bounds only what is not read yet: what a handler reads, to decode a
+/// message, is held besides, and its window is open again. That is bounded by [`RECEIVING_AT_ONCE`] and
+/// [`ServerLimits::request_timeout`].
 pub(super) const CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
+
+/// Requests of one message that are received at once on one connection; the others wait in its window. So a connection
+/// holds 8 messages at most, of [`MAX_MESSAGE_BYTES`] each.
+pub(super) const RECEIVING_AT_ONCE: usize = 8;
+
+/// The windows of a stranger's connection, whose requests are small.
+pub(super) const STRANGER_WINDOW_BYTES: u32 = 64 * 1024;
+
+/// The calls whose requests are streams: they last as long as the connection, and are read message by message.
+pub(super) const STREAMING_REQUESTS: [&str; 2] = [
+    "/lockbox.node.v1.NodeService/Connect",
+    "/lockbox.peer.v1.PeerService/Transfer",
+];
 
 /// Bytes in the headers of one request. gRPC's are a few hundred.
 pub(super) const HEADER_LIST_BYTES: u32 = 16 * 1024;
@@ -35,29 +55,103 @@ pub struct ServerLimits {
     /// Handshakes under way at once. When they are, further connections wait in the kernel: an unproved peer costs
     /// this process no more than this.
     pub handshakes: usize,
-    /// Connections open at once. One more is closed at once, and logged. Each takes a file descriptor.
+    /// Of these, from one address (with IPv6, one /64). One more is closed at once.
+    pub handshakes_per_address: usize,
+    /// Connections open at once, besides those of strangers. One more is closed at once, and logged. Each takes a file
+    /// descriptor.
     pub connections: usize,
+    /// Of these, with one key, certificate or user. A lockbox has one for each session, up to 16, and those of them that
+    /// broke stay until the keepalive has found out.
+    pub connections_per_peer: usize,
+    /// On a Unix socket, users to whom `connections_per_peer` does not apply.
+    pub exempt_uids: Vec<u32>,
     /// Requests under way at once on one connection.
     pub streams_per_connection: u32,
     /// From the accepted connection to the proved peer.
     pub handshake_timeout: Duration,
+    /// From the head of a request that is one message to its last byte.
+    pub request_timeout: Duration,
     /// How often a silent peer is asked whether it is still there, and how long it may take to say so.
     pub keepalive_interval: Duration,
     pub keepalive_timeout: Duration,
     /// After the order to stop, how long the requests under way may take before they are dropped.
     pub shutdown_grace: Duration,
+    /// What applies to callers that are not known. `None`: whoever gets in is known.
+    pub strangers: Option<Strangers>,
+}
+
+/// The other end of a connection.
+#[derive(Clone, Copy, Debug)]
+pub enum Peer<'a> {
+    Remote(&'a PeerIdentity),
+    Local(LocalPeer),
+}
+
+/// What a listener allows to those that it has to listen to without knowing them.
+#[derive(Clone)]
+pub struct Strangers {
+    /// Who is none. Asked when a connection begins, and until it says yes, with each request.
+    pub is_known: Arc<dyn Fn(Peer<'_>) -> bool + Send + Sync>,
+    /// Connections of all strangers together. They take no place of those that are known.
+    pub connections: usize,
+    /// Of these, from one address (with IPv6, one /64).
+    pub connections_per_address: usize,
+    /// Requests under way at once on one connection.
+    pub streams_per_connection: u32,
+    /// Bytes in a request, at most.
+    pub message_bytes: usize,
+    /// After this time a connection is ended, unless its peer has become known.
+    pub lifetime: Duration,
+}
+
+impl Strangers {
+    /// For callers who may say one thing, which takes a roster entry and a request to join, 48 KiB each.
+    pub fn unless(is_known: impl Fn(Peer<'_>) -> bool + Send + Sync + 'static) -> Self {
+        Self {
+            is_known: Arc::new(is_known),
+            connections: 512,
+            connections_per_address: 64,
+            streams_per_connection: 8,
+            message_bytes: 128 * 1024,
+            lifetime: Duration::from_secs(60),
+        }
+    }
+
+    pub(super) fn knows(&self, caller: &Caller) -> bool {
+        (self.is_known)(match caller {
+            Caller::Remote { identity, .. } => Peer::Remote(identity),
+            Caller::Local(peer) => Peer::Local(*peer),
+        })
+    }
+}
+
+impl fmt::Debug for Strangers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Strangers")
+            .field("connections", &self.connections)
+            .field("connections_per_address", &self.connections_per_address)
+            .field("streams_per_connection", &self.streams_per_connection)
+            .field("message_bytes", &self.message_bytes)
+            .field("lifetime", &self.lifetime)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Default for ServerLimits {
     fn default() -> Self {
         Self {
             handshakes: 256,
+            handshakes_per_address: 128,
             connections: 4096,
+            connections_per_peer: 64,
+            exempt_uids: Vec::new(),
             streams_per_connection: 256,
             handshake_timeout: Duration::from_secs(10),
+            request_timeout: Duration::from_secs(20),
             keepalive_interval: Duration::from_secs(20),
             keepalive_timeout: Duration::from_secs(10),
             shutdown_grace: Duration::from_secs(10),
+            strangers: None,
         }
     }
 }

@@ -7,20 +7,19 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use http::Uri;
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use hyper_util::server::conn::auto::Builder;
+use hyper_util::rt::TokioIo;
 use tokio::net::{UnixListener, UnixSocket, UnixStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tonic::transport::{Channel, Endpoint};
 use tower::service_fn;
 use tracing::{debug, warn};
 
-use super::connection::{Caller, RequestService, StageControl, StageWatch, http2, pause_after, serve_connection};
+use super::connection::{Caller, Gate, RequestService, StageControl, StageWatch, pause_after};
 use super::first_answer::Watched;
 use super::limits::{
     CONNECTION_WINDOW_BYTES, HEADER_LIST_BYTES, LOCAL_CONNECT_TIMEOUT, STREAM_WINDOW_BYTES, UNIX_BACKLOG,
 };
+use super::places::{Full, Place};
 use super::{BindError, LocalConnectError, LocalPeer, ServerLimits};
 
 /// A Unix socket that is ready to be served. Dropping it removes the socket's file.
@@ -110,8 +109,7 @@ async fn accept_all<S: RequestService>(
     limits: ServerLimits,
     stage: &StageControl,
 ) {
-    let builder = http2(&limits);
-    let connections = Arc::new(Semaphore::new(limits.connections));
+    let gate = Arc::new(Gate::new(limits, false));
     loop {
         let accepted = listener.listener.accept().await;
         let (stream, peer) = match accepted.and_then(|(stream, _)| caller(&stream).map(|peer| (stream, peer))) {
@@ -121,34 +119,32 @@ async fn accept_all<S: RequestService>(
                 continue;
             }
         };
-        let Ok(place) = Arc::clone(&connections).try_acquire_owned() else {
-            warn!(
-                ?peer,
-                limit = limits.connections,
-                "closing a new connection: as many as allowed are open"
-            );
-            continue;
+        // Whoever may not use the socket is a stranger by the limits, and takes no place of those who may.
+        let place = match gate.admit(&Caller::Local(peer)) {
+            Ok(place) => place,
+            Err(full @ (Full::Strangers | Full::Address)) => {
+                debug!(?peer, reason = %full, "closing a new connection");
+                continue;
+            }
+            Err(full) => {
+                warn!(?peer, reason = %full, "closing a new connection");
+                continue;
+            }
         };
-        tokio::spawn(serve_peer(
-            builder.clone(),
-            stream,
-            service.clone(),
-            peer,
-            place,
-            stage.watch(),
-        ));
+        let gate = Arc::clone(&gate);
+        tokio::spawn(serve_peer(gate, stream, service.clone(), peer, place, stage.watch()));
     }
 }
 
 async fn serve_peer<S: RequestService>(
-    builder: Builder<TokioExecutor>,
+    gate: Arc<Gate>,
     stream: UnixStream,
     service: S,
     peer: LocalPeer,
-    _place: OwnedSemaphorePermit,
+    place: Place,
     stage: StageWatch,
 ) {
-    let outcome = serve_connection(&builder, stream, service, Caller::Local(peer), stage).await;
+    let outcome = gate.serve(stream, service, Caller::Local(peer), place, stage).await;
     if let Err(error) = outcome {
         debug!(?peer, error = &*error as &dyn std::error::Error, "connection failed");
     }

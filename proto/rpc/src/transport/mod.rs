@@ -9,6 +9,8 @@ mod error;
 mod first_answer;
 mod limits;
 mod local;
+mod places;
+mod receive;
 mod serve;
 mod services;
 
@@ -17,7 +19,7 @@ use std::sync::Arc;
 pub use connect::{connect_raw_key, connect_x509};
 pub use connection::RequestService;
 pub use error::{BindError, ConnectError, LocalConnectError};
-pub use limits::{ClientTimeouts, MAX_MESSAGE_BYTES, ServerLimits};
+pub use limits::{ClientTimeouts, MAX_MESSAGE_BYTES, Peer, ServerLimits, Strangers};
 pub use local::{LocalListener, connect_unix, serve_unix};
 pub use serve::serve_tls;
 pub use services::Services;

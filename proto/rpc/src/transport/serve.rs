@@ -1,11 +1,9 @@
 //! The TLS listener.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use hyper_util::rt::TokioExecutor;
-use hyper_util::server::conn::auto::Builder;
 use rustls::ServerConfig;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -16,10 +14,9 @@ use tokio_rustls::server::TlsStream;
 use tonic::transport::server::TcpConnectInfo;
 use tracing::{debug, warn};
 
-use super::connection::{
-    Caller, RequestService, Stage, StageControl, StageWatch, http2, pause_after, serve_connection,
-};
+use super::connection::{Caller, Gate, RequestService, Stage, StageControl, StageWatch, pause_after};
 use super::limits::{LINGER, LINGER_BYTES};
+use super::places::{Full, Taken, Tally, network};
 use super::{PeerIdentity, ServerLimits};
 use crate::tls::{ALPN_H2, KeyRefusal, PeerKey};
 
@@ -35,42 +32,40 @@ pub async fn serve_tls<S: RequestService>(
     limits: ServerLimits,
     shutdown: impl Future<Output = ()>,
 ) {
-    let mut builder = http2(&limits);
-    builder
-        .http2()
-        .keep_alive_interval(limits.keepalive_interval)
-        .keep_alive_timeout(limits.keepalive_timeout);
     let port = Arc::new(Port {
         acceptor: TlsAcceptor::from(tls),
-        builder,
-        connections: Semaphore::new(limits.connections),
-        limits,
+        gate: Gate::new(limits, true),
     });
     let stage = StageControl::new();
     tokio::select! {
         () = accept_all(listener, service, &port, &stage) => (),
         () = shutdown => (),
     }
-    stage.finish(port.limits.shutdown_grace).await;
+    stage.finish(port.gate.limits().shutdown_grace).await;
 }
 
 /// What the connections of one listener share.
 struct Port {
     acceptor: TlsAcceptor,
-    builder: Builder<TokioExecutor>,
-    connections: Semaphore,
-    limits: ServerLimits,
+    gate: Gate,
 }
 
 /// Never ends by itself. Owns the listener, so that the port is free as soon as this is dropped.
 async fn accept_all<S: RequestService>(listener: TcpListener, service: S, port: &Arc<Port>, stage: &StageControl) {
-    let handshakes = Arc::new(Semaphore::new(port.limits.handshakes));
+    let handshakes = Arc::new(Semaphore::new(port.gate.limits().handshakes));
+    let addresses = Tally::new();
     loop {
         let slot = Arc::clone(&handshakes).acquire_owned().await;
         let slot = slot.expect("the semaphore is never closed");
         match listener.accept().await {
             Ok((tcp, peer)) => {
+                let limit = port.gate.limits().handshakes_per_address;
+                let Some(turn) = addresses.take(network(peer.ip()), limit) else {
+                    debug!(%peer, limit, "closing a new connection: too many handshakes with this address");
+                    continue;
+                };
                 let port = Arc::clone(port);
+                let slot = (slot, turn);
                 tokio::spawn(serve_peer(port, service.clone(), tcp, peer, slot, stage.watch()));
             }
             Err(error) => pause_after(&error).await,
@@ -83,7 +78,7 @@ async fn serve_peer<S: RequestService>(
     service: S,
     tcp: TcpStream,
     peer: SocketAddr,
-    slot: OwnedSemaphorePermit,
+    slot: (OwnedSemaphorePermit, Taken<IpAddr>),
     mut stage: StageWatch,
 ) {
     let proved = tokio::select! {
@@ -93,19 +88,30 @@ async fn serve_peer<S: RequestService>(
     drop(slot);
     let Some((mut tls, identity)) = proved else { return };
 
-    let Ok(_place) = port.connections.try_acquire() else {
-        warn!(%peer, limit = port.limits.connections, "closing a new connection: as many as allowed are open");
-        let _ = timeout(LINGER, tls.shutdown()).await;
-        return;
-    };
     let connection = TcpConnectInfo {
         local_addr: tls.get_ref().0.local_addr().ok(),
         remote_addr: Some(peer),
     };
     let caller = Caller::Remote { identity, connection };
-    let outcome = serve_connection(&port.builder, tls, service, caller, stage).await;
+    let place = match port.gate.admit(&caller) {
+        Ok(place) => place,
+        Err(full) => {
+            log_full(peer, full);
+            let _ = timeout(LINGER, tls.shutdown()).await;
+            return;
+        }
+    };
+    let outcome = port.gate.serve(tls, service, caller, place, stage).await;
     if let Err(error) = outcome {
         debug!(%peer, error = &*error as &dyn std::error::Error, "connection failed");
+    }
+}
+
+/// What strangers do must not fill the log.
+fn log_full(peer: SocketAddr, full: Full) {
+    match full {
+        Full::Listener | Full::Peer => warn!(%peer, reason = %full, "closing a new connection"),
+        Full::Strangers | Full::Address => debug!(%peer, reason = %full, "closing a new connection"),
     }
 }
 
@@ -116,7 +122,7 @@ async fn prove(port: &Port, tcp: TcpStream, peer: SocketAddr) -> Option<(TlsStre
         return None;
     }
     let handshake = port.acceptor.accept(tcp).into_fallible();
-    let tls = match timeout(port.limits.handshake_timeout, handshake).await {
+    let tls = match timeout(port.gate.limits().handshake_timeout, handshake).await {
         Ok(Ok(tls)) => tls,
         Ok(Err((error, tcp))) => {
             log_refusal(peer, &error);

@@ -1,15 +1,25 @@
 //! What a TLS listener does when there is too much, too slow, or time to stop.
 
+use std::convert::Infallible;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use crate::common::{Admitted, Held, Server, connect, handshake, limits, node, request, who_am_i};
+use http_body::Frame;
 use lockbox_rpc::tls::raw_key::{self, NodeKey};
-use lockbox_rpc::transport::{ConnectError, ServerLimits};
+use lockbox_rpc::transport::{ConnectError, Peer, PeerIdentity, ServerLimits, Strangers};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Notify, mpsc};
 use tokio::time::timeout;
-use tonic::Code;
+use tonic::body::Body;
+use tonic::codegen::{Body as HttpBody, Bytes};
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+use tower::ServiceExt;
 
 #[tokio::test]
 async fn silent_connection_does_not_keep_others_out_for_long() {
@@ -144,9 +154,161 @@ async fn closed_port_is_told_apart_from_a_refusal() {
     assert!(matches!(outcome, Err(ConnectError::Unreachable { .. })), "{outcome:?}");
 }
 
+/// A stranger that sends all but the last byte would otherwise keep what it sent in memory for good.
+#[tokio::test]
+async fn request_that_does_not_arrive_is_given_up() {
+    let (server_key, client_key) = (node(1), node(2));
+    let server = start(&server_key, &client_key, |limits| {
+        limits.request_timeout = Duration::from_millis(100);
+    })
+    .await;
+    let channel = connect(&server, &client_key, &server_key).await.unwrap();
+    let (body, never) = unfinished(b"\0\0\0\0\x05half");
+
+    let late = raw_request(&channel, body).await;
+
+    assert_eq!(late, Some(Code::DeadlineExceeded));
+    drop(never);
+    who_am_i(&channel).await.unwrap();
+}
+
+/// A message's size is announced before it comes, and memory would be set aside for it.
+#[tokio::test]
+async fn rejects_stranger_that_announces_a_large_request() {
+    let (server_key, client_key) = (node(1), node(2));
+    let known = Arc::new(AtomicBool::new(false));
+    let is_known = Arc::clone(&known);
+    let server = start(&server_key, &client_key, |limits| {
+        limits.request_timeout = Duration::from_secs(1);
+        limits.strangers = Some(Strangers::unless(move |_| is_known.load(Ordering::Relaxed)));
+    })
+    .await;
+    let channel = connect(&server, &client_key, &server_key).await.unwrap();
+    who_am_i(&channel).await.unwrap();
+
+    // 1 MiB.
+    let (body, _never) = unfinished(b"\0\0\x10\0\0");
+    assert_eq!(raw_request(&channel, body).await, Some(Code::OutOfRange));
+
+    // The same connection may send it once its peer is known.
+    known.store(true, Ordering::Relaxed);
+    let (body, _never) = unfinished(b"\0\0\x10\0\0");
+    assert_eq!(raw_request(&channel, body).await, Some(Code::DeadlineExceeded));
+}
+
+#[tokio::test]
+async fn strangers_take_no_place_of_those_that_are_known() {
+    let (server_key, known_key, stranger_key) = (node(1), node(2), node(3));
+    let known = known_key.public_key().0;
+    let mut limits = limits();
+    limits.connections = 1;
+    let is_known = move |peer: Peer<'_>| matches!(peer, Peer::Remote(PeerIdentity::RawKey(key)) if *key == known);
+    limits.strangers = Some(Strangers {
+        connections_per_address: 1,
+        ..Strangers::unless(is_known)
+    });
+    let tls = raw_key::server_config(&server_key, Admitted::these(&[&known_key, &stranger_key, &node(4)]));
+    let server = Server::start_at("127.0.0.1:0", tls, limits).await;
+    let stranger = connect(&server, &stranger_key, &server_key).await.unwrap();
+
+    let refused = connect(&server, &node(4), &server_key).await;
+
+    assert!(matches!(refused, Err(ConnectError::Closed { .. })), "{refused:?}");
+    who_am_i(&connect(&server, &known_key, &server_key).await.unwrap())
+        .await
+        .unwrap();
+    who_am_i(&stranger).await.unwrap();
+}
+
+#[tokio::test]
+async fn strangers_connection_ends_and_one_that_became_known_stays() {
+    for becomes_known in [false, true] {
+        let (server_key, client_key) = (node(1), node(2));
+        let asked = Arc::new(Notify::new());
+        let was_asked = Arc::clone(&asked);
+        let count = AtomicUsize::new(0);
+        let mut server = start(&server_key, &client_key, |limits| {
+            limits.shutdown_grace = Duration::ZERO;
+            limits.strangers = Some(Strangers {
+                lifetime: Duration::from_secs(1),
+                // Asked when it connects, with its request, and when its time is over.
+                ..Strangers::unless(move |_| {
+                    let is_last = count.fetch_add(1, Ordering::Relaxed) == 2;
+                    if is_last {
+                        was_asked.notify_one();
+                    }
+                    becomes_known && is_last
+                })
+            });
+        })
+        .await;
+        let channel = connect(&server, &client_key, &server_key).await.unwrap();
+        let held = tokio::spawn(async move { request(&channel, "/lockbox.test.Mirror/Hold").await });
+        assert_eq!(server.held.recv().await, Some(Held::Began));
+
+        asked.notified().await;
+
+        if becomes_known {
+            server.release.notify_one();
+            held.await.unwrap().unwrap();
+        } else {
+            assert_eq!(server.held.recv().await, Some(Held::Dropped));
+            held.await.unwrap().unwrap_err();
+        }
+    }
+}
+
+/// One peer must not take the places of all.
+#[tokio::test]
+async fn peer_has_no_more_connections_than_one_may_have() {
+    let (server_key, client_key, other_key) = (node(1), node(2), node(3));
+    let mut limits = limits();
+    limits.connections_per_peer = 1;
+    let tls = raw_key::server_config(&server_key, Admitted::these(&[&client_key, &other_key]));
+    let server = Server::start_at("127.0.0.1:0", tls, limits).await;
+    let first = connect(&server, &client_key, &server_key).await.unwrap();
+
+    let refused = connect(&server, &client_key, &server_key).await;
+
+    assert!(matches!(refused, Err(ConnectError::Closed { .. })), "{refused:?}");
+    who_am_i(&connect(&server, &other_key, &server_key).await.unwrap())
+        .await
+        .unwrap();
+    who_am_i(&first).await.unwrap();
+}
+
 async fn start(server: &NodeKey, client: &NodeKey, change: impl FnOnce(&mut ServerLimits)) -> Server {
     let mut limits = limits();
     change(&mut limits);
     let tls = raw_key::server_config(server, Admitted::these(&[client]));
     Server::start_at("127.0.0.1:0", tls, limits).await
+}
+
+/// A body that begins with these bytes, and goes on until the other half is dropped.
+fn unfinished(start: &'static [u8]) -> (Body, mpsc::UnboundedSender<Bytes>) {
+    struct Unfinished(mpsc::UnboundedReceiver<Bytes>);
+    impl HttpBody for Unfinished {
+        type Data = Bytes;
+        type Error = Infallible;
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+            self.0.poll_recv(cx).map(|data| data.map(|data| Ok(Frame::data(data))))
+        }
+    }
+    let (sender, receiver) = mpsc::unbounded_channel();
+    sender.send(Bytes::from_static(start)).unwrap();
+    (Body::new(Unfinished(receiver)), sender)
+}
+
+/// The gRPC status that a unary call with this body ends with.
+async fn raw_request(channel: &Channel, body: Body) -> Option<Code> {
+    let request = http::Request::post("http://localhost/lockbox.test.Mirror/Caller")
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .body(body)
+        .unwrap();
+    let answer = channel.clone().oneshot(request).await.unwrap();
+    Status::from_header_map(answer.headers()).map(|status| status.code())
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use crate::common::{limits, mirror, who_am_i};
 use lockbox_rpc::transport::{
-    BindError, LocalConnectError, LocalListener, LocalPeer, ServerLimits, connect_unix, serve_unix,
+    BindError, LocalConnectError, LocalListener, LocalPeer, ServerLimits, Strangers, connect_unix, serve_unix,
 };
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -133,6 +133,50 @@ async fn connection_over_the_limit_is_closed_and_the_others_live() {
     let refused = connect_unix(&path).await;
 
     assert!(matches!(refused, Err(LocalConnectError::Closed { .. })), "{refused:?}");
+    who_am_i(&first).await.unwrap();
+}
+
+/// With a socket that others may open, any user of the machine could otherwise keep the allowed ones out.
+#[tokio::test]
+async fn user_has_no_more_connections_than_one_may_have() {
+    let folder = tempfile::tempdir().unwrap();
+    let uid = fs::metadata("/proc/self").unwrap().uid();
+    for is_exempt in [false, true] {
+        let path = folder.path().join(format!("{is_exempt}.sock"));
+        let one = ServerLimits {
+            connections_per_peer: 1,
+            exempt_uids: if is_exempt { vec![uid] } else { Vec::new() },
+            ..limits()
+        };
+        let _server = serve(&path, one).await;
+        let first = connect_unix(&path).await.unwrap();
+
+        let second = connect_unix(&path).await;
+
+        assert_eq!(second.is_ok(), is_exempt, "{second:?}");
+        who_am_i(&first).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn user_that_is_not_let_in_takes_no_place_of_others() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("lockbox.sock");
+    let limits = ServerLimits {
+        connections: 0,
+        strangers: Some(Strangers {
+            connections: 1,
+            ..Strangers::unless(|_| false)
+        }),
+        ..limits()
+    };
+    let _server = serve(&path, limits).await;
+    let first = connect_unix(&path).await.unwrap();
+
+    let refused = connect_unix(&path).await;
+
+    assert!(matches!(refused, Err(LocalConnectError::Closed { .. })), "{refused:?}");
+    // It can be told why.
     who_am_i(&first).await.unwrap();
 }
 
