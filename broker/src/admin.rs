@@ -18,6 +18,8 @@ pub enum AdminError {
          `lockbox-broker roster sign FILE`, then run `lockbox-broker roster submit FILE`"
     )]
     TooFewSigners { needed: usize, found: usize },
+    #[error("this key has signed it already (fingerprint {fingerprint}); another admin has to sign")]
+    SignedAlready { fingerprint: String },
     #[error("the roster would refuse this: {0}")]
     Refused(RosterError),
     #[error("this is no roster entry that can be signed: {0}")]
@@ -62,9 +64,18 @@ pub fn sign_entry(entry: RosterEntry, keys: &[SecretKey]) -> Result<UnverifiedEn
     let (first, others) = keys.split_first().ok_or(AdminError::NoKey)?;
     let mut envelope = Verified::sign(entry, first).envelope().clone();
     for key in others {
-        envelope.add_signature(key).map_err(AdminError::NotAnEntry)?;
+        add_signature(&mut envelope, key)?;
     }
     Ok(envelope)
+}
+
+fn add_signature(envelope: &mut UnverifiedEnvelope, key: &SecretKey) -> Result<(), AdminError> {
+    envelope.add_signature(key).map_err(|error| match error {
+        EnvelopeError::RepeatedSigner => AdminError::SignedAlready {
+            fingerprint: key.public_key().fingerprint().to_string(),
+        },
+        other => AdminError::NotAnEntry(other),
+    })
 }
 
 /// An entry that nobody has signed yet: a serialized envelope without signatures, which nothing but
@@ -85,7 +96,7 @@ pub fn add_signatures(frame: &[u8], keys: &[SecretKey]) -> Result<(UnverifiedEnv
         let mut signed = UnverifiedEnvelope::from_wire(envelope).map_err(AdminError::NotAnEntry)?;
         let entry = signed.unverified_statement().map_err(AdminError::NotAnEntry)?;
         for key in keys {
-            signed.add_signature(key).map_err(AdminError::NotAnEntry)?;
+            add_signature(&mut signed, key)?;
         }
         return Ok((signed, entry));
     }
@@ -147,6 +158,13 @@ mod tests {
         let (twice, entry) = add_signatures(&once.to_bytes(), &[secret(3)]).unwrap();
         assert!(Roster::found(&twice, None).is_ok());
         assert_eq!(entry, genesis());
+    }
+
+    #[test]
+    fn a_key_signs_once() {
+        let (once, _) = add_signatures(&draft(&genesis()), &[secret(1)]).unwrap();
+        let again = add_signatures(&once.to_bytes(), &[secret(1)]);
+        assert!(matches!(again, Err(AdminError::SignedAlready { .. })));
     }
 
     #[test]

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use lockbox_authz::limits::MAX_ADDRESS_CHARS;
-use lockbox_authz::roster::{Applied, Head, Roster};
+use lockbox_authz::roster::{Applied, Head, Roster, RosterError};
 use lockbox_authz::{
     AuthorizationId, LockboxId, PublicKey, SecretKey, Signer, UnverifiedEnvelope, WrappingCertificate, field,
 };
@@ -18,7 +18,7 @@ use crate::clock::now_ms;
 use crate::decide::{self, TransferRequest};
 use crate::refusal::Refusal;
 use crate::registry::{
-    Authorized, Evidence, JoinOutcome, LockboxFacts, Page, Registry, SyncOutcome, ToHear, Transfer, Turn,
+    self, Authorized, Evidence, JoinOutcome, LockboxFacts, Page, Registry, SyncOutcome, ToHear, Transfer, Turn,
 };
 use crate::requesters::{Permission, Requesters};
 use crate::sessions::{Sessions, Signal};
@@ -31,6 +31,8 @@ pub struct Broker {
     registry: Arc<Registry>,
     key: SecretKey,
     requesters: Requesters,
+    /// Held while a peer's roster entries are looked at: each time costs a copy of the roster.
+    screening: tokio::sync::Mutex<()>,
     pub(crate) sessions: Sessions,
     pub(crate) watchers: Watchers,
     stopping: watch::Sender<bool>,
@@ -50,6 +52,7 @@ impl Broker {
             registry: Arc::new(registry),
             key,
             requesters,
+            screening: tokio::sync::Mutex::default(),
             sessions: Sessions::default(),
             watchers: Watchers::default(),
             stopping: watch::Sender::new(false),
@@ -93,8 +96,7 @@ impl Broker {
                 let id = AuthorizationId::from_random(random());
                 turn.authorize(&request, &broker.requesters, &broker.key, id, now_ms())
             })
-            .await
-            .inspect_err(|refusal| tracing::warn!(%refusal, "a transfer was not authorized"))?;
+            .await?;
         if authorized.is_new {
             let id = AuthorizationId::from_slice("authorization_id", &authorized.transfer.authorization_id)?;
             self.sessions.signal(authorized.target_id, Signal::Transfer(id));
@@ -196,7 +198,7 @@ impl Broker {
         let (applied, roster) = self
             .turn(move |broker, turn| {
                 decide::permitted(&broker.requesters, &requester, Permission::Roster)?;
-                let applied = turn.append(&entry)?;
+                let applied = turn.append(&entry, now_ms())?;
                 Ok((applied, Arc::clone(turn.roster())))
             })
             .await?;
@@ -215,19 +217,39 @@ impl Broker {
         their_head: Option<Head>,
         their_entries: Vec<UnverifiedEnvelope>,
     ) -> Result<SyncOutcome, Refusal> {
+        let (new, refused) = self.screen(their_entries).await;
         let (outcome, roster) = self
             .turn(move |_, turn| {
-                let outcome = turn.sync_roster(their_head, &their_entries)?;
+                let outcome = turn.sync_roster(their_head, &new)?;
                 Ok((outcome, Arc::clone(turn.roster())))
             })
             .await?;
         if outcome.grown {
             self.sessions.roster_grew(&roster);
         }
+        if let Some(error) = refused {
+            return Err(registry::refusal(error));
+        }
         if let Some(lockbox) = roster.admitted_by_key(&peer) {
             self.sessions.heard(lockbox.lockbox_id, their_head, now_ms());
         }
         Ok(outcome)
+    }
+
+    /// Sorts out what would change nothing before anybody else has to wait for it.
+    async fn screen(
+        self: &Arc<Self>,
+        entries: Vec<UnverifiedEnvelope>,
+    ) -> (Vec<UnverifiedEnvelope>, Option<RosterError>) {
+        if entries.is_empty() {
+            return (entries, None);
+        }
+        let _turn = self.screening.lock().await;
+        let roster = self.roster();
+        let screened = tokio::task::spawn_blocking(move || registry::screen(&roster, &entries));
+        screened
+            .await
+            .unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
     }
 
     pub async fn join(
@@ -236,8 +258,8 @@ impl Broker {
         roster_entry: Option<UnverifiedEnvelope>,
     ) -> Result<JoinOutcome, Refusal> {
         let (outcome, roster) = self
-            .turn(move |_, turn| {
-                let outcome = turn.join(&request, roster_entry.as_ref(), now_ms())?;
+            .turn(move |broker, turn| {
+                let outcome = turn.join(&request, roster_entry.as_ref(), &broker.key, now_ms())?;
                 Ok((outcome, Arc::clone(turn.roster())))
             })
             .await

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use lockbox_authz::limits::MAX_ROSTER_PAGE;
+use lockbox_authz::limits::{MAX_NAME_CHARS, MAX_REQUEST_ID_CHARS, MAX_ROSTER_PAGE};
 use lockbox_authz::{AuthorizationId, FieldError, KeyId, Operation, Selection, UnverifiedEnvelope, field, wire};
 use lockbox_rpc::api::control::control_service_server::{ControlService, ControlServiceServer};
 use lockbox_rpc::api::control::{
@@ -22,7 +22,7 @@ use crate::clock::now_ms;
 use crate::decide::{self, TransferRequest};
 use crate::limits::{DEFAULT_PAGE, MAX_PAGE};
 use crate::refusal::Refusal;
-use crate::registry::is_ended;
+use crate::registry::{Authorized, is_ended, lapses_at_ms};
 use crate::requester_name::requester_name;
 use crate::status;
 
@@ -51,8 +51,10 @@ impl ControlService for ControlPort {
         request: Request<AuthorizeTransferRequest>,
     ) -> Result<Response<AuthorizeTransferResponse>, Status> {
         let requester = self.requester(&request)?;
-        let request = transfer_request(requester, request.into_inner()).map_err(invalid)?;
-        let authorized = self.broker.authorize(request).await.map_err(refused)?;
+        let request = request.into_inner();
+        let asked = Asked::of(&requester, &request);
+        let authorized = self.authorize(requester, request).await;
+        let authorized = authorized.map_err(|refusal| asked.refused(refusal))?;
         Ok(Response::new(AuthorizeTransferResponse {
             transfer: Some(authorized.transfer),
             authorization: authorized.authorization,
@@ -122,9 +124,12 @@ impl ControlService for ControlPort {
         let id = authorization_id(&request.authorization_id)?;
         let transfer = self
             .broker
-            .revoke(requester, id, request.reason)
+            .revoke(requester.clone(), id, request.reason)
             .await
-            .map_err(refused)?;
+            .map_err(|refusal| {
+                tracing::warn!(requester, transfer = %id, %refusal, "a transfer was not revoked");
+                refused(refusal)
+            })?;
         Ok(Response::new(RevokeTransferResponse {
             transfer: Some(transfer),
         }))
@@ -161,9 +166,17 @@ impl ControlService for ControlPort {
         request: Request<SubmitRosterEntryRequest>,
     ) -> Result<Response<SubmitRosterEntryResponse>, Status> {
         let requester = self.requester(&request)?;
+        let not_taken = |refusal: Refusal| {
+            tracing::warn!(requester, %refusal, "a roster entry was not taken");
+            refused(refusal)
+        };
         let entry = UnverifiedEnvelope::from_bytes(&request.into_inner().entry)
-            .map_err(|error| refused(Refusal::Envelope(error)))?;
-        let head = self.broker.submit_entry(requester, entry).await.map_err(refused)?;
+            .map_err(|error| not_taken(Refusal::Envelope(error)))?;
+        let head = self
+            .broker
+            .submit_entry(requester.clone(), entry)
+            .await
+            .map_err(not_taken)?;
         Ok(Response::new(SubmitRosterEntryResponse {
             head: Some(head.to_wire()),
         }))
@@ -177,8 +190,48 @@ impl ControlPort {
             return Err(Status::unauthenticated("the connection has no client certificate"));
         };
         let name = requester_name(certificate).map_err(|error| refused(error.into()))?;
-        decide::known(self.broker.requesters(), &name).map_err(|denied| refused(denied.into()))?;
+        decide::known(self.broker.requesters(), &name).map_err(|denied| {
+            tracing::warn!(requester = name, refusal = %denied, "a client was turned away");
+            refused(denied.into())
+        })?;
         Ok(name)
+    }
+
+    async fn authorize(&self, requester: String, request: AuthorizeTransferRequest) -> Result<Authorized, Refusal> {
+        let request = transfer_request(requester, request)?;
+        self.broker.authorize(request).await
+    }
+}
+
+/// What the log says of a request for a transfer that is refused.
+struct Asked {
+    requester: String,
+    source: String,
+    target: String,
+    request_id: String,
+}
+
+impl Asked {
+    /// Nothing of the request was checked yet, so no more of it is taken than is ever right.
+    fn of(requester: &str, request: &AuthorizeTransferRequest) -> Self {
+        let start = |text: &str, chars: usize| text.chars().take(chars).collect();
+        Self {
+            requester: requester.to_owned(),
+            source: start(&request.source, MAX_NAME_CHARS),
+            target: start(&request.target, MAX_NAME_CHARS),
+            request_id: start(&request.request_id, MAX_REQUEST_ID_CHARS),
+        }
+    }
+
+    fn refused(&self, refusal: Refusal) -> Status {
+        let Self {
+            requester,
+            source,
+            target,
+            request_id,
+        } = self;
+        tracing::warn!(requester, source, target, request_id, %refusal, "a transfer was not authorized");
+        refused(refusal)
     }
 }
 
@@ -229,7 +282,9 @@ fn expires_in(transfer: &Transfer) -> Option<Duration> {
     if transfer.state() != TransferState::Authorized {
         return None;
     }
-    let left_ms = transfer.expires_at_ms.saturating_sub(now_ms()).saturating_add(1);
+    let left_ms = lapses_at_ms(transfer.expires_at_ms)
+        .saturating_sub(now_ms())
+        .saturating_add(1);
     Some(Duration::from_millis(u64::try_from(left_ms).unwrap_or(1).max(1)))
 }
 

@@ -14,6 +14,9 @@ pub const MAX_PENDING_JOINS: usize = 256;
 /// A request for admission that is older than this makes room for a new one.
 pub const PENDING_JOIN_KEPT_MS: i64 = 7 * 24 * 60 * 60 * 1_000;
 
+/// How long a join token can be used at most. A forgotten one is a way in until it expires.
+pub const MAX_TOKEN_LIFE: Duration = Duration::from_secs(90 * 24 * 60 * 60);
+
 /// Receipts, and erasure records, in one report.
 pub const MAX_REPORT_RECEIPTS: usize = 64;
 

@@ -10,7 +10,7 @@ use lockbox_rpc::api::node::{
     ConnectRequest, ConnectResponse, JoinRequest, JoinResponse, JoinStatus, SyncRosterRequest, SyncRosterResponse,
 };
 use lockbox_rpc::tls::raw_key::PeerPolicy;
-use lockbox_rpc::transport::{MAX_MESSAGE_BYTES, PeerIdentity};
+use lockbox_rpc::transport::{MAX_MESSAGE_BYTES, Peer, PeerIdentity, ServerLimits, Strangers};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -21,6 +21,9 @@ use crate::limits::OUTBOUND_MESSAGES;
 use crate::refusal::Refusal;
 use crate::registry::JoinOutcome;
 use crate::status;
+
+/// Connections with one key.
+const CONNECTIONS_PER_KEY: usize = 8;
 
 /// Answers on the node port.
 pub struct NodePort {
@@ -42,6 +45,23 @@ pub fn service(broker: Arc<Broker>) -> NodeServiceServer<NodePort> {
     NodeServiceServer::new(NodePort { broker })
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES)
+}
+
+/// Lockboxes of the roster have one connection each, and the one that a reconnection replaces. Whoever else may connect can
+/// ask for admission and for the roster.
+pub fn limits(broker: &Arc<Broker>) -> ServerLimits {
+    let broker = Arc::clone(broker);
+    let is_member = move |peer: Peer<'_>| match peer {
+        Peer::Remote(PeerIdentity::RawKey(key)) => {
+            PublicKey::from_slice("peer key", key).is_ok_and(|key| broker.roster().admitted_by_key(&key).is_some())
+        }
+        Peer::Remote(PeerIdentity::Certificate(_)) | Peer::Local(_) => false,
+    };
+    ServerLimits {
+        connections_per_peer: CONNECTIONS_PER_KEY,
+        strangers: Some(Strangers::unless(is_member)),
+        ..ServerLimits::default()
+    }
 }
 
 #[tonic::async_trait]

@@ -76,18 +76,21 @@ impl Authority {
         })
     }
 
-    /// Issues a certificate, and writes it with its new key to the two paths.
+    /// Issues a certificate, and writes it with its new key to the two paths. Returns when it expires, in milliseconds
+    /// since 1970.
     pub fn issue(
         &self,
         purpose: &Purpose<'_>,
         certificate_path: &Path,
         key_path: &Path,
         now_ms: i64,
-    ) -> Result<(), PkiError> {
+    ) -> Result<i64, PkiError> {
         let key = KeyPair::generate()?;
-        let certificate = purpose.params(now_ms)?.signed_by(&key, &self.issuer)?;
+        let params = purpose.params(now_ms)?;
+        let certificate = params.signed_by(&key, &self.issuer)?;
         files::write_new(certificate_path, certificate.pem().as_bytes(), files::PUBLIC)?;
-        write_key(key_path, &key)
+        write_key(key_path, &key)?;
+        Ok(params.not_after.unix_timestamp() * 1_000)
     }
 }
 
@@ -181,7 +184,7 @@ mod tests {
             name: "nova",
             uri: Some("spiffe://cloud/nova"),
         };
-        authority.issue(&purpose, &certificate, &key, NOW_MS).unwrap();
+        let expires_at_ms = authority.issue(&purpose, &certificate, &key, NOW_MS).unwrap();
 
         let ca = files::read(&dir.path().join(CA_CERTIFICATE)).unwrap();
         let certificate = files::read(&certificate).unwrap();
@@ -189,6 +192,7 @@ mod tests {
         let der = Pem::iter_from_buffer(&certificate).next().unwrap().unwrap().contents;
         assert_eq!(requester_name(&der).as_deref(), Ok("spiffe://cloud/nova"));
         let issued = x509_parser::parse_x509_certificate(&der).unwrap().1;
+        assert_eq!(issued.validity().not_after.timestamp() * 1_000, expires_at_ms);
         let ca_der = Pem::iter_from_buffer(&ca).next().unwrap().unwrap().contents;
         let authority = x509_parser::parse_x509_certificate(&ca_der).unwrap().1;
         assert_eq!(issued.issuer(), authority.subject());

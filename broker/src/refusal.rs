@@ -1,6 +1,7 @@
 //! Why the broker did not do what it was asked. What of it the asker learns is said in `status`.
 
 use lockbox_authz::certificate::CertificateError;
+use lockbox_authz::limits::MAX_CLOCK_SKEW_MS;
 use lockbox_authz::{EnvelopeError, FieldError, RosterError};
 use lockbox_store::StoreFailure;
 
@@ -27,6 +28,11 @@ pub enum Refusal {
          again, and sign it again"
     )]
     NotNext { due: u64 },
+    #[error(
+        "the roster entry is dated {ahead_ms} ms ahead of the broker's clock, more than {MAX_CLOCK_SKEW_MS}; set the clock of \
+         the machine that made it, or the broker's, and make the entry again"
+    )]
+    FromTheFuture { ahead_ms: i64 },
     #[error("{0}")]
     Roster(RosterError),
     #[error("{0}")]

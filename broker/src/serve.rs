@@ -120,7 +120,7 @@ impl Bound {
             self.node_listener,
             self.node_tls,
             node_service::service(Arc::clone(&broker)),
-            ServerLimits::default(),
+            node_service::limits(&broker),
             broker.stopping(),
         );
         let control = serve_tls(

@@ -46,9 +46,11 @@ fn code(refusal: &Refusal) -> Code {
         Refusal::RequestIdTaken => Code::AlreadyExists,
         Refusal::UnknownTransfer => Code::NotFound,
         Refusal::NotNext { .. } => Code::Aborted,
-        Refusal::AlreadyComplete | Refusal::OtherCluster | Refusal::OtherAuthorization | Refusal::IdTaken => {
-            Code::FailedPrecondition
-        }
+        Refusal::AlreadyComplete
+        | Refusal::OtherCluster
+        | Refusal::OtherAuthorization
+        | Refusal::IdTaken
+        | Refusal::FromTheFuture { .. } => Code::FailedPrecondition,
         Refusal::Name(_) | Refusal::NotAnEnd | Refusal::NotAdmitted | Refusal::Retired => Code::PermissionDenied,
         Refusal::TooManyPending => Code::ResourceExhausted,
         Refusal::Store(_) | Refusal::Record(_) => Code::Internal,

@@ -150,6 +150,7 @@ async fn a_retired_lockbox_is_disconnected_and_the_others_are_told() {
         "lockbox",
         "retire",
         "alpha",
+        "--yes",
         "--admin-key",
         &admin,
         "--reason",

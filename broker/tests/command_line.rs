@@ -152,6 +152,36 @@ fn an_exported_roster_verifies_without_the_broker() {
     );
 }
 
+#[test]
+fn a_client_certificate_names_a_spiffe_id_and_says_how_long_it_lasts() {
+    let world = World::new();
+    let (dir, out) = (world.dir(), world.path("nova"));
+    let create = |uri: &str| {
+        run(&[
+            "client",
+            "create",
+            "nova",
+            "--dir",
+            dir.to_str().unwrap(),
+            "--out",
+            &out,
+            "--uri",
+            uri,
+        ])
+    };
+    for uri in ["https://cloud/nova", "spiffe:///nova", "nova"] {
+        let refused = create(uri);
+        assert_eq!(refused.status.code(), Some(64), "{uri}: {}", stderr(&refused));
+    }
+    assert!(!Path::new(&out).exists());
+    let made = create("spiffe://cloud/nova");
+    assert!(
+        stdout(&made).contains("The certificate expires at 20"),
+        "{}",
+        stdout(&made)
+    );
+}
+
 /// Two of three admins, each on a machine of their own, found a cluster and change it.
 #[test]
 fn several_admins_found_a_cluster_and_change_it_by_files() {
@@ -197,6 +227,12 @@ fn several_admins_found_a_cluster_and_change_it_by_files() {
 
     let (entries, config) = (path("founding.entries"), path("broker.toml"));
     ok(&["roster", "sign", &entries, "--admin-key", &admins[0]]);
+    let again = run(&["roster", "sign", &entries, "--admin-key", &admins[0]]);
+    assert!(
+        stderr(&again).contains("this key has signed it already"),
+        "{}",
+        stderr(&again)
+    );
     assert!(
         !run(&["roster", "found", &entries, "--config", &config])
             .status

@@ -17,6 +17,7 @@ use tonic::transport::Channel;
 use super::Global;
 use super::client_file::ClientFile;
 use super::error::{CONFIG, CliError};
+use super::head_file::HeadFile;
 use super::output::{Format, print_json};
 use crate::admin::{check_complete, sign_change};
 use crate::clock::now_ms;
@@ -25,10 +26,14 @@ use crate::{files, keyfile};
 /// How often a change is made anew because somebody else's came first.
 const ATTEMPTS: usize = 5;
 
+/// How often one entry is submitted while its place is free.
+const SUBMISSIONS: usize = 2;
+
 /// A connection to the broker.
 pub(super) struct Broker {
     pub(super) file: ClientFile,
     pub(super) client: ControlServiceClient<Channel>,
+    seen: HeadFile,
 }
 
 /// Who signs a change of the roster.
@@ -67,7 +72,8 @@ impl Broker {
         let client = ControlServiceClient::new(channel)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
-        Ok(Self { file, client })
+        let seen = HeadFile::beside(&global.client);
+        Ok(Self { file, client, seen })
     }
 
     /// The cluster that the client file names.
@@ -103,12 +109,14 @@ impl Broker {
         }
     }
 
-    /// The roster, verified against the cluster's id: the broker is not believed.
+    /// The roster, verified against the cluster's id and against what was seen before: the broker is not believed.
     pub(super) async fn roster(&mut self) -> Result<Roster, CliError> {
         let cluster_id = self.cluster_id()?;
         let entries = self.entries().await?;
-        Roster::from_chain(&entries, Some(cluster_id))
-            .map_err(|error| CliError::other(format!("the broker's roster does not verify: {error}")))
+        let roster = Roster::from_chain(&entries, Some(cluster_id))
+            .map_err(|error| CliError::other(format!("the broker's roster does not verify: {error}")))?;
+        self.seen.check(&roster)?;
+        Ok(roster)
     }
 
     /// Makes a change of the roster, signed by the admin; makes it again if another one came first.
@@ -126,7 +134,9 @@ impl Broker {
                 return Ok(Changed::Written(path.clone()));
             }
             check_complete(&roster, &entry)?;
-            if self.submit(&entry).await? {
+            let index = roster.head().index + 1;
+            if self.submit_until_taken(&entry, index).await? {
+                self.seen.submitted(index, &entry)?;
                 return Ok(Changed::Submitted);
             }
         }
@@ -135,8 +145,32 @@ impl Broker {
         ))
     }
 
+    /// Submits an entry that admins have signed for a place; false if the roster shows another one there.
+    ///
+    /// That the broker says so is not enough: for each lie it would get one more signed entry for the same place, and two
+    /// are a fork. So the same bytes are submitted again as long as the place is free.
+    pub(super) async fn submit_until_taken(
+        &mut self,
+        entry: &UnverifiedEnvelope,
+        index: u64,
+    ) -> Result<bool, CliError> {
+        for _ in 0..SUBMISSIONS {
+            if self.submit(entry).await? {
+                return Ok(true);
+            }
+            let roster = self.roster().await?;
+            if let Some(known) = roster.entries_from(index, 1).next() {
+                return Ok(known.hash() == entry.hash());
+            }
+        }
+        Err(CliError::other(format!(
+            "the broker says that the roster has moved on, and shows no other entry {index}: it may be withholding entries; \
+             nothing was signed again"
+        )))
+    }
+
     /// Submits an entry; false if it is not the next one any more.
-    pub(super) async fn submit(&mut self, entry: &UnverifiedEnvelope) -> Result<bool, CliError> {
+    async fn submit(&mut self, entry: &UnverifiedEnvelope) -> Result<bool, CliError> {
         let request = SubmitRosterEntryRequest {
             entry: entry.to_bytes(),
         };

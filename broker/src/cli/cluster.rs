@@ -11,7 +11,7 @@ use super::Global;
 use super::client_file::{ClientFile, client_toml};
 use super::error::{CliError, OTHER};
 use super::output::{Format, print, print_json};
-use crate::clock::now_ms;
+use crate::clock::{now_ms, rfc3339};
 use crate::init::{self, FOUNDING_ENTRIES, Made, Plan};
 use crate::pki::{self, Authority, Purpose};
 use crate::{files, serve};
@@ -110,17 +110,26 @@ impl Client {
     pub(super) fn run(self, global: &Global) -> Result<(), CliError> {
         let Self::Create { name, dir, out, uri } = self;
         lockbox_authz::field::text("the name", &name, 1, 64).map_err(|error| CliError::usage(error.to_string()))?;
+        if let Some(uri) = &uri {
+            check_spiffe_id(uri)?;
+        }
         let authority = Authority::open(&dir.join("pki"), now_ms())?;
         let operator = ClientFile::load(&dir.join("client.toml"))?;
         let requester = uri.clone().unwrap_or_else(|| name.clone());
-        files::make_folder(&out, |out| issue(out, &authority, &operator, &name, uri.as_deref()))?;
+        let expires_at_ms = files::make_folder(&out, |out| issue(out, &authority, &operator, &name, uri.as_deref()))?;
         match global.output {
-            Format::Json => print_json(&json!({ "requester": requester, "client": out.join("client.toml") })),
+            Format::Json => print_json(&json!({
+                "requester": requester,
+                "client": out.join("client.toml"),
+                "expires_at_ms": expires_at_ms,
+            })),
             Format::Table => print(&format!(
                 "Made {}: a certificate and its key, and a client.toml that uses them.\n\
                  The broker knows this client as {requester:?}. To let it do something, add to broker.toml a\n\
-                 [[requester]] with this name, and restart the broker.\n",
-                out.display()
+                 [[requester]] with this name, and restart the broker.\n\
+                 The certificate expires at {}.\n",
+                out.display(),
+                rfc3339(expires_at_ms),
             )),
         }
     }
@@ -132,9 +141,9 @@ fn issue(
     operator: &ClientFile,
     name: &str,
     uri: Option<&str>,
-) -> Result<(), CliError> {
+) -> Result<i64, CliError> {
     let purpose = Purpose::Client { name, uri };
-    authority.issue(&purpose, &out.join("client.crt"), &out.join("client.key"), now_ms())?;
+    let expires_at_ms = authority.issue(&purpose, &out.join("client.crt"), &out.join("client.key"), now_ms())?;
     files::write_new(
         &out.join(pki::CA_CERTIFICATE),
         &files::read(&operator.ca)?,
@@ -146,11 +155,23 @@ fn issue(
         key: "client.key".into(),
         ..operator.clone()
     });
-    Ok(files::write_new(
-        &out.join("client.toml"),
-        client.as_bytes(),
-        files::PUBLIC,
-    )?)
+    files::write_new(&out.join("client.toml"), client.as_bytes(), files::PUBLIC)?;
+    Ok(expires_at_ms)
+}
+
+/// A SPIFFE id has a trust domain and, at most, a path (SPIFFE-ID, section 2).
+fn check_spiffe_id(uri: &str) -> Result<(), CliError> {
+    let trust_domain = uri.strip_prefix("spiffe://").and_then(|rest| rest.split('/').next());
+    let is_sound = |domain: &str| {
+        let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '.' | '-' | '_');
+        !domain.is_empty() && domain.chars().all(allowed)
+    };
+    if trust_domain.is_some_and(is_sound) && !uri.contains(['?', '#']) {
+        return Ok(());
+    }
+    Err(CliError::usage(
+        "--uri must be a SPIFFE id, such as spiffe://cloud.example/nova",
+    ))
 }
 
 /// The names given come first; the machine itself can always use the port.

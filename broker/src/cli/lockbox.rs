@@ -1,5 +1,7 @@
 //! The lockboxes of the cluster.
 
+use std::io::{self, IsTerminal};
+
 use clap::Subcommand;
 use lockbox_authz::roster::{self, Change};
 use lockbox_authz::{Fingerprint, Labels};
@@ -35,13 +37,16 @@ pub(super) enum Lockbox {
         #[command(flatten)]
         admin: Admin,
     },
-    /// Retire a lockbox, for good
+    /// Retire a lockbox, for good; its keys stay there and can't be transferred any more
     Retire {
         /// Its name or id
         lockbox: String,
         /// For people
         #[arg(long, default_value = "")]
         reason: String,
+        /// Don't ask for confirmation
+        #[arg(long)]
+        yes: bool,
         #[command(flatten)]
         admin: Admin,
     },
@@ -49,6 +54,12 @@ pub(super) enum Lockbox {
 
 impl Lockbox {
     pub(super) fn run(self, global: &Global) -> Result<(), CliError> {
+        if let Self::Retire {
+            lockbox, yes: false, ..
+        } = &self
+        {
+            confirm_retirement(lockbox)?;
+        }
         block_on(async {
             let mut broker = Broker::connect(global).await?;
             match self {
@@ -70,7 +81,9 @@ impl Lockbox {
                         .await?;
                     changed.report(global, &format!("lockbox {name} is admitted"))
                 }
-                Self::Retire { lockbox, reason, admin } => retire(global, &mut broker, &admin, &lockbox, reason).await,
+                Self::Retire {
+                    lockbox, reason, admin, ..
+                } => retire(global, &mut broker, &admin, &lockbox, reason).await,
             }
         })
     }
@@ -92,7 +105,31 @@ async fn retire(
             })
         })
         .await?;
-    changed.report(global, &format!("lockbox {lockbox} is retired"))
+    changed.report(
+        global,
+        &format!("lockbox {lockbox} is retired; its keys stay there and can't be transferred any more"),
+    )
+}
+
+/// Asks the one at the terminal. A program has nobody to ask, so it has to say `--yes`.
+fn confirm_retirement(lockbox: &str) -> Result<(), CliError> {
+    if !io::stdin().is_terminal() {
+        return Err(CliError::usage(
+            "a lockbox is retired for good: its keys stay there and can't be transferred any more; add --yes if that is \
+             what you want",
+        ));
+    }
+    eprint!(
+        "Retire lockbox {lockbox} for good? Its keys stay there and can't be transferred any more. Type yes to go on: "
+    );
+    let mut answer = String::new();
+    io::stdin()
+        .read_line(&mut answer)
+        .map_err(|error| CliError::other(format!("the answer can't be read: {error}")))?;
+    match answer.trim() {
+        "yes" => Ok(()),
+        _ => Err(CliError::other("nothing was retired")),
+    }
 }
 
 async fn list(broker: &mut Broker) -> Result<Vec<LockboxInfo>, CliError> {

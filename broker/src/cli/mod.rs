@@ -4,7 +4,9 @@ mod client;
 mod client_file;
 mod cluster;
 mod error;
+mod head_file;
 mod lockbox;
+mod members;
 mod output;
 mod roster;
 mod token;
@@ -68,6 +70,12 @@ enum Command {
     /// The lockboxes of the cluster
     #[command(subcommand)]
     Lockbox(lockbox::Lockbox),
+    /// The brokers of the cluster
+    #[command(subcommand)]
+    Broker(members::BrokerMembers),
+    /// The admins, who sign changes of the roster
+    #[command(subcommand)]
+    Admin(members::AdminMembers),
     /// Transfers of keys between lockboxes
     #[command(subcommand)]
     Transfer(transfer::Transfer),
@@ -107,6 +115,8 @@ fn run(cli: Cli) -> Result<(), CliError> {
         Command::Client(client) => client.run(&global),
         Command::Token(token) => token.run(&global),
         Command::Lockbox(lockbox) => lockbox.run(&global),
+        Command::Broker(brokers) => brokers.run(&global),
+        Command::Admin(admins) => admins.run(&global),
         Command::Transfer(transfer) => transfer.run(&global),
         Command::Roster(roster) => roster.run(&global),
         Command::Completions { shell } => {

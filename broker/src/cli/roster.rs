@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use clap::Subcommand;
 use lockbox_authz::roster::file::{append_frame, encode_entries, frames};
 use lockbox_authz::roster::{self, Change, RosterEntry};
-use lockbox_authz::{ClusterId, UnverifiedEnvelope};
+use lockbox_authz::{ClusterId, PublicKey, UnverifiedEnvelope};
 use serde_json::{Value, json};
 
 use super::client::{Broker, read_entry_file, read_keys};
-use super::error::CliError;
+use super::client_file::ClientFile;
+use super::error::{CONFIG, CliError};
 use super::output::{Format, Table, print, print_json};
 use super::{Global, block_on};
 use crate::admin::add_signatures;
@@ -59,13 +60,21 @@ impl Roster {
                 file: Some(file),
                 cluster_id,
             } => verify_file(global, &file, cluster_id),
-            Self::Verify { file: None, cluster_id } => block_on(async {
-                let mut broker = Broker::connect(global).await?;
-                let expected = cluster_id.map_or_else(|| broker.cluster_id(), Ok)?;
-                let entries = broker.entries().await?;
+            Self::Verify {
+                file: None,
+                cluster_id: Some(expected),
+            } => block_on(async {
+                let entries = Broker::connect(global).await?.entries().await?;
                 verified(global, &entries, Some(expected))
             }),
-            Self::Show => block_on(async { show(global, &Broker::connect(global).await?.roster().await?) }),
+            Self::Show
+            | Self::Verify {
+                file: None,
+                cluster_id: None,
+            } => block_on(async {
+                let roster = Broker::connect(global).await?.roster().await?;
+                show(global, &roster, Proof::Verified)
+            }),
             Self::Export { file } => block_on(async {
                 let roster = Broker::connect(global).await?.roster().await?;
                 files::write_new(
@@ -87,7 +96,10 @@ async fn submit(global: &Global, file: &Path) -> Result<(), CliError> {
     let entries = read_entry_file(file)?;
     let mut broker = Broker::connect(global).await?;
     for entry in &entries {
-        if !broker.submit(entry).await? {
+        let made: RosterEntry = entry
+            .unverified_statement()
+            .map_err(|error| CliError::other(format!("{}: {error}", file.display())))?;
+        if !broker.submit_until_taken(entry, made.index).await? {
             return Err(CliError::other(
                 "the roster has moved on since the entry was made; make it again and have it signed again",
             ));
@@ -119,33 +131,113 @@ fn found(global: &Global, file: &Path, config: &Path) -> Result<(), CliError> {
 }
 
 fn verify_file(global: &Global, file: &Path, cluster_id: Option<ClusterId>) -> Result<(), CliError> {
-    verified(global, &read_entry_file(file)?, cluster_id)
+    let expected = match cluster_id {
+        Some(cluster_id) => Some(cluster_id),
+        None => clients_cluster_id(global)?,
+    };
+    verified(global, &read_entry_file(file)?, expected)
+}
+
+/// The cluster that the client file names, where there is one to be read; a file can be verified without.
+fn clients_cluster_id(global: &Global) -> Result<Option<ClusterId>, CliError> {
+    if std::fs::File::open(&global.client).is_err() {
+        return Ok(None);
+    }
+    let file = ClientFile::load(&global.client)?;
+    file.cluster_id.parse().map(Some).map_err(|error| {
+        CliError::new(
+            CONFIG,
+            format!(
+                "{}: cluster_id: {error}; correct the value, or name the cluster with --cluster-id",
+                global.client.display()
+            ),
+        )
+    })
+}
+
+/// What was found out about a roster.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Proof {
+    /// It is the roster of the cluster that was expected.
+    Verified,
+    /// It is properly signed by those that it names itself. Anybody can make such a one.
+    Consistent,
+}
+
+/// Who signed an entry.
+enum SignedBy {
+    Admins { threshold: u32, count: usize },
+    JoinKey,
 }
 
 fn verified(global: &Global, entries: &[UnverifiedEnvelope], expected: Option<ClusterId>) -> Result<(), CliError> {
     let roster = roster::Roster::from_chain(entries, expected)
         .map_err(|error| CliError::other(format!("the roster does not verify: {error}")))?;
-    show(global, &roster)?;
+    let proof = if expected.is_some() {
+        Proof::Verified
+    } else {
+        Proof::Consistent
+    };
+    show(global, &roster, proof)?;
     if expected.is_none() {
         eprintln!("no cluster id was given: compare the one above with the one that your admins know");
     }
     Ok(())
 }
 
-fn show(global: &Global, roster: &roster::Roster) -> Result<(), CliError> {
-    let entries: Vec<RosterEntry> = roster
-        .entries_from(0, usize::MAX)
-        .map(|entry| entry.unverified_statement())
-        .collect::<Result<_, _>>()
-        .map_err(|error| CliError::other(format!("the roster does not verify: {error}")))?;
+/// The entries of a verified roster, each with those who signed it.
+fn signed_entries(roster: &roster::Roster) -> Result<Vec<(RosterEntry, SignedBy)>, CliError> {
+    let mut entries = Vec::new();
+    let mut join_keys: Vec<PublicKey> = Vec::new();
+    let mut admins = roster.admins().clone();
+    for envelope in roster.entries_from(0, usize::MAX) {
+        let entry: RosterEntry = envelope
+            .unverified_statement()
+            .map_err(|error| CliError::other(format!("the roster does not verify: {error}")))?;
+        // The genesis entry is signed by the admins that it names; the others by those before them.
+        if let Change::Genesis(genesis) = &entry.change {
+            admins.clone_from(&genesis.admins);
+        }
+        let is_admission = matches!(entry.change, Change::AdmitLockbox(_));
+        // No key has two roles, so a verified entry that names a join key as its signer was signed by it.
+        let signed_by = if is_admission && join_keys.iter().any(|key| envelope.claims_signer(key)) {
+            SignedBy::JoinKey
+        } else {
+            SignedBy::Admins {
+                threshold: admins.threshold,
+                count: admins.keys.len(),
+            }
+        };
+        match &entry.change {
+            Change::AllowJoin { join_key, .. } => join_keys.push(*join_key),
+            Change::ChangeAdmins(changed) => admins.clone_from(changed),
+            _ => {}
+        }
+        entries.push((entry, signed_by));
+    }
+    Ok(entries)
+}
+
+impl SignedBy {
+    fn describe(&self) -> String {
+        match self {
+            Self::Admins { threshold, count } => format!("by {threshold} of {count} admins"),
+            Self::JoinKey => "by a join key".to_owned(),
+        }
+    }
+}
+
+fn show(global: &Global, roster: &roster::Roster, proof: Proof) -> Result<(), CliError> {
+    let entries = signed_entries(roster)?;
     let head = roster.head();
     if global.output == Format::Json {
         let list: Vec<Value> = entries
             .iter()
-            .map(|entry| {
+            .map(|(entry, signed_by)| {
                 json!({
                     "index": entry.index,
                     "signed_at_ms": entry.signed_at_ms,
+                    "signed": signed_by.describe(),
                     "change": entry.change.describe(),
                     "detail": describe(&entry.change),
                 })
@@ -154,6 +246,7 @@ fn show(global: &Global, roster: &roster::Roster) -> Result<(), CliError> {
         return print_json(&json!({
             "cluster_name": roster.cluster_name(),
             "cluster_id": roster.cluster_id().to_string(),
+            "cluster_id_compared": proof == Proof::Verified,
             "head_index": head.index,
             "head_hash": head.hash.to_string(),
             "admin_threshold": roster.admins().threshold,
@@ -162,22 +255,24 @@ fn show(global: &Global, roster: &roster::Roster) -> Result<(), CliError> {
         }));
     }
     let mut table = Table::new(&["INDEX", "SIGNED", "CHANGE"]);
-    for entry in &entries {
+    for (entry, signed_by) in &entries {
         table.row([
             entry.index.to_string(),
-            rfc3339(entry.signed_at_ms),
+            format!("{} {}", rfc3339(entry.signed_at_ms), signed_by.describe()),
             describe(&entry.change),
         ]);
     }
+    let finding = match proof {
+        Proof::Verified => "verified    every entry",
+        Proof::Consistent => "consistent (no cluster id to compare with)",
+    };
     print(&format!(
-        "{}\ncluster     {} ({})\nhead        {} {}\nverified    every entry, by {} of {} admins\n",
+        "{}\ncluster     {} ({})\nhead        {} {}\n{finding}\n",
         table.render(),
         roster.cluster_id(),
         roster.cluster_name(),
         head.index,
         head.hash,
-        roster.admins().threshold,
-        roster.admins().keys.len(),
     ))
 }
 

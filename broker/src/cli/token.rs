@@ -13,6 +13,7 @@ use super::output::{Format, print, print_json};
 use super::{Global, block_on};
 use crate::clock::{now_ms, rfc3339};
 use crate::init::generate;
+use crate::limits::MAX_TOKEN_LIFE;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Token {
@@ -26,7 +27,7 @@ pub(super) enum Token {
         /// The name that the lockbox must have
         #[arg(long)]
         name: Option<String>,
-        /// For how long the token can be used: a number with s, m, h or d
+        /// For how long the token can be used: a number with s, m, h or d, at most 90d
         #[arg(long, value_name = "TIME", default_value = "24h", value_parser = duration)]
         expires_in: Duration,
         /// The broker's node port as the lockbox reaches it, instead of the one in the client file
@@ -158,7 +159,11 @@ fn duration(text: &str) -> Result<Duration, String> {
         .checked_mul(seconds)
         .filter(|&seconds| seconds > 0)
         .ok_or(SHAPE)?;
-    Ok(Duration::from_secs(seconds))
+    let lasts = Duration::from_secs(seconds);
+    if lasts > MAX_TOKEN_LIFE {
+        return Err("a token can be used for 90 days at most; make another one then".to_owned());
+    }
+    Ok(lasts)
 }
 
 #[cfg(test)]
@@ -169,7 +174,19 @@ mod tests {
     fn durations_have_a_unit() {
         assert_eq!(duration("24h"), Ok(Duration::from_secs(86_400)));
         assert_eq!(duration("90m"), Ok(Duration::from_secs(5_400)));
-        for wrong in ["", "h", "24", "0s", "-1h", "1w", "99999999999999999999d", "1é"] {
+        assert_eq!(duration("90d"), Ok(MAX_TOKEN_LIFE));
+        for wrong in [
+            "91d",
+            "7776001s",
+            "",
+            "h",
+            "24",
+            "0s",
+            "-1h",
+            "1w",
+            "99999999999999999999d",
+            "1é",
+        ] {
             assert!(duration(wrong).is_err(), "{wrong}");
         }
     }

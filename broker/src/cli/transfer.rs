@@ -1,6 +1,7 @@
 //! Transfers.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::{ArgGroup, Args, Subcommand, ValueEnum};
 use lockbox_authz::{AuthorizationId, KeyId, Labels, Operation, Selection};
@@ -11,7 +12,7 @@ use lockbox_rpc::api::control::{
 use serde_json::{Value, json};
 
 use super::client::Broker;
-use super::error::{CliError, OTHER};
+use super::error::{CliError, OTHER, UNAVAILABLE};
 use super::output::{Format, Table, print, print_json};
 use super::{Global, block_on};
 use crate::broker::random;
@@ -31,7 +32,12 @@ pub(super) enum Transfer {
     /// Show one transfer
     Show { id: AuthorizationId },
     /// Show a transfer as it goes, until it has ended
-    Watch { id: AuthorizationId },
+    Watch {
+        id: AuthorizationId,
+        /// Give up watching after so many seconds; the transfer goes on
+        #[arg(long, value_name = "SECONDS")]
+        wait_timeout: Option<u64>,
+    },
     /// End a transfer before its time; keys that the target already holds stay there
     Revoke {
         id: AuthorizationId,
@@ -62,7 +68,7 @@ pub(super) struct Authorize {
     /// Every key that may leave
     #[arg(long)]
     all: bool,
-    /// For how many seconds the authorization is valid; at most 86400
+    /// For how many seconds the authorization is valid; at most 86400. Lockboxes tolerate 2 minutes of clock difference
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     ttl: u32,
     /// For people and the log
@@ -77,6 +83,9 @@ pub(super) struct Authorize {
     /// Wait until the transfer has ended; fails if it ends other than complete
     #[arg(long)]
     wait: bool,
+    /// Give up waiting after so many seconds; the transfer goes on
+    #[arg(long, value_name = "SECONDS", requires = "wait")]
+    wait_timeout: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -101,7 +110,9 @@ impl Transfer {
                 (Self::Authorize(_), None) => Ok(()),
                 (Self::List { limit }, _) => list(global, &mut broker, limit).await,
                 (Self::Show { id }, _) => show(global, &mut broker, id).await,
-                (Self::Watch { id }, _) => watch(global, &mut broker, id).await.map(drop),
+                (Self::Watch { id, wait_timeout }, _) => {
+                    watch_for(global, &mut broker, id, wait_timeout).await.map(drop)
+                }
                 (Self::Revoke { id, reason }, _) => {
                     let request = RevokeTransferRequest {
                         authorization_id: id.to_vec(),
@@ -154,12 +165,14 @@ impl Authorize {
         broker: &mut Broker,
         request: AuthorizeTransferRequest,
     ) -> Result<(), CliError> {
+        // Before the request: a transfer that runs without the file that was asked for is worse than none.
+        let out = self.out.as_deref().map(OutFile::create).transpose()?;
         let answer = broker.client.authorize_transfer(request).await;
         let answer = answer
             .map_err(|status| CliError::from_status("the transfer was not authorized", &status))?
             .into_inner();
-        if let Some(out) = &self.out {
-            files::write_new(out, &answer.authorization, files::PUBLIC)?;
+        if let Some(out) = out {
+            out.write(&answer.authorization)?;
         }
         let transfer = answer.transfer.unwrap_or_default();
         if !self.wait {
@@ -167,13 +180,44 @@ impl Authorize {
         }
         let id = AuthorizationId::from_slice("authorization_id", &transfer.authorization_id);
         let id = id.map_err(|error| CliError::other(format!("the broker's answer is refused: {error}")))?;
-        let last = watch(global, broker, id).await?;
+        let last = watch_for(global, broker, id, self.wait_timeout).await?;
         match last.state() {
             TransferState::Complete => Ok(()),
             _ => Err(CliError::new(
                 OTHER,
                 format!("the transfer ended {}: {}", state(&last), or_dash(&last.detail)),
             )),
+        }
+    }
+}
+
+/// The file for an authorization; it goes away again if nothing is written to it.
+struct OutFile<'a> {
+    path: &'a Path,
+    is_written: bool,
+}
+
+impl<'a> OutFile<'a> {
+    fn create(path: &'a Path) -> Result<Self, CliError> {
+        files::write_new(path, &[], files::PUBLIC)?;
+        Ok(Self {
+            path,
+            is_written: false,
+        })
+    }
+
+    fn write(mut self, bytes: &[u8]) -> Result<(), CliError> {
+        files::replace(self.path, bytes, files::PUBLIC)?;
+        self.is_written = true;
+        Ok(())
+    }
+}
+
+impl Drop for OutFile<'_> {
+    fn drop(&mut self) {
+        if !self.is_written {
+            // What is reported is why nothing was written.
+            let _ = std::fs::remove_file(self.path);
         }
     }
 }
@@ -256,8 +300,42 @@ async fn show(global: &Global, broker: &mut Broker, id: AuthorizationId) -> Resu
     ))
 }
 
-/// Prints each change; returns the last state.
-async fn watch(global: &Global, broker: &mut Broker, id: AuthorizationId) -> Result<WireTransfer, CliError> {
+/// Prints each change until the transfer has ended, or the time is over; returns the last state.
+async fn watch_for(
+    global: &Global,
+    broker: &mut Broker,
+    id: AuthorizationId,
+    timeout_s: Option<u64>,
+) -> Result<WireTransfer, CliError> {
+    let mut last = None;
+    let watched = watch(global, broker, id, &mut last);
+    let in_time = match timeout_s {
+        Some(seconds) => tokio::time::timeout(Duration::from_secs(seconds), watched).await,
+        None => Ok(watched.await),
+    };
+    match (in_time, last) {
+        (Ok(Err(error)), _) => Err(error),
+        (Ok(Ok(())), Some(last)) => Ok(last),
+        (Ok(Ok(())), None) => Err(CliError::other(
+            "the broker ended the watch without an answer; run the command again",
+        )),
+        (Err(_), Some(last)) => Err(CliError::new(
+            UNAVAILABLE,
+            format!("the transfer has not ended: it is still {}; it goes on", state(&last)),
+        )),
+        (Err(_), None) => Err(CliError::new(
+            UNAVAILABLE,
+            "the broker did not answer in time; a transfer that was authorized goes on",
+        )),
+    }
+}
+
+async fn watch(
+    global: &Global,
+    broker: &mut Broker,
+    id: AuthorizationId,
+    last: &mut Option<WireTransfer>,
+) -> Result<(), CliError> {
     let failed = |status: tonic::Status| CliError::from_status("the transfer can't be watched", &status);
     let request = WatchTransferRequest {
         authorization_id: id.to_vec(),
@@ -268,7 +346,6 @@ async fn watch(global: &Global, broker: &mut Broker, id: AuthorizationId) -> Res
         .await
         .map_err(failed)?
         .into_inner();
-    let mut last = None;
     while let Some(change) = changes.message().await.map_err(failed)? {
         let transfer = change.transfer.unwrap_or_default();
         match global.output {
@@ -288,9 +365,9 @@ async fn watch(global: &Global, broker: &mut Broker, id: AuthorizationId) -> Res
                 },
             ))?,
         }
-        last = Some(transfer);
+        *last = Some(transfer);
     }
-    last.ok_or_else(|| CliError::other("the broker ended the watch without an answer; run the command again"))
+    Ok(())
 }
 
 fn show_one(global: &Global, transfer: &WireTransfer) -> Result<(), CliError> {

@@ -1,6 +1,7 @@
 //! Requests for admission.
 
-use lockbox_authz::{FieldError, JoinRequest, UnverifiedEnvelope};
+use lockbox_authz::roster::{Change, RosterEntry};
+use lockbox_authz::{FieldError, JoinRequest, SecretKey, UnverifiedEnvelope};
 use lockbox_store::Batch;
 use prost::Message;
 
@@ -27,11 +28,13 @@ pub struct PendingJoin {
 }
 
 impl Turn<'_> {
-    /// Admits by the entry that a join key signed, or leaves the request to the admins.
+    /// Admits by the entry that a join key signed, to which the broker adds its signature, or leaves the request to the
+    /// admins.
     pub fn join(
         &mut self,
         request: &UnverifiedEnvelope,
         roster_entry: Option<&UnverifiedEnvelope>,
+        broker_key: &SecretKey,
         now_ms: i64,
     ) -> Result<JoinOutcome, Refusal> {
         let wanted = verify(request)?;
@@ -44,15 +47,19 @@ impl Turn<'_> {
         match roster_entry {
             None => self.leave_pending(request, &wanted, now_ms),
             Some(entry) => {
-                self.append(entry)?;
-                // An entry may be a good one and still be about another lockbox.
-                match self.has(&wanted)? {
-                    true => Ok(JoinOutcome::NewlyAdmitted),
-                    false => Err(Refusal::Field(FieldError::new(
+                // An entry may be a good one and still be about another lockbox, which has not asked.
+                let made: RosterEntry = entry.unverified_statement().map_err(Refusal::Envelope)?;
+                let admits_it = matches!(&made.change, Change::AdmitLockbox(admitted)
+                    if admitted.lockbox_id == wanted.lockbox.lockbox_id
+                        && admitted.identity_key == wanted.lockbox.identity_key);
+                if !admits_it {
+                    return Err(Refusal::Field(FieldError::new(
                         "roster_entry",
                         "must admit the lockbox that the request names",
-                    ))),
+                    )));
                 }
+                self.append_by_join_key(entry, broker_key, now_ms)?;
+                Ok(JoinOutcome::NewlyAdmitted)
             }
         }
     }

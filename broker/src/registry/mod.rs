@@ -27,8 +27,8 @@ use crate::refusal::Refusal;
 pub use joins::{JoinOutcome, PendingJoin};
 pub use lockboxes::LockboxFacts;
 pub use reports::Reported;
-pub use roster::{OpenError, SyncOutcome, founding_batch, is_founded};
-pub use transfer::{EndReport, Revoked, Transfer, is_ended};
+pub use roster::{OpenError, SyncOutcome, founding_batch, is_founded, refusal, screen};
+pub use transfer::{EndReport, Revoked, Transfer, is_ended, lapses_at_ms};
 pub use transfers::{Authorized, Evidence, Page, ToHear};
 
 /// See the module.

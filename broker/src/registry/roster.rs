@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use lockbox_authz::limits::MAX_ROSTER_PAGE;
-use lockbox_authz::roster::{Applied, Change, Head, HeadComparison, Roster, RosterEntry, RosterError};
-use lockbox_authz::{EnvelopeError, UnverifiedEnvelope};
+use lockbox_authz::limits::{MAX_CLOCK_SKEW_MS, MAX_ROSTER_PAGE};
+use lockbox_authz::roster::{Applied, Change, Head, HeadComparison, JoinAllowance, Roster, RosterEntry, RosterError};
+use lockbox_authz::{EnvelopeError, SecretKey, UnverifiedEnvelope};
 use lockbox_store::{Batch, Store, StoreFailure};
 
 use super::{Turn, keys};
@@ -69,6 +69,60 @@ pub(super) fn load(store: &dyn Store) -> Result<Roster, OpenError> {
     Ok(roster)
 }
 
+/// What a peer's entries would make of a roster.
+struct Trial {
+    /// `None` if the roster has every entry.
+    grown: Option<Roster>,
+    new: Vec<UnverifiedEnvelope>,
+    /// Why the entry after those was refused.
+    refused: Option<RosterError>,
+}
+
+/// The roster is copied, and an entry verified, only for an entry that it does not have.
+fn try_entries(roster: &Roster, entries: &[UnverifiedEnvelope]) -> Trial {
+    let mut trial = Trial {
+        grown: None,
+        new: Vec::new(),
+        refused: None,
+    };
+    for entry in entries.iter().filter(|entry| !has(roster, entry)) {
+        let grown = trial.grown.get_or_insert_with(|| Roster::clone(roster));
+        match grown.apply(entry) {
+            Ok(Applied::New) => trial.new.push(entry.clone()),
+            Ok(Applied::Known) => {}
+            Err(error) => {
+                trial.refused = Some(error);
+                break;
+            }
+        }
+    }
+    trial
+}
+
+/// Whether the roster has an entry. No signature is looked at: what the roster has, it has verified.
+fn has(roster: &Roster, entry: &UnverifiedEnvelope) -> bool {
+    let Ok(made) = entry.unverified_statement::<RosterEntry>() else {
+        return false;
+    };
+    let known = roster.entries_from(made.index, 1).next();
+    known.is_some_and(|known| known.hash() == entry.hash())
+}
+
+/// Looks at a peer's entries without taking a turn. Gives those that a turn would change something with, and the error of
+/// the one after them.
+pub fn screen(roster: &Roster, entries: &[UnverifiedEnvelope]) -> (Vec<UnverifiedEnvelope>, Option<RosterError>) {
+    let trial = try_entries(roster, entries);
+    (trial.new, trial.refused)
+}
+
+/// A fork is everybody's concern.
+pub fn refusal(error: RosterError) -> Refusal {
+    if matches!(error, RosterError::Fork { .. }) {
+        tracing::error!(%error, "ALARM: a peer has another roster; find out which admins signed two entries");
+    }
+    Refusal::Roster(error)
+}
+
 /// The batch that founds a cluster in an empty store.
 pub fn founding_batch(roster: &Roster) -> Batch {
     let mut batch = Batch::new();
@@ -89,21 +143,55 @@ impl Turn<'_> {
     /// # Errors
     ///
     /// [`Refusal::NotNext`] if the chain has moved since the entry was made, whoever signed it: two admins at work at
-    /// the same time are no fork as long as only one of their entries is ever taken.
-    pub fn append(&mut self, entry: &UnverifiedEnvelope) -> Result<Applied, Refusal> {
+    /// the same time are no fork as long as only one of their entries is ever taken. [`Refusal::FromTheFuture`] if it is
+    /// dated so far ahead that every later entry would have to be, too.
+    pub fn append(&mut self, entry: &UnverifiedEnvelope, now_ms: i64) -> Result<Applied, Refusal> {
         let made: RosterEntry = entry.unverified_statement().map_err(Refusal::Envelope)?;
-        let head = self.state.roster.head();
         let known = self.state.roster.entries_from(made.index, 1).next();
         if known.is_some_and(|known| known.hash() == entry.hash()) {
             return Ok(Applied::Known);
         }
-        if made.index != head.index + 1 || made.previous != Some(head.hash) {
-            return Err(Refusal::NotNext { due: head.index + 1 });
-        }
+        self.check_next(&made, now_ms)?;
         let mut grown = Roster::clone(&self.state.roster);
         grown.apply(entry).map_err(Refusal::Roster)?;
         self.adopt(grown, std::slice::from_ref(entry))?;
         Ok(Applied::New)
+    }
+
+    /// Appends an admission that a join key alone has signed, with the broker's signature added. SPEC section 3.2.
+    ///
+    /// The turn is the only one at work and stores the entry before anybody is told of it; so the broker signs at most one
+    /// entry for each place.
+    pub(super) fn append_by_join_key(
+        &mut self,
+        entry: &UnverifiedEnvelope,
+        broker_key: &SecretKey,
+        now_ms: i64,
+    ) -> Result<Applied, Refusal> {
+        let made: RosterEntry = entry.unverified_statement().map_err(Refusal::Envelope)?;
+        self.check_next(&made, now_ms)?;
+        let roster = &self.state.roster;
+        let join_key = roster.check_join_entry(entry).map_err(Refusal::Roster)?;
+        // The moment in the entry is its maker's claim: an expired token is not saved by an old date.
+        let expired = |join: &JoinAllowance| now_ms.saturating_sub(MAX_CLOCK_SKEW_MS) > join.expires_at_ms;
+        if roster.join(&join_key).is_none_or(expired) {
+            return Err(Refusal::Roster(RosterError::Rule("the join key has expired")));
+        }
+        let mut countersigned = entry.clone();
+        countersigned.add_signature(broker_key).map_err(Refusal::Envelope)?;
+        self.append(&countersigned, now_ms)
+    }
+
+    fn check_next(&self, made: &RosterEntry, now_ms: i64) -> Result<(), Refusal> {
+        let head = self.state.roster.head();
+        if made.index != head.index + 1 || made.previous != Some(head.hash) {
+            return Err(Refusal::NotNext { due: head.index + 1 });
+        }
+        let ahead_ms = made.signed_at_ms.saturating_sub(now_ms);
+        if ahead_ms > MAX_CLOCK_SKEW_MS {
+            return Err(Refusal::FromTheFuture { ahead_ms });
+        }
+        Ok(())
     }
 
     /// Applies the entries of another party's roster, and finds those that it lacks.
@@ -114,29 +202,12 @@ impl Turn<'_> {
         their_head: Option<Head>,
         their_entries: &[UnverifiedEnvelope],
     ) -> Result<SyncOutcome, Refusal> {
-        let mut grown = Roster::clone(&self.state.roster);
-        let mut new = Vec::new();
-        let mut refused = None;
-        for entry in their_entries {
-            match grown.apply(entry) {
-                Ok(Applied::New) => new.push(entry.clone()),
-                Ok(Applied::Known) => {}
-                Err(error) => {
-                    refused = Some(error);
-                    break;
-                }
-            }
+        let trial = try_entries(&self.state.roster, their_entries);
+        if let Some(grown) = trial.grown.filter(|_| !trial.new.is_empty()) {
+            self.adopt(grown, &trial.new)?;
         }
-        if !new.is_empty() {
-            self.adopt(grown, &new)?;
-        }
-        match refused {
-            Some(error @ RosterError::Fork { .. }) => {
-                tracing::error!(%error, "ALARM: a peer has another roster; find out which admins signed two entries");
-                return Err(Refusal::Roster(error));
-            }
-            Some(error) => return Err(Refusal::Roster(error)),
-            None => {}
+        if let Some(error) = trial.refused {
+            return Err(refusal(error));
         }
         let from = match their_head.map(|head| (head, self.state.roster.compare(head))) {
             None => 0,
@@ -150,7 +221,7 @@ impl Turn<'_> {
         Ok(SyncOutcome {
             head: self.state.roster.head(),
             entries: self.state.roster.entries_from(from, MAX_ROSTER_PAGE).cloned().collect(),
-            grown: !new.is_empty(),
+            grown: !trial.new.is_empty(),
         })
     }
 

@@ -7,18 +7,22 @@
 //! | REFUSED | an end refused it for good, or gave it up before its time |
 //! | RUNNING | an end reports that keys are on their way, or a receipt or erasure record is there |
 //! | ACCEPTED | an end has the authorization |
-//! | EXPIRED | its time ran out |
+//! | EXPIRED | its time ran out, by the clock of every lockbox |
 //! | AUTHORIZED | otherwise |
 //!
 //! REVOKED comes first because a complete transfer can't be revoked: what the ends still report after a revocation is
 //! recorded, and changes the counts, but not the state that the requester was told.
 
+use lockbox_authz::limits::MAX_CLOCK_SKEW_MS;
 use lockbox_authz::{AuthorizationId, FieldError, Hash, LockboxId, Operation};
 use lockbox_rpc::api::control::TransferState;
 use lockbox_rpc::api::node::{TransferRole, TransferStage};
 use prost::Message;
 
 use super::records::{EndRecord, RevokedRecord, TransferRecord, decode};
+
+/// What a requester is told of a transfer that expired.
+const TIME_RAN_OUT: &str = "its time ran out before the source was reached";
 
 /// A transfer and what is known of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,11 +83,16 @@ impl Transfer {
             TransferState::Running
         } else if self.has_stage(TransferStage::Accepted) {
             TransferState::Accepted
-        } else if now_ms > self.expires_at_ms {
+        } else if now_ms > self.lapses_at_ms() {
             TransferState::Expired
         } else {
             TransferState::Authorized
         }
+    }
+
+    /// The last moment at which a source may take the authorization: its clock may be behind ours. SPEC section 6.3.
+    pub fn lapses_at_ms(&self) -> i64 {
+        lapses_at_ms(self.expires_at_ms)
     }
 
     /// How many keys travel, as the source says, or else the target; 0 if neither has said yet.
@@ -99,9 +108,12 @@ impl Transfer {
     }
 
     /// For people: why it ended before its time.
-    pub fn detail(&self) -> &str {
+    pub fn detail(&self, now_ms: i64) -> &str {
         if let Some(revoked) = &self.revoked {
             return &revoked.reason;
+        }
+        if self.state(now_ms) == TransferState::Expired {
+            return TIME_RAN_OUT;
         }
         let ended = |end: &&EndReport| matches!(end.stage, TransferStage::Refused | TransferStage::Ended);
         let ends = [&self.source, &self.target];
@@ -255,6 +267,11 @@ impl Default for EndReport {
     }
 }
 
+/// When an authorization that expires then can be used nowhere any more.
+pub fn lapses_at_ms(expires_at_ms: i64) -> i64 {
+    expires_at_ms.saturating_add(MAX_CLOCK_SKEW_MS)
+}
+
 /// Whether a transfer in this state changes no more.
 pub fn is_ended(state: TransferState) -> bool {
     matches!(
@@ -299,13 +316,18 @@ mod tests {
         }
     }
 
+    /// Whoever hears that a transfer expired relies on it that no key moves any more.
     #[test]
-    fn only_what_nobody_accepted_expires() {
+    fn only_what_nobody_accepted_and_no_source_can_still_take_expires() {
+        let lapses_at_ms = EXPIRES_AT_MS + MAX_CLOCK_SKEW_MS;
         let mut transfer = transfer(Operation::Move);
-        assert_eq!(transfer.state(EXPIRES_AT_MS), TransferState::Authorized);
-        assert_eq!(transfer.state(EXPIRES_AT_MS + 1), TransferState::Expired);
+        assert_eq!(transfer.state(lapses_at_ms), TransferState::Authorized);
+        assert!(transfer.is_offered(lapses_at_ms));
+        assert_eq!(transfer.detail(lapses_at_ms), "");
+        assert_eq!(transfer.state(lapses_at_ms + 1), TransferState::Expired);
+        assert_eq!(transfer.detail(lapses_at_ms + 1), TIME_RAN_OUT);
         transfer.set_end(TransferRole::Target, report(TransferStage::Accepted, 0));
-        assert_eq!(transfer.state(EXPIRES_AT_MS + 1), TransferState::Accepted);
+        assert_eq!(transfer.state(lapses_at_ms + 1), TransferState::Accepted);
     }
 
     #[test]
@@ -352,7 +374,7 @@ mod tests {
         transfer.set_end(TransferRole::Source, report(TransferStage::Complete, 1));
         transfer.keys_erased = 1;
         assert_eq!(transfer.state(0), TransferState::Revoked);
-        assert_eq!(transfer.detail(), "wrong volume");
+        assert_eq!(transfer.detail(0), "wrong volume");
     }
 
     #[test]

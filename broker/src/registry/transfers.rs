@@ -256,7 +256,7 @@ impl Turn<'_> {
         let authorization: Authorization = envelope.unverified_statement().map_err(Refusal::Envelope)?;
         let state = transfer.state(now_ms);
         let changed_at_ms = match state {
-            TransferState::Expired => transfer.expires_at_ms,
+            TransferState::Expired => transfer.lapses_at_ms(),
             _ => transfer.changed_at_ms,
         };
         Ok(control::Transfer {
@@ -275,7 +275,7 @@ impl Turn<'_> {
             created_at_ms: transfer.created_at_ms,
             expires_at_ms: transfer.expires_at_ms,
             changed_at_ms,
-            detail: transfer.detail().to_owned(),
+            detail: transfer.detail(now_ms).to_owned(),
             reason: transfer.reason.clone(),
         })
     }
