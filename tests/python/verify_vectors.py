@@ -104,7 +104,7 @@ def judge_book_record(vector: Vector) -> None:
 
 
 def judge_key_record(vector: Vector) -> None:
-    bound = [vector.bytes(name) for name in ("store-id", "bucket-key", "key-id", "sealed-data-key")]
+    bound = [vector.bytes(name) for name in ("store-id", "placing-key", "bucket-key", "key-id", "sealed-data-key")]
     data_key, record = at_rest.open_key_record(*bound, vector.body)
     yields(vector, "data-key", data_key)
     yields(vector, "plaintext", record)
@@ -120,9 +120,11 @@ def judge_store(vector: Vector) -> None:
     records = {place[1:]: rows.pop(place) for place in list(rows) if place[:1] == b"R"}
     assert data_keys.keys() == records.keys()
     (key_id,) = records
-    bucket_key = buckets[at_rest.bucket_of(key_id)]
+    bucket_key = buckets[at_rest.bucket_of(opened.placing, key_id)]
     store_id = vector.bytes("store-id")
-    _, record = at_rest.open_key_record(store_id, bucket_key, key_id, data_keys[key_id], records[key_id])
+    _, record = at_rest.open_key_record(
+        store_id, opened.placing, bucket_key, key_id, data_keys[key_id], records[key_id]
+    )
     yields(vector, "key-id", at_rest.decode_key(record)["key_id"])
     yields(vector, "material", at_rest.decode_key(record)["material"])
     # All that is left is the book.

@@ -1,13 +1,10 @@
 //! The protocol under simulated faults. `LOCKBOX_SIM_EVENTS` sets how many events there are, for a longer run.
 
 use std::path::Path;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
 
-use lockbox_tests::sim::{Faults, Summary, replay, run};
+use lockbox_tests::sim::{Faults, Summary, replay, run_many};
 
 const EVENTS: u64 = 1_000_000;
-const EVENTS_IN_A_RUN: usize = 4_000;
 
 fn events_wanted() -> u64 {
     match std::env::var("LOCKBOX_SIM_EVENTS") {
@@ -16,34 +13,16 @@ fn events_wanted() -> u64 {
     }
 }
 
-/// Runs of successive seeds on every core, until there were so many events.
-fn run_until(events: u64, first_seed: u64, faults: Faults) -> Summary {
-    let seeds = AtomicU64::new(first_seed);
-    let total = Mutex::new(Summary::default());
-    let workers = std::thread::available_parallelism().map_or(1, usize::from);
-    std::thread::scope(|scope| {
-        for _ in 0..workers {
-            scope.spawn(|| {
-                while total.lock().expect("no other worker failed").events < events {
-                    let summary = run_seed(seeds.fetch_add(1, Ordering::Relaxed), faults);
-                    total.lock().expect("no other worker failed").add(summary);
-                }
-            });
-        }
-    });
-    total.into_inner().expect("no worker failed")
-}
-
-fn run_seed(seed: u64, faults: Faults) -> Summary {
-    let lockboxes = 2 + usize::try_from(seed % 3).expect("it is below 3");
-    run(seed, lockboxes, EVENTS_IN_A_RUN, faults).unwrap_or_else(|failure| {
-        let file = std::env::temp_dir().join(format!("lockbox-simulation-{seed}.events"));
+fn run_all(events: u64, faults: Faults) -> Summary {
+    run_many(events, 1, faults).unwrap_or_else(|failure| {
+        let file = std::env::temp_dir().join(format!("lockbox-simulation-{}.events", failure.seed));
         std::fs::write(&file, failure.to_text()).expect("the folder for temporary files can be written");
         panic!(
-            "{} after {} events: {}\nseed {seed}; the events are in {}",
+            "{} after {} events: {}\nseed {}; the events are in {}",
             failure.violation.invariant,
             failure.events.len(),
             failure.violation.evidence,
+            failure.seed,
             file.display()
         );
     })
@@ -51,7 +30,7 @@ fn run_seed(seed: u64, faults: Faults) -> Summary {
 
 #[test]
 fn invariants_hold_under_faults() {
-    let total = run_until(events_wanted() * 9 / 10, 1, Faults::On);
+    let total = run_all(events_wanted() * 9 / 10, Faults::On);
     println!("{total:?}");
     assert!(
         total.completed * 10 > total.authorizations,
@@ -61,7 +40,7 @@ fn invariants_hold_under_faults() {
 
 #[test]
 fn every_permitted_transfer_completes_without_faults() {
-    let total = run_until(events_wanted() / 10, 1, Faults::Off);
+    let total = run_all(events_wanted() / 10, Faults::Off);
     println!("{total:?}");
     assert!(total.completed > 0);
 }

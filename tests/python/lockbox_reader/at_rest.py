@@ -87,6 +87,7 @@ class Keys:
         self._store_id = store_id
         self._book = derive(store_id, root_key, b"lockbox/v1/derive/book")
         self._epoch_sealing = derive(store_id, root_key, b"lockbox/v1/derive/epoch-sealing")
+        self.placing = derive(store_id, root_key, b"lockbox/v1/derive/placing")
 
     def open_book_record(self, place: bytes, stored: bytes) -> bytes:
         """9.2 version (8) ‖ salt (16) ‖ sealed."""
@@ -109,14 +110,16 @@ class Keys:
         return [table["keys"][start : start + 32] for start in range(0, BUCKETS * 32, 32)]
 
 
-def bucket_of(key_id: bytes) -> int:
-    """9.3 The first ten bits of the key's id."""
-    return int.from_bytes(key_id[:2], "big") >> 6
+def bucket_of(placing: bytes, key_id: bytes) -> int:
+    """9.3 Ten bits of a keyed function of the key's id."""
+    return int.from_bytes(derive(placing, key_id, b"lockbox/v1/derive/bucket")[:2], "big") >> 6
 
 
-def open_key_record(store_id: bytes, bucket_key: bytes, key_id: bytes, data_key: bytes, stored: bytes) -> tuple[bytes, bytes]:
+def open_key_record(
+    store_id: bytes, placing: bytes, bucket_key: bytes, key_id: bytes, data_key: bytes, stored: bytes
+) -> tuple[bytes, bytes]:
     """9.3 The data-encryption key, and the key record that it seals."""
-    place = b"W" + bucket_of(key_id).to_bytes(2, "big") + key_id
+    place = b"W" + bucket_of(placing, key_id).to_bytes(2, "big") + key_id
     opened = open_sealed(bucket_key, data_key, b"lockbox/v1/seal/data-key" + store_id + place)
     demand(len(opened) == 32 and len(stored) >= 8, "does-not-open")
     aad = b"lockbox/v1/seal/key-record" + store_id + stored[:8] + b"R" + key_id

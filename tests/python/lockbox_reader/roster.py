@@ -14,6 +14,7 @@ class Entry:
     hash: bytes
     admins: dict
     join_key: bytes | None = None
+    brokers: list[bytes] = field(default_factory=list)
 
 
 @dataclass
@@ -26,6 +27,7 @@ class Roster:
     entries: list[Entry] = field(default_factory=list)
     lockboxes: dict[bytes, dict] = field(default_factory=dict)
     brokers: list[dict] = field(default_factory=list)
+    former_admins: set[bytes] = field(default_factory=set)
     joins: dict[bytes, dict] = field(default_factory=dict)
 
     @property
@@ -80,13 +82,14 @@ def apply(roster: Roster, entry: dict) -> None:
     demand(fields["previous"] == roster.entries[-1].hash, "broken-chain")
     demand(fields["signed_at_ms"] >= roster.signed_at_ms, "back-in-time")
     join_key = join_key_of(roster, entry, fields)
+    brokers = [known["signing_key"] for known in roster.brokers if not known["retired"]]
     if join_key is None:
         by_admins(entry, roster.admins)
     else:
-        envelope.verify(entry, "roster-entry", [join_key], 1)
+        by_join_key_and_broker(entry, join_key, brokers)
     change = change_of(fields)
     check(roster, change, fields[change])
-    roster.entries.append(Entry(peeked.hash, roster.admins, join_key))
+    roster.entries.append(Entry(peeked.hash, roster.admins, join_key, brokers))
     roster.signed_at_ms = fields["signed_at_ms"]
     make(roster, change, fields[change], join_key)
 
@@ -97,17 +100,24 @@ def compare_known(roster: Roster, entry: dict, peeked: envelope.Statement) -> No
     if peeked.hash == known.hash:
         return
     demand((peeked.fields["cluster_id"] or peeked.hash) == roster.cluster_id, "other-cluster")
-    if known.join_key is None or not is_signed_by(entry, known.join_key):
+    if known.join_key is None or not is_by_join(entry, known):
         by_admins(entry, known.admins)
     raise Refused("fork")
 
 
-def is_signed_by(entry: dict, key: bytes) -> bool:
+def is_by_join(entry: dict, known: Entry) -> bool:
     try:
-        envelope.verify(entry, "roster-entry", [key], 1)
+        by_join_key_and_broker(entry, known.join_key, known.brokers)
     except Refused:
         return False
     return True
+
+
+def by_join_key_and_broker(entry: dict, join_key: bytes, brokers: list[bytes]) -> None:
+    """3.2 The join key and at least one broker signed, and nobody else."""
+    envelope.verify(entry, "roster-entry", [join_key, *brokers], 2)
+    claimed = {signature["keyid"] for signature in entry["signatures"]}
+    demand(keys.fingerprint(join_key) in claimed, "too-few-signers")
 
 
 def by_admins(entry: dict, admins: dict) -> envelope.Statement:
@@ -138,7 +148,7 @@ def check(roster: Roster, change: str, body: dict) -> None:
     """2.3 The rules of membership."""
     members = {lockbox["identity_key"] for lockbox in roster.lockboxes.values()}
     members |= {broker["signing_key"] for broker in roster.brokers} | set(roster.joins)
-    everybody = members | set(roster.admins["keys"])
+    everybody = members | set(roster.admins["keys"]) | roster.former_admins
     if change == "admit_lockbox":
         lockbox = body["lockbox"]
         rule(lockbox["lockbox_id"] not in roster.lockboxes, "a lockbox id twice")
@@ -152,6 +162,7 @@ def check(roster: Roster, change: str, body: dict) -> None:
         rule(body["join_key"] not in everybody, "a key twice")
     elif change == "change_admins":
         rule(not members & set(body["admins"]["keys"]), "a member becomes an admin")
+        rule(not roster.former_admins & set(body["admins"]["keys"]), "a former admin comes back")
     elif change == "retire_lockbox":
         known = roster.lockboxes.get(body["lockbox_id"])
         rule(known is not None and not known["retired"], "nobody to retire")
@@ -174,6 +185,7 @@ def make(roster: Roster, change: str, body: dict, join_key: bytes | None) -> Non
     elif change == "allow_join":
         roster.joins[body["join_key"]] = {**body, "state": "allowed"}
     elif change == "change_admins":
+        roster.former_admins |= set(roster.admins["keys"]) - set(body["admins"]["keys"])
         roster.admins = body["admins"]
     elif change == "retire_lockbox":
         roster.lockboxes[body["lockbox_id"]]["retired"] = True

@@ -215,9 +215,17 @@ fn book_records(scene: &Scene, keys: &Keys) -> Vec<Vector> {
     vectors
 }
 
+/// A key's bucket: SPEC section 9.3.
+pub(super) fn bucket_of(placing: &[u8; 32], key_id: &[u8; 16]) -> usize {
+    let mut bits = [0; 32];
+    hkdf_sha256(placing, key_id, &[labels::BUCKET], &mut bits);
+    usize::from(u16::from_be_bytes([bits[0], bits[1]]) >> 6)
+}
+
 fn key_records(scene: &Scene, keys: &Keys) -> Vec<Vector> {
     let id = scene.key_id.0;
-    let bucket = usize::from(id[0]) << 2 | usize::from(id[1]) >> 6;
+    let placing = keys.derive(labels::PLACING);
+    let bucket = bucket_of(&placing, &id);
     let bucket_bytes = u16::try_from(bucket).expect("there are 1,024").to_be_bytes();
     let data_key_place = [&b"W"[..], &bucket_bytes, &id].concat();
     let record_place = [&b"R"[..], &id].concat();
@@ -238,6 +246,7 @@ fn key_records(scene: &Scene, keys: &Keys) -> Vec<Vector> {
     let about = "A volume key, under its own data-encryption key, which is under its bucket's key.";
     let good = Vector::accepted("key-record", "key-record", about, stored.clone())
         .with_hex("store-id", &keys.store_id)
+        .with_hex("placing-key", &placing)
         .with_hex("bucket-key", &bucket_key)
         .with_hex("key-id", &id)
         .with_hex("sealed-data-key", &sealed_data_key)

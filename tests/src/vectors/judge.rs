@@ -220,7 +220,8 @@ fn at_rest(vector: &Vector, corpus: &Corpus) -> Result<(), &'static str> {
         "book-record" => changed.put(vector.bytes("place"), vector.body.clone()),
         "key-record" => {
             key_id = KeyId(vector.bytes("key-id").try_into().expect("16 bytes"));
-            let bucket = u16::from_be_bytes([key_id.0[0], key_id.0[1]]) >> 6;
+            let placing = vector.bytes("placing-key").try_into().expect("32 bytes");
+            let bucket = u16::try_from(super::at_rest::bucket_of(&placing, &key_id.0)).expect("it has ten bits");
             changed.put([&b"R"[..], &key_id.0].concat(), vector.body.clone());
             let place = [&b"W"[..], &bucket.to_be_bytes(), &key_id.0].concat();
             changed.put(place, vector.bytes("sealed-data-key"));

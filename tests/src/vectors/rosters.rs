@@ -46,7 +46,7 @@ impl Chain {
         chain.apply(admit_broker(BROKER), SIGNERS);
         chain.apply(Change::AdmitLockbox(lockbox("storage-a")), SIGNERS);
         chain.apply(allow_join("join-1", Some("storage-b")), SIGNERS);
-        chain.apply(Change::AdmitLockbox(lockbox("storage-b")), &["join-1"]);
+        chain.apply(Change::AdmitLockbox(lockbox("storage-b")), &["join-1", BROKER]);
         chain.apply(admit_broker(SECOND_BROKER), SIGNERS);
         chain.apply(allow_join("join-2", None), SIGNERS);
         chain.apply(revoke_join("join-2"), SIGNERS);
@@ -202,6 +202,10 @@ fn spoiled_signers(good: &Vector, chain: &Chain) -> Vec<Vector> {
         let entry = sign_by(chain.next(admit_broker("broker-3")), signers);
         with_last(good, chain, suffix, reason, about, entry)
     };
+    let joining = |suffix: &str, reason: &str, about: &str, signers: &[&str]| {
+        let entry = sign_by(chain.next(Change::AdmitLockbox(lockbox("storage-c"))), signers);
+        with_last(good, chain, suffix, reason, about, entry)
+    };
     let genesis_by = |suffix: &str, reason: &str, about: &str, signers: &[&str]| {
         good.spoiled(suffix, reason, about, |vector| {
             vector.body = encode_entries([&sign_by(founding(), signers)]);
@@ -231,6 +235,24 @@ fn spoiled_signers(good: &Vector, chain: &Chain) -> Vec<Vector> {
             "untrusted-signer",
             "A join key admits a broker.",
             &["join-3"],
+        ),
+        joining(
+            "join-without-broker",
+            "too-few-signers",
+            "A join key alone admits a lockbox.",
+            &["join-3"],
+        ),
+        joining(
+            "join-by-retired-broker",
+            "untrusted-signer",
+            "Beside the join key signed a broker that was retired.",
+            &["join-3", SECOND_BROKER],
+        ),
+        joining(
+            "join-by-admin",
+            "untrusted-signer",
+            "Beside the join key and a broker signed an admin.",
+            &["join-3", BROKER, "admin-3"],
         ),
         genesis_by(
             "genesis-by-one",
@@ -271,7 +293,15 @@ fn forks(good: &Vector, chain: &Chain) -> Vec<Vector> {
             chain,
             "fork-by-join-key",
             "fork",
-            "A join key signed a second entry 4.",
+            "A join key and a broker signed a second entry 4.",
+            second(4, Change::AdmitLockbox(lockbox("storage-c")), &["join-1", BROKER]),
+        ),
+        with_last(
+            good,
+            chain,
+            "rubbish-by-join-key",
+            "untrusted-signer",
+            "A join key alone signed a second entry 4, which is no fork.",
             second(4, Change::AdmitLockbox(lockbox("storage-c")), &["join-1"]),
         ),
         with_last(
@@ -309,7 +339,7 @@ fn broken_rules(good: &Vector, chain: &Chain) -> Vec<Vector> {
     let by_join_key = |suffix: &str, about: &str, join_key: &str, late_ms: i64, lockbox: Lockbox| {
         let mut entry = chain.next(Change::AdmitLockbox(lockbox));
         entry.signed_at_ms += late_ms;
-        with_last(good, chain, suffix, "rule", about, sign_by(entry, &[join_key]))
+        with_last(good, chain, suffix, "rule", about, sign_by(entry, &[join_key, BROKER]))
     };
     let with_key_of = |name: &str| Lockbox {
         identity_key: public(name),
@@ -331,6 +361,16 @@ fn broken_rules(good: &Vector, chain: &Chain) -> Vec<Vector> {
             Change::AdmitLockbox(with_key_of(BROKER)),
         ),
         by_admins("key-of-admin", "A broker has an admin's key.", admit_broker("admin-3")),
+        by_admins(
+            "key-of-former-admin",
+            "A broker has the key of an admin who was replaced.",
+            admit_broker("admin-1"),
+        ),
+        by_admins(
+            "former-admin",
+            "An admin who was replaced comes back.",
+            Change::ChangeAdmins(admins(&ADMINS, 2)),
+        ),
         by_admins(
             "name-taken",
             "A lockbox has the name of another.",

@@ -3,21 +3,28 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use lockbox_authz::authorization::{Authorization, Operation, Revocation, Selection};
-use lockbox_authz::keys::{SecretKey, Signer};
+use lockbox_authz::keys::{PublicKey, SecretKey, Signer};
 use lockbox_authz::roster::{Admins, Change, Genesis, Roster, RosterEntry};
-use lockbox_authz::{AuthorizationId, KeyId, Verified};
+use lockbox_authz::transfer::Receipt;
+use lockbox_authz::{AuthorizationId, KeyId, UnverifiedEnvelope, Verified};
 use lockbox_core::keys::KeyRequest;
 use lockbox_core::record::TransferPolicy;
+use lockbox_core::rows::Row;
 use lockbox_core::transfer::source::{AwaitPresent, AwaitReceipt, AwaitResume, Next, SourceError};
 use lockbox_core::transfer::target::{AwaitChunk, AwaitOffer, TargetError};
 use lockbox_core::transfer::{Chunk, Offer, Present, Resume, Settlement};
+use lockbox_core::wire::OutgoingRecord;
+use prost::Message;
 
-use super::event::Event;
-use super::node::Node;
-use super::rng::SeededRng;
+use crate::digest::{self, Digest};
+use crate::event::Event;
+use crate::invariants::Violation;
+use crate::node::Node;
+use crate::outsider::Outsider;
+use crate::rng::SeededRng;
 
 /// What a durable step allows.
-pub(super) enum Outcome {
+pub(crate) enum Outcome {
     Nothing,
     Offered(Offer, AwaitResume),
     Settled(Vec<Settlement>, Next),
@@ -27,14 +34,14 @@ pub(super) enum Outcome {
 }
 
 #[derive(Clone)]
-pub(super) enum ToSource {
+pub(crate) enum ToSource {
     Present(Present),
     Resume(Resume),
     Receipt(Vec<u8>),
 }
 
 #[derive(Clone)]
-pub(super) enum ToTarget {
+pub(crate) enum ToTarget {
     Offer(Offer),
     Chunk(Chunk),
     Settlement(Settlement),
@@ -45,7 +52,7 @@ pub(super) enum ToTarget {
     },
 }
 
-enum SourceEnd {
+pub(crate) enum SourceEnd {
     Present(AwaitPresent),
     Resume(AwaitResume),
     Receipt(AwaitReceipt),
@@ -54,58 +61,73 @@ enum SourceEnd {
     Closed,
 }
 
-enum TargetEnd {
+pub(crate) enum TargetEnd {
     Offer(AwaitOffer),
     Chunk(AwaitChunk),
     Busy,
 }
 
-pub(super) struct Session {
-    pub(super) authorization: usize,
-    source_end: SourceEnd,
-    target_end: TargetEnd,
-    pub(super) to_source: VecDeque<ToSource>,
-    pub(super) to_target: VecDeque<ToTarget>,
+pub(crate) struct Session {
+    pub(crate) authorization: usize,
+    pub(crate) source_end: SourceEnd,
+    pub(crate) target_end: TargetEnd,
+    /// What each end has taken so far, and what its ledger said then.
+    pub(crate) taken: [Digest; 2],
+    pub(crate) to_source: VecDeque<ToSource>,
+    pub(crate) to_target: VecDeque<ToTarget>,
 }
 
 /// An authorization that the broker has signed.
-pub(super) struct Issued {
-    pub(super) statement: Authorization,
-    pub(super) bytes: Vec<u8>,
-    pub(super) source: usize,
-    pub(super) target: usize,
-    pub(super) revocation: Option<Vec<u8>>,
+pub(crate) struct Issued {
+    pub(crate) statement: Authorization,
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) source: usize,
+    pub(crate) target: usize,
+    pub(crate) revocation: Option<Vec<u8>>,
 }
 
 /// A key that was made somewhere.
-pub(super) struct Made {
-    pub(super) key_id: KeyId,
-    pub(super) node: usize,
+pub(crate) struct Made {
+    pub(crate) key_id: KeyId,
+    pub(crate) node: usize,
 }
 
-pub(super) struct World {
-    pub(super) rng: SeededRng,
-    pub(super) now_ms: i64,
-    pub(super) nodes: Vec<Node>,
-    pub(super) retired: Vec<bool>,
-    pub(super) issued: Vec<Issued>,
-    pub(super) made: Vec<Made>,
-    pub(super) sessions: BTreeMap<u64, Session>,
+pub(crate) struct World {
+    pub(crate) rng: SeededRng,
+    pub(crate) now_ms: i64,
+    pub(crate) nodes: Vec<Node>,
+    /// The roster entries that retired lockboxes.
+    pub(crate) retired: Vec<Option<u64>>,
+    pub(crate) issued: Vec<Issued>,
+    pub(crate) made: Vec<Made>,
+    pub(crate) sessions: BTreeMap<u64, Session>,
+    /// Every receipt that was sent, and by whom.
+    pub(crate) receipts: Vec<(usize, Vec<u8>)>,
     /// Keys that an operator has destroyed, and where.
-    pub(super) destroyed: Vec<(usize, KeyId)>,
+    pub(crate) destroyed: Vec<(usize, KeyId)>,
     /// Set when something was allowed that must never be.
-    pub(super) breach: Option<String>,
+    pub(crate) breach: Option<Violation>,
+    /// Whether sessions keep note of what they take.
+    pub(crate) takes_note: bool,
+    pub(crate) roster: Roster,
     next_session: u64,
-    roster: Roster,
+    chunk_keys: usize,
     admin: SecretKey,
     broker: SecretKey,
+    outsider: Outsider,
 }
 
-const START_MS: i64 = 1_800_000_000_000;
+pub(crate) const START_MS: i64 = 1_800_000_000_000;
+
+/// Keys in one chunk: a few keys make a transfer with more chunks than are sent at a time.
+const CHUNK_KEYS: usize = 1;
+
+/// How long an authorization is valid.
+const LIFETIME_MS: i64 = 300_000;
 
 impl World {
     /// A cluster of so many lockboxes, all of them up to date.
-    pub(super) fn new(seed: u64, lockboxes: usize) -> Self {
+    pub(crate) fn new(seed: u64, lockboxes: usize) -> Self {
         let mut rng = SeededRng::new(seed);
         let admin = SecretKey::generate(&mut rng);
         let broker = SecretKey::generate(&mut rng);
@@ -127,17 +149,21 @@ impl World {
         let mut world = Self {
             rng,
             now_ms: START_MS,
-            retired: vec![false; nodes.len()],
+            retired: vec![None; nodes.len()],
             nodes,
             issued: Vec::new(),
             made: Vec::new(),
             sessions: BTreeMap::new(),
+            receipts: Vec::new(),
             destroyed: Vec::new(),
             breach: None,
-            next_session: 0,
+            takes_note: false,
             roster,
+            next_session: 0,
+            chunk_keys: CHUNK_KEYS,
             admin,
             broker,
+            outsider: Outsider::new(seed),
         };
         let signing_key = world.broker.public_key();
         world.change(Change::AdmitBroker {
@@ -150,17 +176,21 @@ impl World {
         }
         for node in &mut world.nodes {
             node.join(&world.roster, &mut world.rng);
-            node.lockbox.limit_chunks(2);
             while node.unsynced() > 0 {
                 node.sync();
             }
         }
+        world.limit_chunks();
         world
     }
 
     /// Makes an event happen. One that does not fit what is, such as a message where none waits, is no event.
-    pub(super) fn apply(&mut self, event: Event) {
+    pub(crate) fn apply(&mut self, event: Event) {
         match event {
+            Event::Chunks { keys } => {
+                self.chunk_keys = keys;
+                self.limit_chunks();
+            }
             Event::Create { node, pinned } => self.create(node, pinned == 1),
             Event::Destroy { node, pick } => self.destroy(node, pick),
             Event::Authorize {
@@ -197,14 +227,16 @@ impl World {
                 source,
                 thief,
             } => self.steal(authorization, source, thief),
+            Event::Replay { session, pick } => self.replay(session as u64, pick),
+            Event::Intrude { source, moves } => self.intrude(source, moves == 1),
         }
     }
 
-    pub(super) fn time_at(&self, node: usize) -> i64 {
+    pub(crate) fn time_at(&self, node: usize) -> i64 {
         self.now_ms + self.nodes[node].clock_skew_ms
     }
 
-    pub(super) fn learn(&mut self, node: usize) {
+    pub(crate) fn learn(&mut self, node: usize) {
         let now_ms = self.time_at(node);
         self.nodes[node].learn(&self.roster, now_ms, &mut self.rng);
     }
@@ -249,7 +281,7 @@ impl World {
         }
     }
 
-    pub(super) fn keys_at(&self, node: usize) -> Vec<KeyId> {
+    pub(crate) fn keys_at(&self, node: usize) -> Vec<KeyId> {
         let all = self.made.iter().map(|made| made.key_id);
         all.filter(|key_id| self.nodes[node].holds(*key_id)).collect()
     }
@@ -266,24 +298,10 @@ impl World {
                 Selection::from_unsorted_ids(ids).expect("a few keys")
             }
         };
-        let certificate = self.nodes[target]
-            .lockbox
-            .wrapping_certificate()
-            .expect("it has joined");
         let statement = Authorization {
             authorization_id: AuthorizationId::from_random(self.rng.bytes()),
-            cluster_id: self.roster.cluster_id(),
-            request_id: format!("request-{}", self.issued.len()),
-            requester: "simulation".to_owned(),
-            source: self.nodes[source].identity,
-            target: self.nodes[target].identity,
-            target_wrapping_certificate: certificate.envelope().clone(),
-            operation: if moves { Operation::Move } else { Operation::Copy },
             selection,
-            not_before_ms: self.now_ms,
-            expires_at_ms: self.now_ms + 300_000,
-            roster_head: self.roster.head(),
-            reason: String::new(),
+            ..self.statement(source, target, moves)
         };
         let signed = Verified::sign(statement.clone(), &self.broker);
         self.issued.push(Issued {
@@ -295,6 +313,26 @@ impl World {
         });
     }
 
+    /// What a broker would sign now, without its own id and without keys.
+    fn statement(&self, source: usize, target: usize, moves: bool) -> Authorization {
+        let certificate = self.nodes[target].lockbox.wrapping_certificate();
+        Authorization {
+            authorization_id: AuthorizationId::from_random([0; 16]),
+            cluster_id: self.roster.cluster_id(),
+            request_id: format!("request-{}", self.issued.len()),
+            requester: "simulation".to_owned(),
+            source: self.nodes[source].identity,
+            target: self.nodes[target].identity,
+            target_wrapping_certificate: certificate.expect("it has joined").envelope().clone(),
+            operation: if moves { Operation::Move } else { Operation::Copy },
+            selection: Selection::All,
+            not_before_ms: self.now_ms,
+            expires_at_ms: self.now_ms + LIFETIME_MS,
+            roster_head: self.roster.head(),
+            reason: String::new(),
+        }
+    }
+
     fn offer(&mut self, authorization: usize, node: usize) {
         let now_ms = self.time_at(node);
         let issued = &self.issued[authorization];
@@ -302,7 +340,7 @@ impl World {
             .lockbox
             .accept_transfer(&issued.bytes, "source:7401", now_ms, &mut self.rng);
         match accepted {
-            Ok(_) if node != issued.target => self.breach("an authorization was taken by another target"),
+            Ok(_) if node != issued.target => self.breach("one-target", "an authorization was taken by another target"),
             Ok(step) => self.nodes[node].submit(step, None, |_| Outcome::Nothing),
             Err(_) => {}
         }
@@ -319,6 +357,7 @@ impl World {
                     authorization,
                     source_end: SourceEnd::Present(AwaitPresent::new(self.nodes[target].key())),
                     target_end: TargetEnd::Offer(state),
+                    taken: [0; 2],
                     to_source: VecDeque::from([ToSource::Present(present)]),
                     to_target: VecDeque::new(),
                 };
@@ -352,6 +391,8 @@ impl World {
             return true;
         };
         let node = self.issued[session.authorization].source;
+        let presents = matches!(message, ToSource::Present(_));
+        self.note(session, 1, node, digest::of_message(&message));
         let now_ms = self.time_at(node);
         let lockbox = &mut self.nodes[node].lockbox;
         let rng = &mut self.rng;
@@ -374,8 +415,10 @@ impl World {
                 return true;
             }
         };
-        if let Err(error) = outcome {
-            close(session, error.is_final());
+        match outcome {
+            Ok(()) if presents => self.check_stranger(session.authorization, "a session was opened for"),
+            Ok(()) => {}
+            Err(error) => close(session, error.is_final()),
         }
         true
     }
@@ -389,6 +432,7 @@ impl World {
         };
         let authorization = session.authorization;
         let node = self.issued[authorization].target;
+        self.note(session, 0, node, digest::of_answer(&message));
         let now_ms = self.time_at(node);
         let lockbox = &mut self.nodes[node].lockbox;
         let rng = &mut self.rng;
@@ -480,6 +524,23 @@ impl World {
         }
     }
 
+    /// A receipt of the same target arrives that is for something else.
+    fn replay(&mut self, number: u64, pick: usize) {
+        let Some(session) = self.sessions.get_mut(&number) else {
+            return;
+        };
+        let target = self.issued[session.authorization].target;
+        let given: Vec<&Vec<u8>> = self
+            .receipts
+            .iter()
+            .filter(|(by, _)| *by == target)
+            .map(|(_, receipt)| receipt)
+            .collect();
+        if let Some(receipt) = given.get(pick % given.len().max(1)) {
+            session.to_source.push_front(ToSource::Receipt((*receipt).clone()));
+        }
+    }
+
     fn reorder(&mut self, number: u64, to_source: bool) {
         if let Some(session) = self.sessions.get_mut(&number) {
             if to_source && session.to_source.len() > 1 {
@@ -503,6 +564,7 @@ impl World {
         let Some(mut session) = self.sessions.remove(&number) else {
             return;
         };
+        self.check_promise(session.authorization, &outcome);
         match outcome {
             Outcome::Nothing => {}
             Outcome::Offered(offer, next) => {
@@ -518,6 +580,8 @@ impl World {
                 session.target_end = TargetEnd::Chunk(next);
             }
             Outcome::Stored(receipt, next) => {
+                let target = self.issued[session.authorization].target;
+                self.receipts.push((target, receipt.clone()));
                 session.to_source.push_back(ToSource::Receipt(receipt));
                 session.target_end = TargetEnd::Chunk(next);
             }
@@ -539,10 +603,13 @@ impl World {
     }
 
     fn send_window(&mut self, session: &mut Session, mut state: AwaitReceipt) {
-        let lockbox = &self.nodes[self.issued[session.authorization].source].lockbox;
+        let node = self.issued[session.authorization].source;
         loop {
-            match state.next_chunk(lockbox) {
-                Ok(Some(chunk)) => session.to_target.push_back(ToTarget::Chunk(chunk)),
+            match state.next_chunk(&self.nodes[node].lockbox) {
+                Ok(Some(chunk)) => {
+                    self.check_chunk(session.authorization, chunk.chunk);
+                    session.to_target.push_back(ToTarget::Chunk(chunk));
+                }
                 Ok(None) if state.awaits_receipts() => {
                     session.source_end = SourceEnd::Receipt(state);
                     return;
@@ -562,7 +629,13 @@ impl World {
             issued.source != node && issued.target != node
         });
         self.nodes[node].crash(&mut self.rng);
-        self.nodes[node].lockbox.limit_chunks(2);
+        self.limit_chunks();
+    }
+
+    fn limit_chunks(&mut self) {
+        for node in &mut self.nodes {
+            node.lockbox.limit_chunks(self.chunk_keys);
+        }
     }
 
     fn revoke(&mut self, authorization: usize) {
@@ -586,32 +659,157 @@ impl World {
     }
 
     fn retire(&mut self, node: usize) {
-        if !std::mem::replace(&mut self.retired[node], true) {
+        if self.retired[node].is_none() {
             let lockbox_id = self.nodes[node].identity.lockbox_id;
             let reason = String::new();
             self.change(Change::RetireLockbox { lockbox_id, reason });
+            self.retired[node] = Some(self.roster.head().index);
         }
     }
 
-    /// A thief presents what may be another's authorization: no session may come of it.
-    fn steal(&mut self, authorization: usize, source: usize, thief: usize) {
+    /// A thief presents what may be another's authorization, or a retired target its own: no session may come of it.
+    pub(crate) fn steal(&mut self, authorization: usize, source: usize, thief: usize) {
         let issued = &self.issued[authorization];
-        if thief == issued.target && source == issued.source {
+        let is_meant = thief == issued.target && source == issued.source;
+        if is_meant && !self.knows_retired(source, thief) {
             return;
         }
-        let present = Present {
-            authorization: issued.bytes.clone(),
-            roster_head: self.roster.head(),
-        };
-        let (peer, now_ms) = (self.nodes[thief].key(), self.time_at(source));
-        let stolen = AwaitPresent::new(peer).present(&mut self.nodes[source].lockbox, &present, now_ms, &mut self.rng);
-        if stolen.is_ok() {
-            self.breach("a session was opened for another target");
+        let (bytes, peer) = (issued.bytes.clone(), self.nodes[thief].key());
+        if self.is_served(source, bytes, peer) {
+            let (invariant, whom) = if is_meant {
+                ("nothing-for-strangers", "a target that is retired")
+            } else {
+                ("one-target", "another target")
+            };
+            self.breach(invariant, &format!("a session was opened for {whom}"));
         }
     }
 
-    fn breach(&mut self, what: &str) {
-        self.breach.get_or_insert_with(|| what.to_owned());
+    /// A stolen broker authorizes a machine that no admin admitted, and the machine presents that.
+    pub(crate) fn intrude(&mut self, source: usize, moves: bool) {
+        let party = self.outsider.party();
+        let statement = Authorization {
+            authorization_id: self.outsider.authorization_id,
+            target: party,
+            target_wrapping_certificate: self.outsider.certificate(self.roster.cluster_id()),
+            selection: Selection::All,
+            ..self.statement(source, source, moves)
+        };
+        let bytes = Verified::sign(statement, &self.broker).envelope().to_bytes();
+        if self.is_served(source, bytes, party.identity_key) {
+            self.breach(
+                "nothing-for-strangers",
+                "a session was opened for a machine that was never admitted",
+            );
+        }
+    }
+
+    fn is_served(&mut self, source: usize, authorization: Vec<u8>, peer: PublicKey) -> bool {
+        let present = Present {
+            authorization,
+            roster_head: self.roster.head(),
+        };
+        let now_ms = self.time_at(source);
+        let lockbox = &mut self.nodes[source].lockbox;
+        let served = AwaitPresent::new(peer).present(lockbox, &present, now_ms, &mut self.rng);
+        served.is_ok()
+    }
+
+    fn knows_retired(&self, node: usize, other: usize) -> bool {
+        let known = self.nodes[node].roster_index();
+        self.retired[other].is_some_and(|retired| retired <= known)
+    }
+
+    /// Nothing is done for a target that its source knows to be retired.
+    fn check_stranger(&mut self, authorization: usize, what: &str) {
+        let issued = &self.issued[authorization];
+        let (source, target) = (issued.source, issued.target);
+        if self.knows_retired(source, target) {
+            self.breach(
+                "nothing-for-strangers",
+                &format!("{what} node {target}, which node {source} knows to be retired"),
+            );
+        }
+    }
+
+    /// What is said of a step must be durable by then.
+    fn check_promise(&mut self, authorization: usize, outcome: &Outcome) {
+        let issued = &self.issued[authorization];
+        match outcome {
+            Outcome::Offered(..) => {
+                let row = Row::Outgoing(issued.statement.authorization_id);
+                if self.nodes[issued.source].durable_row(row).is_none() {
+                    self.breach(
+                        "spent-before-it-is-answered",
+                        "an offer went out, and the ledger does not have its authorization",
+                    );
+                }
+            }
+            Outcome::Stored(receipt, _) => {
+                let receipt: Receipt = UnverifiedEnvelope::from_bytes(receipt)
+                    .and_then(|envelope| envelope.unverified_statement())
+                    .expect("the target has signed it");
+                let target = &self.nodes[issued.target];
+                let missing = receipt.key_ids.iter().find(|key_id| !target.holds_durably(**key_id));
+                if let Some(key_id) = missing.copied() {
+                    self.breach(
+                        "stored-before-it-is-received",
+                        &format!("a receipt for key {key_id} went out, and its target does not have it durably"),
+                    );
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// A chunk leaves only when the ledger says that it may have left.
+    fn check_chunk(&mut self, authorization: usize, chunk: u32) {
+        self.check_stranger(authorization, "a chunk was sent to");
+        let issued = &self.issued[authorization];
+        let row = Row::Outgoing(issued.statement.authorization_id);
+        let record = self.nodes[issued.source].durable_row(row);
+        let noted = record.is_some_and(|bytes| {
+            let record = OutgoingRecord::decode(&bytes[..]).expect("the source has written it");
+            chunk < record.next_unsent_chunk
+        });
+        if !noted {
+            self.breach(
+                "spent-before-it-is-answered",
+                &format!("chunk {chunk} was sent, and the ledger does not know of it"),
+            );
+        }
+    }
+
+    fn note(&self, session: &mut Session, end: usize, node: usize, message: Digest) {
+        if self.takes_note {
+            let id = self.issued[session.authorization].statement.authorization_id;
+            let ledger = digest::of_ledger(&self.nodes[node], id);
+            session.taken[end] = digest::of(&(session.taken[end], message, ledger));
+        }
+    }
+
+    fn breach(&mut self, invariant: &'static str, evidence: &str) {
+        self.breach.get_or_insert_with(|| Violation {
+            invariant,
+            evidence: evidence.to_owned(),
+        });
+    }
+}
+
+impl Session {
+    /// How many messages are on their way, to the target and to the source.
+    pub(crate) fn queued(&self) -> [usize; 2] {
+        [self.to_target.len(), self.to_source.len()]
+    }
+
+    /// The same, for ends that would take one now.
+    pub(crate) fn waiting(&self) -> [usize; 2] {
+        let takes = [
+            !matches!(self.target_end, TargetEnd::Busy),
+            !matches!(self.source_end, SourceEnd::Busy),
+        ];
+        let queued = self.queued();
+        [0, 1].map(|end| if takes[end] { queued[end] } else { 0 })
     }
 }
 

@@ -4,16 +4,20 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use lockbox_authz::authorization::Party;
 use lockbox_authz::roster::{self, Roster};
-use lockbox_authz::{ErasureClass, KeyId, LockboxId, PublicKey, UnverifiedEnvelope};
+use lockbox_authz::{AuthorizationId, ErasureClass, KeyId, LockboxId, PublicKey, UnverifiedEnvelope};
 use lockbox_core::lockbox::{Lockbox, Membership};
+use lockbox_core::rows::Row;
 use lockbox_core::secrets::RootKey;
 use lockbox_core::slots::Header;
 use lockbox_core::step::{Locked, Step};
+use lockbox_core::wire::{IncomingRecord, OutgoingRecord, TransferState};
 use lockbox_store::{Durable, EffaceableRoot, MemoryStore, Store};
+use prost::Message;
 use rand_core::CryptoRng;
 
-use super::rng::SeededRng;
-use super::world::Outcome;
+use crate::book::Book;
+use crate::rng::SeededRng;
+use crate::world::Outcome;
 
 /// What a small file that is overwritten in place would hold.
 #[derive(Clone, Default)]
@@ -36,25 +40,28 @@ struct Waiting {
     unlock: Unlock,
 }
 
-pub(super) struct Node {
-    pub(super) lockbox: Lockbox,
-    pub(super) clock_skew_ms: i64,
-    pub(super) identity: Party,
+pub(crate) struct Node {
+    pub(crate) lockbox: Lockbox,
+    pub(crate) clock_skew_ms: i64,
+    pub(crate) identity: Party,
     name: String,
     store: MemoryStore,
     root: Root,
     header: Header,
     root_key: RootKey,
+    book: Book,
     waiting: Vec<Waiting>,
     proofs: Arc<Mutex<Vec<Durable>>>,
 }
 
 impl Node {
-    pub(super) fn new(name: String, rng: &mut SeededRng) -> Self {
+    pub(crate) fn new(name: String, rng: &mut SeededRng) -> Self {
         let root = Root::default();
         let store = MemoryStore::new().with_root(Box::new(root.clone()));
         let header = Header::new(LockboxId::from_random(rng.bytes()), rng);
-        let root_key = RootKey::random(rng);
+        let root_bytes = rng.bytes();
+        let root_key = RootKey::init_with(|key| *key = root_bytes);
+        let book = Book::new(header.store_id(), &root_bytes);
         Lockbox::format(Arc::new(store.clone()), &header, &root_key, &name, rng).expect("memory does not fail");
         store.hold();
         let lockbox = open(&store, &root, &header, &root_key, rng);
@@ -71,12 +78,13 @@ impl Node {
             root,
             header,
             root_key,
+            book,
             waiting: Vec::new(),
             proofs: Arc::default(),
         }
     }
 
-    pub(super) fn member(&self, labels: &str) -> roster::Lockbox {
+    pub(crate) fn member(&self, labels: &str) -> roster::Lockbox {
         roster::Lockbox {
             lockbox_id: self.identity.lockbox_id,
             name: self.name.clone(),
@@ -85,12 +93,12 @@ impl Node {
         }
     }
 
-    pub(super) fn key(&self) -> PublicKey {
+    pub(crate) fn key(&self) -> PublicKey {
         self.identity.identity_key
     }
 
     /// Submits a step. Its outcome comes when its batches are durable.
-    pub(super) fn submit<M: Send + 'static>(
+    pub(crate) fn submit<M: Send + 'static>(
         &mut self,
         step: Step<M>,
         session: Option<u64>,
@@ -118,7 +126,7 @@ impl Node {
     }
 
     /// Makes the oldest batch durable, and gives what that allows: the session that waited, and the outcome.
-    pub(super) fn sync(&mut self) -> Vec<(Option<u64>, Outcome)> {
+    pub(crate) fn sync(&mut self) -> Vec<(Option<u64>, Outcome)> {
         self.store.sync_next().expect("memory does not fail");
         let proofs = std::mem::take(&mut *self.proofs.lock().unwrap_or_else(PoisonError::into_inner));
         let mut outcomes = Vec::new();
@@ -133,12 +141,12 @@ impl Node {
         outcomes
     }
 
-    pub(super) fn unsynced(&self) -> usize {
+    pub(crate) fn unsynced(&self) -> usize {
         self.store.waiting()
     }
 
     /// Power fails and comes back.
-    pub(super) fn crash(&mut self, rng: &mut SeededRng) {
+    pub(crate) fn crash(&mut self, rng: &mut SeededRng) {
         self.store.crash();
         self.waiting.clear();
         self.proofs.lock().unwrap_or_else(PoisonError::into_inner).clear();
@@ -146,7 +154,7 @@ impl Node {
     }
 
     /// Whether the key is here for readers.
-    pub(super) fn holds(&self, key_id: KeyId) -> bool {
+    pub(crate) fn holds(&self, key_id: KeyId) -> bool {
         self.store
             .get(&place_of(key_id))
             .expect("memory does not fail")
@@ -154,11 +162,59 @@ impl Node {
     }
 
     /// Whether the key would be here after a power cut.
-    pub(super) fn holds_durably(&self, key_id: KeyId) -> bool {
+    pub(crate) fn holds_durably(&self, key_id: KeyId) -> bool {
         self.store.is_durable(&place_of(key_id))
     }
 
-    pub(super) fn join(&mut self, roster: &Roster, rng: &mut SeededRng) {
+    /// A row of the book, as a power cut would leave it.
+    pub(crate) fn durable_row(&self, row: Row) -> Option<Vec<u8>> {
+        let key = row.key();
+        self.store.durable(&key).map(|sealed| self.book.open(&key, &sealed))
+    }
+
+    /// A row of the book, as readers see it.
+    pub(crate) fn row(&self, row: Row) -> Option<Vec<u8>> {
+        let key = row.key();
+        let sealed = self.store.get(&key).expect("memory does not fail");
+        sealed.map(|sealed| self.book.open(&key, &sealed))
+    }
+
+    /// How a transfer stands with this source, for readers. Quicker than its status, which checks the authorization again.
+    pub(crate) fn outgoing_state(&self, id: AuthorizationId) -> Option<TransferState> {
+        let record = self.row(Row::Outgoing(id))?;
+        let record = OutgoingRecord::decode(&record[..]).expect("the lockbox has written it");
+        Some(record.state())
+    }
+
+    /// How a transfer stands with this target, for readers.
+    pub(crate) fn incoming_state(&self, id: AuthorizationId) -> Option<TransferState> {
+        let record = self.row(Row::Incoming(id))?;
+        let record = IncomingRecord::decode(&record[..]).expect("the lockbox has written it");
+        Some(record.state())
+    }
+
+    /// Every row that a power cut would leave if so many of the unsynced batches became durable before it: its kind and name,
+    /// and its record if it is one of the book.
+    pub(crate) fn rows_after(&self, batches: usize) -> Vec<(Vec<u8>, Option<Vec<u8>>)> {
+        let rows = self.store.durable_after(batches).into_iter();
+        rows.map(|(key, sealed)| {
+            let record = Book::has(&key).then(|| self.book.open(&key, &sealed));
+            (key, record)
+        })
+        .collect()
+    }
+
+    /// The sessions that wait for the unsynced batches, in the order of these.
+    pub(crate) fn waiting_sessions(&self) -> impl Iterator<Item = Option<u64>> {
+        self.waiting.iter().map(|waiting| waiting.session)
+    }
+
+    /// The index of the last roster entry that it knows.
+    pub(crate) fn roster_index(&self) -> u64 {
+        self.lockbox.roster().map_or(0, |roster| roster.head().index)
+    }
+
+    pub(crate) fn join(&mut self, roster: &Roster, rng: &mut SeededRng) {
         let membership = Membership {
             cluster_id: roster.cluster_id(),
             brokers: Vec::new(),
@@ -169,7 +225,7 @@ impl Node {
     }
 
     /// Learns the roster, and acts by what it retires.
-    pub(super) fn learn(&mut self, roster: &Roster, now_ms: i64, rng: &mut SeededRng) {
+    pub(crate) fn learn(&mut self, roster: &Roster, now_ms: i64, rng: &mut SeededRng) {
         let entries: Vec<UnverifiedEnvelope> = roster.entries_from(0, usize::MAX).cloned().collect();
         let step = self.lockbox.apply_roster(&entries, now_ms, rng).expect("undamaged");
         self.submit(step, None, |applied| {

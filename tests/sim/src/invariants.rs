@@ -6,8 +6,9 @@ use lockbox_authz::authorization::{Operation, Selection};
 use lockbox_authz::{AuthorizationId, KeyId};
 use lockbox_core::wire::TransferState;
 
-use super::event::Event;
-use super::world::World;
+use crate::digest::{self, Digest};
+use crate::event::Event;
+use crate::world::World;
 
 /// A named invariant that does not hold, and what shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,7 +19,7 @@ pub struct Violation {
 
 /// What was seen so far.
 #[derive(Default)]
-pub(super) struct Observer {
+pub(crate) struct Observer {
     /// Where each key was after the last event, for readers and after a power cut.
     here: HashMap<(usize, KeyId), Presence>,
     /// Where each key was durable at some time.
@@ -33,10 +34,19 @@ struct Presence {
 }
 
 impl Observer {
+    /// What it remembers that the world does not show.
+    pub(crate) fn digest(&self) -> Digest {
+        let mut ever_durable: Vec<_> = self.ever_durable.iter().collect();
+        let mut completed: Vec<_> = self.completed.iter().collect();
+        ever_durable.sort_unstable();
+        completed.sort_unstable();
+        digest::of(&(ever_durable, completed))
+    }
+
     /// Looks at the world after an event.
-    pub(super) fn check(&mut self, world: &World, event: Event) -> Result<(), Violation> {
+    pub(crate) fn check(&mut self, world: &World, event: Event) -> Result<(), Violation> {
         if let Some(breach) = &world.breach {
-            return violation("one-target", breach.clone());
+            return Err(breach.clone());
         }
         for made in &world.made {
             let mut holders_before = 0;
@@ -104,9 +114,7 @@ impl Observer {
             let Selection::Ids(ids) = &issued.statement.selection else {
                 continue;
             };
-            let status = world.nodes[issued.source].lockbox.transfer_status(id);
-            let complete = matches!(status, Ok(Some(status)) if status.state == TransferState::Complete);
-            if !complete {
+            if world.nodes[issued.source].outgoing_state(id) != Some(TransferState::Complete) {
                 continue;
             }
             self.completed.insert(id);

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 macro_rules! events {
     ($($(#[$doc:meta])* $name:ident($($field:ident),*);)*) => {
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub enum Event {
             $($(#[$doc])* $name { $($field: usize),* },)*
         }
@@ -40,6 +40,8 @@ macro_rules! events {
 }
 
 events! {
+    /// From now on, sources plan so many keys into each chunk.
+    Chunks(keys);
     /// A key is made.
     Create(node, pinned);
     /// A key is destroyed, one of those that are here.
@@ -56,6 +58,8 @@ events! {
     Duplicate(session, to_source);
     /// A message is lost, and the stream goes on without it.
     Drop(session, to_source);
+    /// A receipt of long ago, or for something else, arrives.
+    Replay(session, pick);
     /// Two messages change places.
     Reorder(session, to_source);
     /// A connection is cut.
@@ -78,6 +82,8 @@ events! {
     Learn(node);
     /// A lockbox presents an authorization that may be another's, to a lockbox that may not be its source.
     Steal(authorization, source, thief);
+    /// A stolen broker authorizes a machine that no admin admitted, and that machine presents it to a lockbox.
+    Intrude(source, moves);
 }
 
 fn field<'a>(words: &mut impl Iterator<Item = &'a str>, name: &str) -> Result<usize, String> {

@@ -4,13 +4,17 @@
 //! A failure prints a seed and an event file. [`replay`] makes it happen again; files of failures that were mended stand
 //! in `tests/regressions/`.
 
+mod book;
+mod digest;
 mod event;
+pub mod explore;
 mod invariants;
 mod node;
+mod outsider;
 mod rng;
 mod run;
 mod world;
 
 pub use event::Event;
 pub use invariants::Violation;
-pub use run::{Failure, Faults, Summary, replay, run};
+pub use run::{Failure, Faults, Summary, replay, run, run_many};

@@ -1,13 +1,15 @@
 //! Runs: events chosen by weight from a seed, or read from a file; then the faults end, and what was begun must end, too.
 
 use std::fmt::Write as _;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use lockbox_core::wire::TransferState;
 
-use super::event::Event;
-use super::invariants::{Observer, Violation};
-use super::rng::SeededRng;
-use super::world::World;
+use crate::event::Event;
+use crate::invariants::{Observer, Violation};
+use crate::rng::SeededRng;
+use crate::world::World;
 
 /// A run that broke an invariant, with all it takes to see it again.
 #[derive(Clone, Debug)]
@@ -42,6 +44,36 @@ pub enum Faults {
     On,
     /// Nothing is lost, repeated, revoked or cut: every permitted transfer must complete.
     Off,
+}
+
+/// Events of one run among many.
+const EVENTS_IN_A_RUN: usize = 4_000;
+
+/// Runs of successive seeds on every core, with two to four lockboxes, until there were so many events. Of several failures
+/// the one with the lowest seed is given, so that the outcome does not depend on the cores.
+pub fn run_many(events: u64, first_seed: u64, faults: Faults) -> Result<Summary, Box<Failure>> {
+    let seeds = AtomicU64::new(first_seed);
+    let total = Mutex::new(Ok(Summary::default()));
+    let lock = || total.lock().unwrap_or_else(PoisonError::into_inner);
+    let workers = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..workers {
+            scope.spawn(|| {
+                while matches!(&*lock(), Ok(total) if total.events < events) {
+                    let seed = seeds.fetch_add(1, Ordering::Relaxed);
+                    let outcome = run(seed, [2, 3, 4][(seed % 3) as usize], EVENTS_IN_A_RUN, faults);
+                    let mut total = lock();
+                    match (outcome, total.as_mut()) {
+                        (Ok(summary), Ok(total)) => total.add(summary),
+                        (Err(failure), Ok(_)) => *total = Err(failure),
+                        (Err(failure), Err(first)) if failure.seed < first.seed => *total = Err(failure),
+                        (_, Err(_)) => {}
+                    }
+                }
+            });
+        }
+    });
+    total.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// One run of so many events from a seed.
@@ -123,67 +155,135 @@ impl Failure {
 
 /// The next event. What moves things on is much likelier than what breaks them, or nothing would ever be on its way.
 fn choose(world: &World, choice: &mut SeededRng, faults: Faults) -> Event {
+    const QUIET: usize = 890;
     loop {
         let node = choice.below(world.nodes.len());
         let roll = choice.below(1_000);
-        if faults == Faults::Off && roll >= 890 {
-            continue;
-        }
         let event = match roll {
             0..400 => sync_somewhere(world, node),
             400..750 => message(world, choice).map(|(session, to_source)| Event::Deliver { session, to_source }),
-            750..775 => (world.made.len() < 24).then(|| Event::Create {
+            750..770 => (world.made.len() < MOST_KEYS).then(|| Event::Create {
                 node,
                 pinned: usize::from(choice.below(16) == 0),
             }),
-            775..800 => (world.issued.len() < 64).then(|| Event::Authorize {
+            770..800 => wants_work(world).then(|| Event::Authorize {
                 source: node,
                 target: choice.below(world.nodes.len()),
                 moves: choice.below(2),
-                keys: choice.below(6),
+                keys: KEYS[choice.below(KEYS.len())],
                 pick: choice.below(64),
             }),
-            800..840 => authorization(world, choice).map(|authorization| Event::Offer {
-                authorization,
-                node: world.issued[authorization].target,
+            800..840 => some(choice, recent(world).filter(|number| !is_known(world, *number))).map(|authorization| {
+                Event::Offer {
+                    authorization,
+                    node: world.issued[authorization].target,
+                }
             }),
-            840..880 => authorization(world, choice)
-                .filter(|number| world.sessions.values().all(|session| session.authorization != *number))
+            840..880 => some(choice, recent(world).filter(|number| is_idle(world, *number)))
                 .map(|authorization| Event::Dial { authorization }),
-            880..890 => Some(Event::Learn { node }),
-            890..900 => message(world, choice).map(|(session, to_source)| Event::Duplicate { session, to_source }),
-            900..908 => message(world, choice).map(|(session, to_source)| Event::Drop { session, to_source }),
-            908..916 => message(world, choice).map(|(session, to_source)| Event::Reorder { session, to_source }),
-            916..922 => message(world, choice).map(|(session, _)| Event::Cut { session }),
-            922..926 => authorization(world, choice).map(|authorization| Event::Dial { authorization }),
-            926..938 => Some(Event::Crash { node }),
-            938..943 => Some(Event::Clock {
-                node,
-                seconds: 100_000 - 400 + choice.below(800),
-            }),
-            943..946 => Some(Event::Wait {
-                seconds: choice.below(100),
-            }),
-            946..950 => authorization(world, choice).map(|authorization| Event::Revoke { authorization }),
-            950..956 => authorization(world, choice).map(|authorization| Event::Revoked { authorization, node }),
-            956..960 => Some(Event::Destroy {
-                node,
-                pick: choice.below(64),
-            }),
-            960..980 => authorization(world, choice).map(|authorization| Event::Steal {
-                authorization,
-                source: node,
-                thief: choice.below(world.nodes.len()),
-            }),
-            980..999 => authorization(world, choice).map(|authorization| Event::Offer { authorization, node }),
-            // One at most, late, and seldom: with nobody left nothing happens.
-            999 => (world.issued.len() > 24 && !world.retired.contains(&true)).then_some(Event::Retire { node }),
-            _ => None,
+            880..QUIET => {
+                (world.nodes[node].roster_index() < world.roster.head().index).then_some(Event::Learn { node })
+            }
+            _ if faults == Faults::Off => None,
+            _ => disturb(world, choice, node, roll - QUIET),
         };
         if let Some(event) = event {
             return event;
         }
     }
+}
+
+/// What goes wrong, or should not have been tried. `roll` is below 110.
+fn disturb(world: &World, choice: &mut SeededRng, node: usize, roll: usize) -> Option<Event> {
+    match roll {
+        0..10 => message(world, choice).map(|(session, to_source)| Event::Duplicate { session, to_source }),
+        10..18 => message(world, choice).map(|(session, to_source)| Event::Drop { session, to_source }),
+        18..26 => message(world, choice).map(|(session, to_source)| Event::Reorder { session, to_source }),
+        26..32 => message(world, choice).map(|(session, _)| Event::Cut { session }),
+        32..36 => some(choice, recent(world)).map(|authorization| Event::Dial { authorization }),
+        36..48 => Some(Event::Crash { node }),
+        48..53 => {
+            // Most clocks are nearly right; one that is minutes off has everything refused.
+            let most = if choice.below(8) == 0 { 400 } else { 50 };
+            let seconds = 100_000 - most + choice.below(2 * most);
+            Some(Event::Clock { node, seconds })
+        }
+        53..56 => Some(Event::Wait {
+            seconds: choice.below(100),
+        }),
+        56..60 => some(choice, recent(world)).map(|authorization| Event::Revoke { authorization }),
+        60..70 => some(
+            choice,
+            recent(world).filter(|number| world.issued[*number].revocation.is_some()),
+        )
+        .map(|authorization| Event::Revoked { authorization, node }),
+        70..74 => Some(Event::Destroy {
+            node,
+            pick: choice.below(64),
+        }),
+        74..79 => Some(Event::Intrude {
+            source: node,
+            moves: choice.below(2),
+        }),
+        79..94 => some(choice, recent(world)).map(|authorization| Event::Steal {
+            authorization,
+            source: node,
+            thief: choice.below(world.nodes.len()),
+        }),
+        94..100 => some(choice, recent(world)).map(|authorization| Event::Offer { authorization, node }),
+        // One at most, and late: with nobody left nothing happens.
+        100..104 => (world.issued.len() > RETIRED_AFTER && world.retired.iter().all(Option::is_none))
+            .then_some(Event::Retire { node }),
+        104..110 => some(choice, world.sessions.keys().copied()).map(|number| Event::Replay {
+            session: number as usize,
+            pick: choice.below(64),
+        }),
+        _ => None,
+    }
+}
+
+/// Keys of one run. Each event looks at all of them.
+const MOST_KEYS: usize = 24;
+/// Keys of an authorization, 0 for all. More of them would mostly be in each other's way.
+const KEYS: [usize; 10] = [0, 1, 1, 2, 2, 3, 3, 4, 5, 6];
+/// Authorizations of one run.
+const MOST_AUTHORIZATIONS: usize = 128;
+/// Authorizations before a lockbox is retired.
+const RETIRED_AFTER: usize = 60;
+/// Authorizations that are on their way at a time.
+const WANTED_AT_WORK: usize = 4;
+/// How many authorizations back something may still happen.
+const RECENT: usize = 12;
+
+fn recent(world: &World) -> impl Iterator<Item = usize> {
+    let end = world.issued.len();
+    end.saturating_sub(RECENT)..end
+}
+
+fn some<T: Copy>(choice: &mut SeededRng, all: impl Iterator<Item = T>) -> Option<T> {
+    let all: Vec<T> = all.collect();
+    (!all.is_empty()).then(|| all[choice.below(all.len())])
+}
+
+fn state_at_target(world: &World, number: usize) -> Option<TransferState> {
+    let issued = &world.issued[number];
+    world.nodes[issued.target].incoming_state(issued.statement.authorization_id)
+}
+
+/// Whether the target has heard of it.
+fn is_known(world: &World, number: usize) -> bool {
+    state_at_target(world, number).is_some()
+}
+
+/// Whether the target has to begin a session.
+fn is_idle(world: &World, number: usize) -> bool {
+    world.sessions.values().all(|session| session.authorization != number)
+        && state_at_target(world, number) == Some(TransferState::Open)
+}
+
+fn wants_work(world: &World) -> bool {
+    let at_work = |number: &usize| matches!(state_at_target(world, *number), None | Some(TransferState::Open));
+    world.issued.len() < MOST_AUTHORIZATIONS && recent(world).filter(at_work).count() < WANTED_AT_WORK
 }
 
 fn sync_somewhere(world: &World, node: usize) -> Option<Event> {
@@ -208,12 +308,6 @@ fn message(world: &World, choice: &mut SeededRng) -> Option<(usize, usize)> {
     }
     let (session, to_source) = waiting[choice.below(waiting.len())];
     usize::try_from(session).ok().map(|session| (session, to_source))
-}
-
-fn authorization(world: &World, choice: &mut SeededRng) -> Option<usize> {
-    // The newest are the likeliest to have something left to do.
-    let recent = world.issued.len().min(8);
-    (recent > 0).then(|| world.issued.len() - 1 - choice.below(recent))
 }
 
 /// The faults end. Everybody learns everything, and every target comes again until its transfers have ended.
@@ -292,20 +386,19 @@ fn run_dry(
 }
 
 /// Transfers that are open at either end.
-fn open_transfers(world: &World) -> Vec<usize> {
-    let is_open = |node: usize, id| {
-        let status = world.nodes[node].lockbox.transfer_status(id).expect("undamaged");
-        status.is_some_and(|status| status.state == TransferState::Open)
+pub(crate) fn open_transfers(world: &World) -> Vec<usize> {
+    let is_open = |number: &usize| {
+        let issued = &world.issued[*number];
+        let id = issued.statement.authorization_id;
+        let open = Some(TransferState::Open);
+        // A retired lockbox may wait for ever for a peer that no longer speaks to it.
+        let source_remains = world.retired[issued.source].is_none();
+        let target_remains = world.retired[issued.target].is_none();
+        source_remains
+            && (world.nodes[issued.source].outgoing_state(id) == open
+                || target_remains && world.nodes[issued.target].incoming_state(id) == open)
     };
-    (0..world.issued.len())
-        .filter(|number| {
-            let issued = &world.issued[*number];
-            let id = issued.statement.authorization_id;
-            // A retired lockbox may wait for ever for a peer that no longer speaks to it.
-            (is_open(issued.source, id) && !world.retired[issued.source])
-                || (is_open(issued.target, id) && !world.retired[issued.target] && !world.retired[issued.source])
-        })
-        .collect()
+    (0..world.issued.len()).filter(is_open).collect()
 }
 
 /// With faults off, every permitted transfer that its target knows has completed.
@@ -352,10 +445,9 @@ fn check_ends(world: &World, faults: Faults) -> Result<(), Violation> {
 }
 
 fn summary(world: &World, events: u64) -> Summary {
-    let complete = |issued: &&super::world::Issued| {
-        let id = issued.statement.authorization_id;
-        let status = world.nodes[issued.source].lockbox.transfer_status(id);
-        matches!(status, Ok(Some(status)) if status.state == TransferState::Complete)
+    let complete = |issued: &&crate::world::Issued| {
+        let state = world.nodes[issued.source].outgoing_state(issued.statement.authorization_id);
+        state == Some(TransferState::Complete)
     };
     Summary {
         events,

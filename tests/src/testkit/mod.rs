@@ -1,0 +1,47 @@
+//! A cluster of real processes on loopback, told as a story.
+//!
+//! ```no_run
+//! use lockbox_tests::testkit::Cluster;
+//!
+//! let cluster = Cluster::start();
+//! let (a, b) = (cluster.add_lockbox("a"), cluster.add_lockbox("b"));
+//! let key = a.create_key("volume");
+//! cluster.move_keys(&a, &b, &[key]).wait();
+//! assert!(b.holds(key) && !a.holds(key));
+//! ```
+//!
+//! | module | knows |
+//! |---|---|
+//! | [`Cluster`], [`Broker`], [`Lockbox`], [`Transfer`] | the verbs of the story |
+//! | [`proxy`] | the loopback wire: it is in front of every port, records what passes and cuts where it is told to |
+//! | [`attacker`], [`fake_broker`] | machines that follow no rule |
+//! | [`canary`] | a key whose bytes are looked for everywhere |
+//! | `process`, `binaries`, `wait`, `runtime` | processes, and waiting for what they do |
+//!
+//! Every process is killed when its handle is dropped, also by a panic; then the logs of all of them are printed. Nothing
+//! waits for a time to pass: each wait is for something that can be observed, up to [`DEADLINE`].
+
+pub mod attacker;
+mod binaries;
+mod broker;
+pub mod canary;
+mod cluster;
+pub mod fake_broker;
+mod keys;
+mod lockbox;
+pub mod process;
+pub mod proxy;
+mod runtime;
+mod transfer;
+mod wait;
+
+pub use broker::Broker;
+pub use cluster::Cluster;
+pub use keys::NewKey;
+pub use lockbox::Lockbox;
+pub use process::Output;
+pub use runtime::block_on;
+pub use transfer::{Ask, Transfer};
+pub use wait::{DEADLINE, eventually};
+
+pub use lockbox_rpc::api::control::TransferState;

@@ -1,0 +1,26 @@
+//! Waiting for what can be observed.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// After this long, whatever is waited for does not come any more. Generous: the machine may be busy with other things.
+pub const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Between two looks at something that tells nobody when it changes.
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// Looks until there is something to see, and gives that.
+///
+/// # Panics
+///
+/// If the deadline passes first.
+pub fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        if let Some(seen) = look() {
+            return seen;
+        }
+        assert!(Instant::now() < deadline, "after {DEADLINE:?} still not so: {what}");
+        thread::sleep(PAUSE);
+    }
+}

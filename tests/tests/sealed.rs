@@ -1,0 +1,188 @@
+//! Sealed means silent: no identity, no port, and no answer but for status and unseal. And what was open goes on after.
+
+use std::net::TcpStream;
+
+use lockbox_rpc::api::local::{
+    AcceptTransferRequest, ApplyRosterRequest, ClearAlarmRequest, CreateKeyRequest, DestroyKeyRequest, GetKeyRequest,
+    GetRosterRequest, GetTransferRequest, ImportKeyRequest, JoinRequest, ListKeysRequest, ListTransfersRequest,
+    RevealKeyRequest, UnsealRequest, unseal_request,
+};
+use lockbox_tests::testkit::proxy::Direction;
+use lockbox_tests::testkit::{Cluster, Lockbox, TransferState, eventually};
+use tonic::{Code, Status};
+
+/// Whether the broker's command line shows the lockbox as connected.
+fn is_connected(cluster: &Cluster, name: &str) -> bool {
+    let shown = cluster
+        .broker()
+        .command(["lockbox", "show", name, "--output", "json"])
+        .expect_success("lockbox show");
+    shown.json()["connected"].as_bool().expect("it is said")
+}
+
+/// Every call but status and unseal.
+fn everything_else(lockbox: &Lockbox) -> Vec<(&'static str, Result<(), Status>)> {
+    let mut answers = Vec::new();
+    macro_rules! ask {
+        ($call:ident, $request:expr) => {
+            let answer = lockbox.call(async |mut client| client.$call($request).await);
+            answers.push((stringify!($call), answer.map(drop)));
+        };
+    }
+    ask!(join, JoinRequest::default());
+    ask!(apply_roster, ApplyRosterRequest::default());
+    ask!(get_roster, GetRosterRequest::default());
+    ask!(clear_alarm, ClearAlarmRequest::default());
+    ask!(create_key, CreateKeyRequest::default());
+    ask!(import_key, ImportKeyRequest::default());
+    ask!(list_keys, ListKeysRequest::default());
+    ask!(get_key, GetKeyRequest { key_id: vec![1; 16] });
+    ask!(reveal_key, RevealKeyRequest { key_id: vec![1; 16] });
+    ask!(
+        destroy_key,
+        DestroyKeyRequest {
+            key_id: vec![1; 16],
+            force: true
+        }
+    );
+    ask!(list_transfers, ListTransfersRequest::default());
+    ask!(
+        get_transfer,
+        GetTransferRequest {
+            authorization_id: vec![1; 16]
+        }
+    );
+    ask!(accept_transfer, AcceptTransferRequest::default());
+    answers
+}
+
+fn assert_silent(lockbox: &Lockbox, key: lockbox_authz::KeyId) {
+    let status = lockbox.status();
+    assert!(status.sealed && !status.slots.is_empty() && !status.software_version.is_empty());
+    let nothing_else = lockbox_rpc::api::local::GetStatusResponse {
+        sealed: true,
+        slots: status.slots.clone(),
+        software_version: status.software_version.clone(),
+        ..Default::default()
+    };
+    assert_eq!(status, nothing_else, "a sealed lockbox says who it is");
+    for (call, answer) in everything_else(lockbox) {
+        let refused = answer.expect_err(call);
+        assert_eq!(refused.code(), Code::FailedPrecondition, "{call}: {refused}");
+        assert!(refused.message().contains("sealed"), "{call}: {refused}");
+    }
+    assert!(lockbox.try_reveal(key).is_err());
+    assert_eq!(lockbox.peer_port(), None);
+}
+
+#[test]
+fn a_sealed_lockbox_answers_status_and_unseal_and_nothing_else() {
+    let cluster = Cluster::start();
+    let a = cluster.add_lockbox("a");
+    let key = a.create_key("volume");
+    let material = a.reveal(key);
+    let port = a.peer_port().expect("it is open");
+    TcpStream::connect(port).expect("it is open");
+    assert!(is_connected(&cluster, "a"));
+
+    a.seal();
+    assert_silent(&a, key);
+    TcpStream::connect(port).expect_err("the peer port of a sealed lockbox is open");
+    eventually("the broker has lost it", || {
+        (!is_connected(&cluster, "a")).then_some(())
+    });
+
+    // One that was never unsealed since it began is as silent.
+    a.kill();
+    a.start_sealed();
+    assert_silent(&a, key);
+    let wrong = unseal_request::Secret::KeyFile(vec![0; 32]);
+    let request = UnsealRequest { secret: Some(wrong) };
+    let refused = a
+        .call(async |mut client| client.unseal(request.clone()).await)
+        .map(drop);
+    assert_eq!(refused.expect_err("another key file").code(), Code::PermissionDenied);
+    assert_silent(&a, key);
+
+    a.unseal();
+    a.wait_until_connected();
+    assert_eq!(a.reveal(key), material);
+}
+
+#[test]
+fn the_command_line_seals_and_unseals() {
+    let cluster = Cluster::start();
+    let a = cluster.add_lockbox("a");
+    let key = a.create_key("volume");
+    a.command(["seal"]).expect_success("lockbox seal");
+    assert_silent(&a, key);
+    let refused = a.command(["key", "reveal", &key.to_string()]);
+    assert!(!refused.status.success() && refused.stdout.is_empty(), "{refused:?}");
+    assert!(
+        refused.stderr.contains("unseal"),
+        "it says what to do: {}",
+        refused.stderr
+    );
+    let key_file = a.key_file();
+    a.command(["unseal", "--key-file", &key_file.to_string_lossy()])
+        .expect_success("lockbox unseal");
+    assert!(a.holds(key));
+}
+
+/// An open transfer at a sealed end waits for it, and goes on where it was.
+fn seal_in_between(seal: impl Fn(&Lockbox, &Lockbox), unseal: impl Fn(&Lockbox, &Lockbox)) {
+    let cluster = Cluster::start();
+    let (a, b) = (cluster.add_lockbox("a"), cluster.add_lockbox("b"));
+    let key = a.create_key("volume");
+    let material = a.reveal(key);
+    a.proxy().refuse();
+    let transfer = cluster.move_keys(&a, &b, &[key]);
+    transfer.wait_until("the target has it", |transfer| {
+        transfer.state() == TransferState::Accepted
+    });
+    seal(&a, &b);
+    unseal(&a, &b);
+    transfer.wait();
+    assert_eq!(b.reveal(key), material);
+    assert!(!a.holds(key), "two holders after a MOVE");
+}
+
+#[test]
+fn a_target_that_was_sealed_before_it_reached_the_source_resumes() {
+    seal_in_between(
+        |a, b| {
+            b.seal();
+            a.proxy().pass();
+        },
+        |_, b| b.unseal(),
+    );
+}
+
+#[test]
+fn a_source_that_was_sealed_meanwhile_resumes() {
+    seal_in_between(
+        |a, _| {
+            a.seal();
+            a.proxy().pass();
+        },
+        |a, _| a.unseal(),
+    );
+}
+
+/// The connection breaks in the middle of the session; then both are sealed, so that nothing goes on behind the test's back.
+#[test]
+fn both_ends_sealed_in_the_middle_of_a_session_resume() {
+    seal_in_between(
+        |a, b| {
+            // The handshake fits into this, the offer and the chunk do not.
+            a.proxy().cut_once_after(Direction::ToClient, 2_600);
+            a.proxy().wait_for_cut();
+            b.seal();
+            a.seal();
+        },
+        |a, b| {
+            a.unseal();
+            b.unseal();
+        },
+    );
+}
