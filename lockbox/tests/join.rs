@@ -114,5 +114,8 @@ fn a_broker_that_says_aborted_gets_one_entry_of_a_token_and_no_second() {
     signed.dedup();
     assert_eq!(signed.len(), 1);
     // Its own entry lacks the broker's signature, so it does not stand in its roster.
-    assert_eq!(machine.json(&["roster", "show"])["head"]["index"], thief.roster.head().index);
+    assert_eq!(
+        machine.json(&["roster", "show"])["head"]["index"],
+        thief.roster.head().index
+    );
 }
