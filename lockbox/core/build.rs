@@ -46,7 +46,10 @@ fn break_on_purpose() {
         std::env::var("PROFILE").as_deref() == Ok("debug"),
         "{VARIABLE} breaks the protocol: unset it to build a release"
     );
-    assert!(MUTANTS.contains(&mutant.as_str()), "{VARIABLE} names no mutant: {mutant}");
+    assert!(
+        MUTANTS.contains(&mutant.as_str()),
+        "{VARIABLE} names no mutant: {mutant}"
+    );
     println!("cargo:rustc-cfg=lockbox_mutant=\"{mutant}\"");
     println!("cargo:warning=lockbox-core is broken on purpose: {mutant}");
 }

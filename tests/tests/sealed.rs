@@ -63,6 +63,7 @@ fn assert_silent(lockbox: &Lockbox, key: lockbox_authz::KeyId) {
         sealed: true,
         slots: status.slots.clone(),
         software_version: status.software_version.clone(),
+        memory_locked: status.memory_locked,
         ..Default::default()
     };
     assert_eq!(status, nothing_else, "a sealed lockbox says who it is");

@@ -65,7 +65,11 @@ fn damage_every_file(kind: Kind) {
     let closed = stage.written("closed", WRITERS, 80);
     let killed = stage.copy(&closed, "killed");
     let fault = Fault::Kill { at: 60, torn: false };
-    assert!(stage.run_under(&stage.write(&killed, WRITERS, 80), &killed, fault, None).was_killed());
+    assert!(
+        stage
+            .run_under(&stage.write(&killed, WRITERS, 80), &killed, fault, None)
+            .was_killed()
+    );
     let mut outcomes: BTreeMap<(&str, String), usize> = BTreeMap::new();
     for base in [closed, killed] {
         // One judge's opening repairs what a kill left, and the next finds what that wrote.
@@ -84,10 +88,16 @@ fn damage_every_file(kind: Kind) {
                         same if *same == whole => "whole and right",
                         Verdict::Refused(why) if why.contains(text(&folder)) => "an error that names the place",
                         // A read that fails names the promise; the store is poisoned.
-                        Verdict::Refused(why) if why.contains("that a read returns what was written") => "a read that fails",
+                        Verdict::Refused(why) if why.contains("that a read returns what was written") => {
+                            "a read that fails"
+                        }
                         Verdict::Broken(_) => "records that their seal gives away",
                         Verdict::State { .. } | Verdict::Wrong(_) => "older or incomplete: for the anchor to find",
-                        bad => panic!("{kind:?}, {damage:?} in {}: {bad:?}; {}", path.display(), stage.keep(&folder)),
+                        bad => panic!(
+                            "{kind:?}, {damage:?} in {}: {bad:?}; {}",
+                            path.display(),
+                            stage.keep(&folder)
+                        ),
                     };
                     *outcomes.entry((outcome, format!("{damage:?}"))).or_default() += 1;
                 }
@@ -99,7 +109,10 @@ fn damage_every_file(kind: Kind) {
     for ((outcome, damage), count) in &outcomes {
         println!("  {count:4} {damage:6} {outcome}");
     }
-    assert!(outcomes.keys().any(|(outcome, _)| outcome.starts_with("an error")), "no damage was noticed");
+    assert!(
+        outcomes.keys().any(|(outcome, _)| outcome.starts_with("an error")),
+        "no damage was noticed"
+    );
 }
 
 #[test]

@@ -44,7 +44,9 @@ impl Disk {
         let place = tempfile::tempdir().expect("a temporary folder");
         let (image, mount) = (place.path().join("image"), place.path().join("mount"));
         fs::create_dir(&mount).expect("makes a folder");
-        File::create(&image).and_then(|file| file.set_len(bytes)).expect("makes a file");
+        File::create(&image)
+            .and_then(|file| file.set_len(bytes))
+            .expect("makes a file");
         let made = run(Command::new("mkfs.ext4").args(["-q", "-F", "-m", "0"]).arg(&image));
         let mounted = made && run(Command::new("mount").args(["-o", "loop"]).args([&image, &mount]));
         // From here on it is unmounted when dropped.
@@ -72,7 +74,9 @@ impl Disk {
 
     fn empty(&self) {
         fs::remove_file(self.hog()).expect("removes");
-        File::open(self.path()).and_then(|folder| folder.sync_all()).expect("syncs");
+        File::open(self.path())
+            .and_then(|folder| folder.sync_all())
+            .expect("syncs");
     }
 
     fn hog(&self) -> PathBuf {
@@ -97,7 +101,10 @@ fn open(kind: Kind, dir: &Path) -> Box<dyn Store> {
 fn insert(store: &dyn Store, number: u32) -> Result<(), StoreFailure> {
     let mut batch = Batch::new();
     for record in 0..20_u32 {
-        batch.put([number, record].map(u32::to_be_bytes).concat(), vec![number as u8; 1_000]);
+        batch.put(
+            [number, record].map(u32::to_be_bytes).concat(),
+            vec![number as u8; 1_000],
+        );
     }
     store.commit(batch).map(drop)
 }
@@ -119,8 +126,13 @@ fn holds(store: &dyn Store, number: u32) -> bool {
 }
 
 fn fill_the_disk(kind: Kind) {
-    let Some(disk) = Disk::mount(64 * MIB) else { return limit_the_files(kind) };
+    let Some(disk) = Disk::mount(64 * MIB) else {
+        return limit_the_files(kind);
+    };
     kind.create(&disk.store(), &OPTIONS).expect("creates");
+    // What somebody will make room with in the end.
+    let spare = disk.path().join("spare");
+    fs::write(&spare, vec![0xA5; 16 * MIB as usize]).expect("there is room");
     let store = open(kind, &disk.store());
     // The store's own doing: it stops while there is room for destroys.
     let refused = (1..).find_map(|number| Some(number).zip(insert(store.as_ref(), number).err()));
@@ -134,7 +146,10 @@ fn fill_the_disk(kind: Kind) {
     disk.fill();
     destroy(store.as_ref(), 2).expect("destroys on a full disk");
     assert_eq!(store.health(), Health::NearlyFull);
-    assert_eq!(insert(store.as_ref(), 9_999).expect_err("refused"), StoreFailure::NearlyFull);
+    assert_eq!(
+        insert(store.as_ref(), 9_999).expect_err("refused"),
+        StoreFailure::NearlyFull
+    );
     assert!((3..inserted).all(|number| holds(store.as_ref(), number)));
     assert!(!holds(store.as_ref(), 1) && !holds(store.as_ref(), 2));
     drop(store);
@@ -144,12 +159,19 @@ fn fill_the_disk(kind: Kind) {
     let store = open(kind, &disk.store());
     assert!((3..inserted).all(|number| holds(store.as_ref(), number)));
     destroy(store.as_ref(), 3).expect("destroys on a full disk");
-    assert_eq!(insert(store.as_ref(), 9_999).expect_err("refused"), StoreFailure::NearlyFull);
+    assert_eq!(
+        insert(store.as_ref(), 9_999).expect_err("refused"),
+        StoreFailure::NearlyFull
+    );
 
     disk.empty();
+    fs::remove_file(&spare).expect("removes");
     insert(store.as_ref(), 10_000).expect("there is room again");
     assert_eq!(store.health(), Health::Ready);
-    assert!(disk.store().join("BALLAST").exists(), "it has no ballast for the next time");
+    assert!(
+        disk.store().join("BALLAST").exists(),
+        "it has no ballast for the next time"
+    );
     drop(store);
     let store = open(kind, &disk.store());
     assert!(holds(store.as_ref(), 10_000) && (4..inserted).all(|number| holds(store.as_ref(), number)));
@@ -158,7 +180,9 @@ fn fill_the_disk(kind: Kind) {
 
 /// A store that was killed has to repair itself when it opens, which writes. Its ballast is what it does that in.
 fn open_after_a_kill_on_a_full_disk(kind: Kind) {
-    let Some(disk) = Disk::mount(64 * MIB) else { return limit_the_files(kind) };
+    let Some(disk) = Disk::mount(64 * MIB) else {
+        return limit_the_files(kind);
+    };
     let dir = disk.path().join("run");
     fs::create_dir(&dir).expect("makes a folder");
     let said = |arguments: &[&str]| {
@@ -168,7 +192,10 @@ fn open_after_a_kill_on_a_full_disk(kind: Kind) {
     };
     let path = dir.to_str().expect("text");
     said(&["create", kind.name(), path]);
-    let mut writer = Command::new(VICTIM).args(["write", kind.name(), path, "1", "0"]).spawn().expect("starts");
+    let mut writer = Command::new(VICTIM)
+        .args(["write", kind.name(), path, "1", "0"])
+        .spawn()
+        .expect("starts");
     let acknowledged = || fs::read_to_string(dir.join("acks")).unwrap_or_default().lines().count();
     while acknowledged() < 200 {
         std::thread::yield_now();
@@ -177,15 +204,22 @@ fn open_after_a_kill_on_a_full_disk(kind: Kind) {
     writer.wait().expect("waits");
     let acknowledged = acknowledged();
     // The writer kept no ballast; this is what a daemon would have had.
-    let mut ballast = File::create(dir.join("store/BALLAST")).expect("creates");
-    ballast.write_all(&vec![0xA5; OPTIONS.ballast_bytes as usize]).expect("there is room");
-    ballast.sync_all().expect("syncs");
+    fs::write(dir.join("store/BALLAST"), vec![0xA5; OPTIONS.ballast_bytes as usize]).expect("there is room");
+    File::open(dir.join("store/BALLAST"))
+        .and_then(|file| file.sync_all())
+        .expect("syncs");
     disk.fill();
     let store = open(kind, &dir.join("store"));
-    assert_eq!(insert(store.as_ref(), 9_999).expect_err("refused"), StoreFailure::NearlyFull);
+    assert_eq!(
+        insert(store.as_ref(), 9_999).expect_err("refused"),
+        StoreFailure::NearlyFull
+    );
     let pairs = store.scan(b"", None, usize::MAX).expect("reads");
     let found = lockbox_tests::storefaults::workload::judge(&pairs, 1).expect("whole batches");
-    assert!(found[0] as usize >= acknowledged, "{acknowledged} acknowledged, {found:?} there");
+    assert!(
+        found[0] as usize >= acknowledged,
+        "{acknowledged} acknowledged, {found:?} there"
+    );
     destroy(store.as_ref(), 3).expect("destroys on a full disk");
 }
 
@@ -194,7 +228,10 @@ fn limit_the_files(kind: Kind) {
     eprintln!("no file system can be mounted here: files are limited instead");
     let place = tempfile::tempdir().expect("a temporary folder");
     let path = place.path().to_str().expect("text");
-    let create = Command::new(VICTIM).args(["create", kind.name(), path]).status().expect("runs");
+    let create = Command::new(VICTIM)
+        .args(["create", kind.name(), path])
+        .status()
+        .expect("runs");
     assert!(create.success());
     let limited = Command::new("sh")
         .args(["-c", "trap '' XFSZ; ulimit -f 8192; exec \"$0\" \"$@\""])
@@ -202,13 +239,22 @@ fn limit_the_files(kind: Kind) {
         .output()
         .expect("runs");
     let said = String::from_utf8_lossy(&limited.stdout);
-    assert_eq!(limited.status.code(), Some(lockbox_tests::storefaults::victim::FAILED), "{said}");
+    assert_eq!(
+        limited.status.code(),
+        Some(lockbox_tests::storefaults::victim::FAILED),
+        "{said}"
+    );
     assert!(said.contains("going on would break the promise"), "{said}");
     let acks = lockbox_tests::storefaults::child::acknowledged(place.path(), 40);
-    let store = kind.open(&place.path().join("store"), None, &OPTIONS).expect("opens when there is room");
+    let store = kind
+        .open(&place.path().join("store"), None, &OPTIONS)
+        .expect("opens when there is room");
     let pairs = store.scan(b"", None, usize::MAX).expect("reads");
     let found = lockbox_tests::storefaults::workload::judge(&pairs, 40).expect("whole batches");
-    assert!(found.iter().zip(&acks).all(|(found, acked)| found >= acked), "{acks:?} acknowledged, {found:?} there");
+    assert!(
+        found.iter().zip(&acks).all(|(found, acked)| found >= acked),
+        "{acks:?} acknowledged, {found:?} there"
+    );
 }
 
 #[test]

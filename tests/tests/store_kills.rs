@@ -19,13 +19,24 @@ const SEED: u64 = 1;
 fn assert_kept(stage: &Stage, folder: &Path, before: &[u64], acks: &[u64], case: &str) -> Vec<u64> {
     let verdict = stage.judge(folder, acks.len());
     let Verdict::State { root, found } = &verdict else {
-        panic!("{case}: {acks:?} acknowledged, then {verdict:?}; {}", stage.keep(folder));
+        panic!(
+            "{case}: {acks:?} acknowledged, then {verdict:?}; {}",
+            stage.keep(folder)
+        );
     };
     let kept = found.iter().zip(acks).all(|(found, acked)| found >= acked);
     // The image of a batch that was never answered may be missing, and is not written by the next process.
-    let oldest = if image_before(acks[0]) > before[0] { image_before(acks[0]) } else { 0 };
+    let oldest = if image_before(acks[0]) > before[0] {
+        image_before(acks[0])
+    } else {
+        0
+    };
     let in_order = (oldest..=image_before(found[0])).contains(root);
-    assert!(kept && in_order, "{case}: {acks:?} acknowledged, then {verdict:?}; {}", stage.keep(folder));
+    assert!(
+        kept && in_order,
+        "{case}: {acks:?} acknowledged, then {verdict:?}; {}",
+        stage.keep(folder)
+    );
     found.clone()
 }
 
@@ -54,7 +65,10 @@ fn kill_at_random_times(kind: Kind) {
         thread::sleep(Duration::from_micros(random.below(longest) as u64));
         writer.kill().expect("it runs until it is killed");
         let status = writer.wait().expect("waits");
-        assert!(!status.success() && status.code().is_none(), "it ended by itself: {status}");
+        assert!(
+            !status.success() && status.code().is_none(),
+            "it ended by itself: {status}"
+        );
         let mut acks = Acks { last: found.clone() };
         acks.add(&std::fs::read(folder.join("acks")).unwrap_or_default());
         if acks.last == found {
@@ -64,7 +78,9 @@ fn kill_at_random_times(kind: Kind) {
         total += acks.last.iter().sum::<u64>() - found.iter().sum::<u64>();
         found = assert_kept(&stage, &folder, &found, &acks.last, &case);
     }
-    println!("{kind:?}: {kills} kills, {while_opening} before the first acknowledgement; {total} acknowledgements kept");
+    println!(
+        "{kind:?}: {kills} kills, {while_opening} before the first acknowledgement; {total} acknowledgements kept"
+    );
     assert!(while_opening > 0 && while_opening < kills, "the kills are not spread");
 }
 
@@ -105,7 +121,11 @@ fn kill_writer_at_every_change(kind: Kind) {
     // One that was killed itself has something to recover from.
     let killed = stage.copy(&closed, "killed");
     let fault = Fault::Kill { at: 40, torn: false };
-    assert!(stage.run_under(&stage.write(&killed, 1, 30), &killed, fault, None).was_killed());
+    assert!(
+        stage
+            .run_under(&stage.write(&killed, 1, 30), &killed, fault, None)
+            .was_killed()
+    );
     let run = |folder: &Path| stage.write(folder, 1, 6).to_vec();
     let kills = [closed, killed].map(|base| kill_at_every_change(&stage, &base, run, 1));
     println!("{kind:?}: killed at each of {kills:?} changes of opening, a few batches, and closing");
@@ -134,7 +154,10 @@ fn kill_conversion_at_every_change(from: Kind) {
         stage.run_under(&convert(&folder), &folder, Fault::Kill { at, torn: false }, None);
         stage.run(&convert(&folder)).expect_success();
         assert_kept(&stage, &folder, &[25, 25], &[25, 25], "converted at the second attempt");
-        assert!(!folder.join("store").join(from.name()).exists(), "the old files are left over");
+        assert!(
+            !folder.join("store").join(from.name()).exists(),
+            "the old files are left over"
+        );
         again += 1;
     }
     println!("from {from:?}: conversion killed at each of {kills} changes; run again after {again} of them");

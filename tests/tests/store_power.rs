@@ -31,7 +31,13 @@ struct Recorded<'a> {
 
 impl<'a> Recorded<'a> {
     /// Records a run from a copy of `base`.
-    fn new(stage: &'a Stage, name: &'static str, base: &Path, writers: usize, run: impl Fn(&Path) -> Vec<String>) -> Self {
+    fn new(
+        stage: &'a Stage,
+        name: &'static str,
+        base: &Path,
+        writers: usize,
+        run: impl Fn(&Path) -> Vec<String>,
+    ) -> Self {
         let base = stage.copy(base, &format!("{name}-base"));
         // What was said before is not part of this run.
         let _ = std::fs::remove_file(base.join("acks"));
@@ -43,7 +49,9 @@ impl<'a> Recorded<'a> {
         };
         let folder = stage.copy(&base, name);
         let log = stage.path(&format!("{name}.log"));
-        stage.run_under(&run(&folder), &folder, Fault::None, Some(&log)).expect_success();
+        stage
+            .run_under(&run(&folder), &folder, Fault::None, Some(&log))
+            .expect_success();
         let recorded = Self {
             stage,
             name,
@@ -81,7 +89,9 @@ impl<'a> Recorded<'a> {
         points.sort_unstable();
         for names in [Policy::Journalled, Policy::Strict] {
             let mut disk = self.disk(names);
-            let mut acks = Acks { last: self.before.clone() };
+            let mut acks = Acks {
+                last: self.before.clone(),
+            };
             let mut played = 0;
             let half = points.iter().skip(usize::from(names == Policy::Strict)).step_by(2);
             for point in half.copied() {
@@ -95,7 +105,12 @@ impl<'a> Recorded<'a> {
                 let loss = random.pick(&[Loss::All, Loss::Tail, Loss::Writes, Loss::Sectors]);
                 let folder = self.stage.folder("cut");
                 disk.cut(loss, random, &folder);
-                let case = format!("{:?}, {}, cut after {point} of {} events, {names:?}, {loss:?}", self.stage.kind, self.name, self.events.len());
+                let case = format!(
+                    "{:?}, {}, cut after {point} of {} events, {names:?}, {loss:?}",
+                    self.stage.kind,
+                    self.name,
+                    self.events.len()
+                );
                 self.assert_kept(&folder, &acks.last, &case);
             }
         }
@@ -106,7 +121,11 @@ impl<'a> Recorded<'a> {
         let verdict = self.stage.judge(folder, acks.len());
         let kept = match &verdict {
             Verdict::State { root, found } => {
-                let oldest = if image_before(acks[0]) > self.before[0] { image_before(acks[0]) } else { 0 };
+                let oldest = if image_before(acks[0]) > self.before[0] {
+                    image_before(acks[0])
+                } else {
+                    0
+                };
                 found.iter().zip(acks).all(|(found, acked)| found >= acked)
                     && (oldest..=image_before(found[0])).contains(root)
             }
@@ -114,7 +133,11 @@ impl<'a> Recorded<'a> {
             Verdict::Refused(why) => acks.iter().all(|acked| *acked == 0) && says_unfinished(why),
             _ => false,
         };
-        assert!(kept, "{case}: {acks:?} acknowledged, then {verdict:?}; {}", self.stage.keep(folder));
+        assert!(
+            kept,
+            "{case}: {acks:?} acknowledged, then {verdict:?}; {}",
+            self.stage.keep(folder)
+        );
     }
 }
 
@@ -136,18 +159,36 @@ fn cut_the_power(kind: Kind) {
     // One that was killed has to recover when it opens.
     let killed = stage.copy(&closed, "killed");
     let fault = Fault::Kill { at: 70, torn: true };
-    assert!(stage.run_under(&stage.write(&killed, 2, 60), &killed, fault, None).was_killed());
+    assert!(
+        stage
+            .run_under(&stage.write(&killed, 2, 60), &killed, fault, None)
+            .was_killed()
+    );
 
     let recorded = [
-        Recorded::new(&stage, "creating", &empty, 1, |folder| words(["create", kind.name(), text(folder)])),
-        Recorded::new(&stage, "first-batches", &new, 1, |folder| stage.write(folder, 1, 40).to_vec()),
-        Recorded::new(&stage, "many-writers", &closed, 4, |folder| stage.write(folder, 4, 60).to_vec()),
-        Recorded::new(&stage, "after-a-kill", &killed, 2, |folder| stage.write(folder, 2, 30).to_vec()),
-        Recorded::new(&stage, "converting", &closed, 2, |folder| words(["convert", kind.other().name(), text(folder)])),
+        Recorded::new(&stage, "creating", &empty, 1, |folder| {
+            words(["create", kind.name(), text(folder)])
+        }),
+        Recorded::new(&stage, "first-batches", &new, 1, |folder| {
+            stage.write(folder, 1, 40).to_vec()
+        }),
+        Recorded::new(&stage, "many-writers", &closed, 4, |folder| {
+            stage.write(folder, 4, 60).to_vec()
+        }),
+        Recorded::new(&stage, "after-a-kill", &killed, 2, |folder| {
+            stage.write(folder, 2, 30).to_vec()
+        }),
+        Recorded::new(&stage, "converting", &closed, 2, |folder| {
+            words(["convert", kind.other().name(), text(folder)])
+        }),
     ];
     for run in recorded {
         let cuts = run.cut(cuts(), &mut random);
-        println!("{kind:?}, {}: {cuts} power cuts in {} recorded events", run.name, run.events.len());
+        println!(
+            "{kind:?}, {}: {cuts} power cuts in {} recorded events",
+            run.name,
+            run.events.len()
+        );
     }
 }
 
@@ -176,7 +217,11 @@ fn fail_each_change(kind: Kind) {
         match ended.status.code() {
             Some(0) => unharmed += 1,
             Some(lockbox_tests::storefaults::victim::FAILED) => {
-                assert!(ended.said.contains("going on would break the promise"), "{case}: {}", ended.said);
+                assert!(
+                    ended.said.contains("going on would break the promise"),
+                    "{case}: {}",
+                    ended.said
+                );
                 failed += 1;
             }
             Some(lockbox_tests::storefaults::victim::REFUSED) => refused += 1,
@@ -195,11 +240,19 @@ fn fail_each_change(kind: Kind) {
         for folder in [&folder, &after] {
             match stage.judge(folder, 1) {
                 Verdict::State { found, .. } if found >= acks.last => {}
-                other => panic!("{case}: {:?} acknowledged, then {other:?}; {}", acks.last, stage.keep(folder)),
+                other => panic!(
+                    "{case}: {:?} acknowledged, then {other:?}; {}",
+                    acks.last,
+                    stage.keep(folder)
+                ),
             }
         }
         if ended.changes.is_some_and(|changes| changes < at) {
-            println!("{kind:?}: {} changes failed: {failed} poisoned the store, {refused} kept it from opening, {} did no harm", at - 1, unharmed - 1);
+            println!(
+                "{kind:?}: {} changes failed: {failed} poisoned the store, {refused} kept it from opening, {} did no harm",
+                at - 1,
+                unharmed - 1
+            );
             break;
         }
     }

@@ -146,6 +146,7 @@ fn the_broker_could_not_open_a_key_if_it_wanted_to() {
 fn one_crate_knows_sled_and_one_knows_how_to_open() {
     let graph = Graph::read();
     assert_eq!(graph.users_of("sled"), BTreeSet::from(["lockbox-store-sled"]));
+    assert_eq!(graph.users_of("redb"), BTreeSet::from(["lockbox-store-redb"]));
     for primitive in ["hpke", "argon2", "hkdf"] {
         let users = graph.users_of(primitive);
         let ours: Vec<_> = users.iter().filter(|name| name.starts_with("lockbox")).collect();

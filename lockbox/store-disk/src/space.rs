@@ -76,8 +76,6 @@ impl Space {
         if reading.ballast_bytes > 0 && reading.available_bytes < self.ballast.bytes {
             fs::remove_file(&self.ballast.path)?;
             reading.ballast_bytes = 0;
-            // A journalling file system gives the space to nobody before it has written down that it is free.
-            self.folder.sync_all()?;
             self.measure(&mut reading);
         }
         Ok(())

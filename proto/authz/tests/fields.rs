@@ -88,7 +88,9 @@ fn rejects_a_label_text_without_a_value() {
 /// A text goes into logs and onto terminals: it must not steer them.
 #[test]
 fn rejects_control_characters_in_a_text() {
-    for control in ['\0', '\n', '\r', '\t', '\u{1b}', '\u{7f}', '\u{85}', '\u{9b}', '\u{202e}', '\u{2028}', '\u{200b}'] {
+    for control in [
+        '\0', '\n', '\r', '\t', '\u{1b}', '\u{7f}', '\u{85}', '\u{9b}', '\u{202e}', '\u{2028}', '\u{200b}',
+    ] {
         let text = format!("a{control}b");
         assert!(field::text("reason", &text, 0, 256).is_err(), "{control:?}");
     }

@@ -28,9 +28,14 @@ pub struct Stage {
 pub enum Fault {
     None,
     /// The process dies instead of making this change, from 1; if `torn`, after half of it.
-    Kill { at: u64, torn: bool },
+    Kill {
+        at: u64,
+        torn: bool,
+    },
     /// This change fails, from 1.
-    Fail { at: u64 },
+    Fail {
+        at: u64,
+    },
 }
 
 /// How a run ended.
@@ -46,7 +51,10 @@ pub struct Ended {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// The effect of exactly the first so many batches of each writer, and the number of the last root image.
-    State { root: u64, found: Vec<u64> },
+    State {
+        root: u64,
+        found: Vec<u64>,
+    },
     /// It can't be opened or read; the failure, as people are told it.
     Refused(String),
     /// So many values are not what was written, which the seal of each record shows.
@@ -62,7 +70,11 @@ impl Stage {
     /// `program` is `store-victim`.
     pub fn new(program: &str, kind: Kind) -> Self {
         let memory = Path::new("/dev/shm");
-        let scratch = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
+        let scratch = if memory.is_dir() {
+            tempfile::tempdir_in(memory)
+        } else {
+            tempfile::tempdir()
+        };
         let stage = Self {
             program: program.into(),
             scratch: scratch.expect("a temporary folder"),
@@ -123,16 +135,25 @@ impl Stage {
     }
 
     /// Runs the child to its end under the shim, which watches `folder`.
-    pub fn run_under<A: AsRef<OsStr>>(&self, arguments: &[A], folder: &Path, fault: Fault, log: Option<&Path>) -> Ended {
+    pub fn run_under<A: AsRef<OsStr>>(
+        &self,
+        arguments: &[A],
+        folder: &Path,
+        fault: Fault,
+        log: Option<&Path>,
+    ) -> Ended {
         let mut command = self.command(arguments);
         let count = self.scratch.path().join("count");
         let _ = fs::remove_file(&count);
-        command.env("LD_PRELOAD", self.shim()).env("SHIM_ROOT", folder).env("SHIM_COUNT", &count);
+        command
+            .env("LD_PRELOAD", self.shim())
+            .env("SHIM_ROOT", folder)
+            .env("SHIM_COUNT", &count);
         match fault {
             Fault::None => &mut command,
-            Fault::Kill { at, torn } => {
-                command.env("SHIM_KILL_AT", at.to_string()).env("SHIM_TORN", u8::from(torn).to_string())
-            }
+            Fault::Kill { at, torn } => command
+                .env("SHIM_KILL_AT", at.to_string())
+                .env("SHIM_TORN", u8::from(torn).to_string()),
             Fault::Fail { at } => command.env("SHIM_FAIL_AT", at.to_string()),
         };
         if let Some(log) = log {
@@ -164,7 +185,10 @@ impl Stage {
     fn command<A: AsRef<OsStr>>(&self, arguments: &[A]) -> Command {
         let mut command = Command::new(&self.program);
         command.args(arguments);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         command
     }
 }

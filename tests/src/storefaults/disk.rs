@@ -161,6 +161,11 @@ impl Disk {
                 let sync = self.syncs.remove(id).expect("it began");
                 self.make_durable(&sync);
             }
+            Event::SyncFailed { inode } => {
+                if let Some(Inode::File(file)) = self.inodes.get(inode) {
+                    self.files[*file].pending.clear();
+                }
+            }
             Event::WriteBack { .. } | Event::Acknowledged(_) => {}
         }
     }
@@ -196,7 +201,9 @@ impl Disk {
     }
 
     fn change(&mut self, inode: u64, change: Change) {
-        let Some(Inode::File(file)) = self.inodes.get(&inode) else { panic!("a write to no known file") };
+        let Some(Inode::File(file)) = self.inodes.get(&inode) else {
+            panic!("a write to no known file")
+        };
         self.files[*file].pending.push((self.clock, change));
     }
 

@@ -262,7 +262,10 @@ void *mmap64(void *at, size_t n, int protection, int flags, int fd, off64_t offs
 static int sync_fd(int fd, long call) {
   if (kind_of_fd(fd) == UNSEEN) return (int)syscall(call, fd);
   pthread_mutex_lock(&lock);
-  if (strike_name(kind_of_fd(fd))) return (int)leave(fail());
+  if (strike_name(kind_of_fd(fd))) {
+    record('F', inode(fd), 0, "", 0);
+    return (int)leave(fail());
+  }
   uint64_t id = ++syncs;
   record('S', inode(fd), id, "", 0);
   leave(0);

@@ -39,7 +39,9 @@ pub fn run(arguments: &[String]) -> i32 {
             RootFile::create(Path::new(dir)).expect("the root file is made");
             answer(kind(name).create(&store_path(Path::new(dir)), &OPTIONS))
         }
-        ["write", name, dir, writers, batches] => write(kind(name), Path::new(dir), number(writers), number(batches) as u64),
+        ["write", name, dir, writers, batches] => {
+            write(kind(name), Path::new(dir), number(writers), number(batches) as u64)
+        }
         ["convert", name, dir] => {
             let outcome = kind(name).take_over(&store_path(Path::new(dir)));
             if outcome.is_ok() {
@@ -77,7 +79,11 @@ fn say(line: &str) {
 
 fn write(kind: Kind, dir: &Path, writers: usize, batches: u64) -> i32 {
     let root = RootFile::open(dir).expect("the root file opens");
-    let acks = OpenOptions::new().create(true).append(true).open(dir.join("acks")).expect("opens");
+    let acks = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(dir.join("acks"))
+        .expect("opens");
     let opened = kind.open(&store_path(dir), Some(Box::new(root)), &OPTIONS);
     let store: Arc<dyn Store> = match opened {
         Ok(store) => Arc::from(store),
@@ -116,10 +122,16 @@ impl Ledger {
             match outcome {
                 Ok(_) if ledger.failed_at[writer].load(Ordering::SeqCst) < n => std::process::exit(BROKEN),
                 // One write, so that the line is whole.
-                Ok(_) => (&ledger.acks).write_all(format!("{writer} {n}\n").as_bytes()).expect("writes"),
+                Ok(_) => (&ledger.acks)
+                    .write_all(format!("{writer} {n}\n").as_bytes())
+                    .expect("writes"),
                 Err(failure) => {
                     ledger.failed_at[writer].fetch_min(n, Ordering::SeqCst);
-                    ledger.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(failure);
+                    ledger
+                        .failure
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .get_or_insert(failure);
                 }
             }
             // The writer may have stopped at a failure.
@@ -129,14 +141,21 @@ impl Ledger {
 }
 
 fn write_as(store: &dyn Store, ledger: &Arc<Ledger>, writer: usize, batches: u64) {
-    let Ok(pairs) = store.scan(format!("{writer}/").as_bytes(), None, usize::MAX) else { return };
+    let Ok(pairs) = store.scan(format!("{writer}/").as_bytes(), None, usize::MAX) else {
+        return;
+    };
     let last = pairs.iter().find(|(key, _)| key.ends_with(b"/last"));
     let first = 1 + last.map_or(0, |(_, value)| workload::last_number(value));
     let end = if batches == 0 { u64::MAX } else { first + batches };
     let (answered, answers) = mpsc::channel();
     for n in first..end {
-        store.submit(workload::batch(writer, n), ledger.completion(writer, n, answered.clone()));
-        if n - first >= IN_FLIGHT && answers.recv().is_err() || ledger.failed_at[writer].load(Ordering::SeqCst) < u64::MAX {
+        store.submit(
+            workload::batch(writer, n),
+            ledger.completion(writer, n, answered.clone()),
+        );
+        if n - first >= IN_FLIGHT && answers.recv().is_err()
+            || ledger.failed_at[writer].load(Ordering::SeqCst) < u64::MAX
+        {
             return;
         }
     }
@@ -146,12 +165,18 @@ fn write_as(store: &dyn Store, ledger: &Arc<Ledger>, writer: usize, batches: u64
 
 /// A store that has failed must take nothing more, and say why.
 fn check_poison(store: &dyn Store, ledger: &Ledger) -> i32 {
-    let Some(failure) = ledger.failure.lock().unwrap_or_else(PoisonError::into_inner).clone() else { return 0 };
+    let Some(failure) = ledger.failure.lock().unwrap_or_else(PoisonError::into_inner).clone() else {
+        return 0;
+    };
     say(&format!("failed {failure}"));
     let mut batch = Batch::new();
     batch.put(b"late".to_vec(), Vec::new());
     let refused = store.commit(batch).is_err() && store.get(b"late").is_err();
-    if refused && matches!(store.health(), Health::Poisoned(_)) { FAILED } else { BROKEN }
+    if refused && matches!(store.health(), Health::Poisoned(_)) {
+        FAILED
+    } else {
+        BROKEN
+    }
 }
 
 fn judge(dir: &Path, writers: usize, openings: usize) -> i32 {
@@ -159,7 +184,9 @@ fn judge(dir: &Path, writers: usize, openings: usize) -> i32 {
     for opening in 1..=openings {
         let verdict = look(dir, writers);
         if opening > 1 && before.as_ref() != Some(&verdict) {
-            say(&format!("wrong opening {opening} finds {verdict}, the one before {before:?}"));
+            say(&format!(
+                "wrong opening {opening} finds {verdict}, the one before {before:?}"
+            ));
             return 0;
         }
         before = Some(verdict);
@@ -187,11 +214,19 @@ fn look(dir: &Path, writers: usize) -> String {
     for (key, value) in &pairs {
         match store.get(key) {
             Ok(Some(found)) if found == *value => {}
-            Ok(_) => return format!("wrong {:?} is found by a scan and not by its key", String::from_utf8_lossy(key)),
+            Ok(_) => {
+                return format!(
+                    "wrong {:?} is found by a scan and not by its key",
+                    String::from_utf8_lossy(key)
+                );
+            }
             Err(failure) => return format!("refused {failure}"),
         }
     }
-    let broken = pairs.iter().filter(|(key, value)| !workload::is_whole(key, value)).count();
+    let broken = pairs
+        .iter()
+        .filter(|(key, value)| !workload::is_whole(key, value))
+        .count();
     if broken > 0 {
         return format!("broken {broken}");
     }

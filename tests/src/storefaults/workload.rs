@@ -29,7 +29,10 @@ pub fn batch(writer: usize, n: u64) -> Batch {
             4 => 4_000 + random.below(12_000),
             _ => 60 + random.below(500),
         };
-        let body = [n, index as u64].map(u64::to_be_bytes).concat().repeat(length.div_ceil(16));
+        let body = [n, index as u64]
+            .map(u64::to_be_bytes)
+            .concat()
+            .repeat(length.div_ceil(16));
         let value = seal(&key, &body);
         batch.put(key, value);
     }
@@ -66,7 +69,9 @@ pub fn judge(pairs: &[Pair], writers: usize) -> Result<Vec<u64>, String> {
     for writer in 0..writers {
         let n = last_of(writer).map_or(Ok(0), |(key, value)| {
             let body = unseal(key, value).ok_or("the number of the last batch is damaged")?;
-            let body = body.try_into().map_err(|_| "the number of the last batch is too long")?;
+            let body = body
+                .try_into()
+                .map_err(|_| "the number of the last batch is too long")?;
             Ok::<_, &str>(u64::from_be_bytes(body))
         })?;
         found.push(n);
@@ -75,7 +80,10 @@ pub fn judge(pairs: &[Pair], writers: usize) -> Result<Vec<u64>, String> {
     if pairs.iter().map(|(key, value)| (key, value)).eq(&expected) {
         return Ok(found);
     }
-    let missing = expected.keys().filter(|key| !pairs.iter().any(|(there, _)| there == *key)).count();
+    let missing = expected
+        .keys()
+        .filter(|key| !pairs.iter().any(|(there, _)| there == *key))
+        .count();
     let there = pairs.len();
     Err(format!(
         "not the effect of the first {found:?} batches: {there} records are there, {} should be, {missing} of them are missing",
@@ -85,7 +93,10 @@ pub fn judge(pairs: &[Pair], writers: usize) -> Result<Vec<u64>, String> {
 
 /// The number in the value of a writer's last key.
 pub fn last_number(value: &[u8]) -> u64 {
-    value.get(8..).and_then(|body| body.try_into().ok()).map_or(0, u64::from_be_bytes)
+    value
+        .get(8..)
+        .and_then(|body| body.try_into().ok())
+        .map_or(0, u64::from_be_bytes)
 }
 
 /// Whether a value is what was written at this key. The layer above the store does this with an AEAD.

@@ -170,7 +170,9 @@ impl Broker {
 
     pub fn retire(&self, lockbox: &str) {
         let admin_key = self.admin_key_file();
-        let mut args: Vec<&OsStr> = ["lockbox", "retire", lockbox, "--yes", "--admin-key"].map(OsStr::new).to_vec();
+        let mut args: Vec<&OsStr> = ["lockbox", "retire", lockbox, "--yes", "--admin-key"]
+            .map(OsStr::new)
+            .to_vec();
         args.push(admin_key.as_os_str());
         self.command(args).expect_success("lockbox retire");
     }

@@ -116,10 +116,16 @@ mod tests {
         let mut found = Vec::new();
         for contract in contracts {
             let after = |line: &str, word: &str| line.trim().strip_prefix(word).map(str::to_owned);
-            let package = contract.lines().find_map(|line| after(line, "package ")).unwrap();
-            let service = contract.lines().find_map(|line| after(line, "service ")).unwrap();
+            let package = contract
+                .lines()
+                .find_map(|line| after(line, "package "))
+                .expect("it names its package");
+            let service = contract
+                .lines()
+                .find_map(|line| after(line, "service "))
+                .expect("it has a service");
             for method in contract.lines().filter_map(|line| after(line, "rpc ")) {
-                let (name, rest) = method.split_once('(').unwrap();
+                let (name, rest) = method.split_once('(').expect("a method has a request");
                 if rest.starts_with("stream ") {
                     let (package, service) = (package.trim_end_matches(';'), service.trim_end_matches(" {"));
                     found.push(format!("/{package}.{service}/{name}"));
