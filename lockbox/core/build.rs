@@ -11,7 +11,7 @@ const SECRETS: [&str; 4] = [
     ".lockbox.sealed.v1.SelfRecord",
 ];
 
-/// Where the protocol can be broken, as `cfg(lockbox_mutant = "...")`: see `tests/tests/mutants.rs`.
+/// Where the protocol can be broken, as `cfg(lockbox_mutant = "...")`: see `tests/sim/tests/mutants.rs`.
 const MUTANTS: [&str; 6] = [
     "ledger-not-written",
     "keys-not-written",

@@ -41,7 +41,9 @@ impl<'a> Recorded<'a> {
         let base = stage.copy(base, &format!("{name}-base"));
         // What was said before is not part of this run.
         let _ = std::fs::remove_file(base.join("acks"));
-        let before = match stage.judge(&base, writers) {
+        // In a copy, as opening it would already do what is to be recorded.
+        let copy = stage.copy(&base, "work");
+        let before = match stage.judge(&copy, writers) {
             Verdict::State { found, .. } => found,
             // There is no store yet.
             Verdict::Refused(_) => vec![0; writers],

@@ -2,7 +2,7 @@
 //! weighted events, named invariants after each of them, and liveness when the faults end.
 //!
 //! A failure prints a seed and an event file. [`replay`] makes it happen again; files of failures that were mended stand
-//! in `tests/regressions/`.
+//! in `tests/sim/regressions/`.
 
 mod book;
 mod digest;

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use lockbox_tests::sim::{Faults, Summary, replay, run_many};
+use lockbox_sim::{Faults, Summary, replay, run_many};
 
 const EVENTS: u64 = 1_000_000;
 

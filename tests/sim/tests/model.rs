@@ -6,8 +6,8 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Mutex;
 
-use lockbox_tests::sim::Event;
-use lockbox_tests::sim::explore::{Budget, Scope, State};
+use lockbox_sim::Event;
+use lockbox_sim::explore::{Budget, Scope, State};
 use stateright::{Checker, Model, Property};
 
 /// A scope, and the states that were seen in it.
