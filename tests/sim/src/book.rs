@@ -19,11 +19,6 @@ impl Book {
         Self { store_id, key }
     }
 
-    /// Whether the row is one of the book, and not of the tree that volume keys hang on.
-    pub(crate) fn has(row: &[u8]) -> bool {
-        !matches!(row.first(), None | Some(b'R' | b'W' | b'N' | b'T'))
-    }
-
     pub(crate) fn open(&self, row: &[u8], sealed: &[u8]) -> Vec<u8> {
         let (version, rest) = sealed.split_at(VERSION_BYTES);
         let (salt, sealed) = rest.split_at(SALT_BYTES);

@@ -53,28 +53,35 @@ fn of_node(node: &Node, world: &World) -> Digest {
 
 fn rows(node: &Node, batches: usize) -> Vec<(Vec<u8>, Digest)> {
     let rows = node.rows_after(batches).into_iter();
-    rows.filter_map(|(key, record)| {
-        let digest = match (key.first(), record.as_deref()) {
-            // Volume keys are told apart by their ids; what else hangs on the tree follows from them.
-            (Some(b'R'), None) => 0,
-            (Some(b'e' | b'!' | b'v'), Some(_)) => 0,
-            (Some(b'x'), Some(record)) => of(&decode::<wire::Tombstone>(record).departure),
-            (Some(b'k'), Some(record)) => of(&record),
-            (Some(b'o'), Some(record)) => of_outgoing(record),
-            (Some(b'p'), Some(record)) => {
-                let chunk: wire::OutgoingChunk = decode(record);
-                of(&(&chunk.key_ids, chunk.receipt.is_some(), chunk.erasure_record.is_some()))
-            }
-            (Some(b't'), Some(record)) => of_incoming(record),
-            (Some(b'c'), Some(record)) => {
-                let chunk: wire::IncomingChunk = decode(record);
-                of(&(chunk.receipt.is_some(), chunk.erasure_record.is_some()))
-            }
+    rows.filter_map(|(key, sealed)| {
+        let kind = *key.first()?;
+        let digest = match kind {
+            // Told apart by their place: volume keys (what else hangs on the tree follows from them), entries of the roster,
+            // alarms, revocations.
+            b'R' | b'e' | b'!' | b'v' => 0,
+            b'x' | b'k' | b'o' | b'p' | b't' | b'c' => of_record(kind, &node.open_row(&key, &sealed)),
             _ => return None,
         };
         Some((key, digest))
     })
     .collect()
+}
+
+fn of_record(kind: u8, record: &[u8]) -> Digest {
+    match kind {
+        b'x' => of(&decode::<wire::Tombstone>(record).departure),
+        b'o' => of_outgoing(record),
+        b'p' => {
+            let chunk: wire::OutgoingChunk = decode(record);
+            of(&(&chunk.key_ids, chunk.receipt.is_some(), chunk.erasure_record.is_some()))
+        }
+        b't' => of_incoming(record),
+        b'c' => {
+            let chunk: wire::IncomingChunk = decode(record);
+            of(&(chunk.receipt.is_some(), chunk.erasure_record.is_some()))
+        }
+        _ => of(&record),
+    }
 }
 
 /// What a node's ledger says of one transfer, for readers.

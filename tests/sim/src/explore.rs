@@ -34,6 +34,8 @@ pub struct Budget {
     pub destroys: u8,
     /// A target is retired.
     pub retirements: u8,
+    /// A key is to be moved on from where it is by then, to the next node.
+    pub returns: u8,
 }
 
 /// What is explored: where it begins, and what can go wrong.
@@ -109,7 +111,9 @@ impl Scope {
     /// The state that follows.
     pub fn after(&self, state: &State, event: Event) -> State {
         let mut watched = self.world_of(state);
-        watched.happen(event);
+        watched.world.apply(event);
+        watched.tempt();
+        watched.check(event);
         let history = Arc::new(Step {
             event,
             before: state.history.clone(),
@@ -131,6 +135,7 @@ impl Scope {
             revocations: 1,
             destroys: 1,
             retirements: 1,
+            returns: 1,
         };
         spend(all, event) == all
     }
@@ -205,6 +210,21 @@ impl Scope {
 impl Watched {
     fn happen(&mut self, event: Event) {
         self.world.apply(event);
+        self.check(event);
+    }
+
+    /// Everybody presents each authorization to its source, and an outsider presents its own.
+    fn tempt(&mut self) {
+        for authorization in 0..self.world.issued.len() {
+            let source = self.world.issued[authorization].source;
+            for thief in 0..self.world.nodes.len() {
+                self.world.steal(authorization, source, thief);
+            }
+            self.world.intrude(source, true);
+        }
+    }
+
+    fn check(&mut self, event: Event) {
         if self.violation.is_none() {
             self.violation = self.observer.check(&self.world, event).err();
         }
@@ -233,6 +253,7 @@ fn spend(mut budget: Budget, event: Event) -> Budget {
         Event::Revoke { .. } => &mut budget.revocations,
         Event::Destroy { .. } => &mut budget.destroys,
         Event::Retire { .. } => &mut budget.retirements,
+        Event::Authorize { .. } => &mut budget.returns,
         _ => return budget,
     };
     *spent = spent.saturating_sub(1);
@@ -271,6 +292,15 @@ fn of_node(world: &World, budget: Budget, node: usize, events: &mut Vec<Event>) 
     }
     if budget.destroys > 0 && !world.keys_at(node).is_empty() {
         events.push(Event::Destroy { node, pick: 0 });
+    }
+    if budget.returns > 0 && !world.keys_at(node).is_empty() {
+        events.push(Event::Authorize {
+            source: node,
+            target: (node + 1) % world.nodes.len(),
+            moves: 1,
+            keys: 1,
+            pick: 0,
+        });
     }
     if world.nodes[node].roster_index() < world.roster.head().index {
         events.push(Event::Learn { node });

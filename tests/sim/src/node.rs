@@ -1,5 +1,6 @@
 //! One lockbox of the simulation, with its store, its root and its clock.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use lockbox_authz::authorization::Party;
@@ -193,15 +194,14 @@ impl Node {
         Some(record.state())
     }
 
-    /// Every row that a power cut would leave if so many of the unsynced batches became durable before it: its kind and name,
-    /// and its record if it is one of the book.
-    pub(crate) fn rows_after(&self, batches: usize) -> Vec<(Vec<u8>, Option<Vec<u8>>)> {
-        let rows = self.store.durable_after(batches).into_iter();
-        rows.map(|(key, sealed)| {
-            let record = Book::has(&key).then(|| self.book.open(&key, &sealed));
-            (key, record)
-        })
-        .collect()
+    /// Every row that a power cut would leave if so many of the unsynced batches became durable before it.
+    pub(crate) fn rows_after(&self, batches: usize) -> BTreeMap<Vec<u8>, Vec<u8>> {
+        self.store.durable_after(batches)
+    }
+
+    /// The record of a row of the book.
+    pub(crate) fn open_row(&self, key: &[u8], sealed: &[u8]) -> Vec<u8> {
+        self.book.open(key, sealed)
     }
 
     /// The sessions that wait for the unsynced batches, in the order of these.

@@ -64,6 +64,9 @@ fn explore(name: &str, scope: Scope) {
     let began = std::time::Instant::now();
     let checker = model.checker().threads(threads).spawn_dfs().join();
     let model = checker.model();
+    // A path to a state is found by taking its steps again, which are seen once more.
+    let violated = checker.discovery("no invariant is violated");
+    let ended = checker.discovery("a transfer ends");
     let seen = model.seen.lock().expect("no worker failed");
     println!(
         "{name}: {} states, {} transitions, {} deep, {:?}",
@@ -72,13 +75,10 @@ fn explore(name: &str, scope: Scope) {
         checker.max_depth(),
         began.elapsed()
     );
-    if let Some(path) = checker.discovery("no invariant is violated") {
+    if let Some(path) = violated {
         fail(name, &model.scope, path.last_state());
     }
-    assert!(
-        checker.discovery("a transfer ends").is_some(),
-        "{name}: no transfer ends"
-    );
+    assert!(ended.is_some(), "{name}: no transfer ends");
     if let Some(stuck) = seen.stuck() {
         fail(name, &model.scope, stuck);
     }
@@ -120,22 +120,109 @@ fn scope(lockboxes: usize, keys: usize, authorized: &[Event], budget: Budget) ->
     }
 }
 
-fn moves(source: usize, target: usize, keys: usize) -> Event {
+/// A transfer of so many keys from node 0.
+fn transfer(moves: usize, target: usize, keys: usize) -> Event {
     Event::Authorize {
-        source,
+        source: 0,
         target,
-        moves: 1,
+        moves,
         keys,
         pick: 0,
     }
 }
 
+const NONE: Budget = Budget {
+    crashes: 0,
+    duplicates: 0,
+    drops: 0,
+    reorders: 0,
+    cuts: 0,
+    expiries: 0,
+    revocations: 0,
+    destroys: 0,
+    retirements: 0,
+    returns: 0,
+};
+
 #[test]
-fn a_move_of_one_key() {
+fn a_move_with_crashes() {
+    let budget = Budget { crashes: 2, ..NONE };
+    explore("a move with crashes", scope(2, 1, &[transfer(1, 1, 1)], budget));
+}
+
+#[test]
+fn a_move_of_two_chunks_on_a_bad_connection() {
     let budget = Budget {
         crashes: 1,
         duplicates: 1,
-        ..Budget::default()
+        ..NONE
     };
-    explore("a move of one key", scope(2, 1, &[moves(0, 1, 1)], budget));
+    explore("a move of two chunks", scope(2, 2, &[transfer(1, 1, 2)], budget));
+}
+
+#[test]
+fn a_copy_of_two_chunks_on_a_bad_connection() {
+    let budget = Budget {
+        drops: 1,
+        reorders: 1,
+        ..NONE
+    };
+    explore("a copy of two chunks", scope(2, 2, &[transfer(0, 1, 2)], budget));
+}
+
+#[test]
+fn a_move_that_expires_while_its_connection_is_cut() {
+    let budget = Budget {
+        cuts: 1,
+        expiries: 1,
+        ..NONE
+    };
+    explore("a move that expires", scope(2, 2, &[transfer(1, 1, 2)], budget));
+}
+
+#[test]
+fn a_move_that_is_revoked() {
+    let budget = Budget {
+        crashes: 1,
+        revocations: 1,
+        ..NONE
+    };
+    explore("a move that is revoked", scope(2, 1, &[transfer(1, 1, 1)], budget));
+}
+
+#[test]
+fn a_move_to_a_lockbox_that_is_retired() {
+    let budget = Budget {
+        crashes: 1,
+        retirements: 1,
+        ..NONE
+    };
+    explore("a move to a retired lockbox", scope(2, 1, &[transfer(1, 1, 1)], budget));
+}
+
+#[test]
+fn a_move_of_a_key_that_is_destroyed() {
+    let budget = Budget {
+        crashes: 1,
+        destroys: 1,
+        ..NONE
+    };
+    explore("a move of a destroyed key", scope(2, 1, &[transfer(1, 1, 1)], budget));
+}
+
+#[test]
+fn a_key_that_comes_back() {
+    let budget = Budget {
+        crashes: 1,
+        returns: 1,
+        ..NONE
+    };
+    explore("a key that comes back", scope(2, 1, &[transfer(1, 1, 1)], budget));
+}
+
+#[test]
+fn two_targets_for_one_key() {
+    let budget = Budget { crashes: 1, ..NONE };
+    let both = [transfer(1, 1, 1), transfer(1, 2, 1)];
+    explore("two targets for one key", scope(3, 1, &both, budget));
 }

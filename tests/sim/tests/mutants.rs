@@ -29,8 +29,9 @@ const EVENTS: &str = "200000";
 
 fn target_folder() -> PathBuf {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .expect("tests is a folder in it");
+        .ancestors()
+        .nth(2)
+        .expect("tests/sim is a folder in it");
     workspace.join("target").join("mutants")
 }
 
