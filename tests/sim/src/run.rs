@@ -84,13 +84,15 @@ pub fn run(seed: u64, lockboxes: usize, length: usize, faults: Faults) -> Result
     let mut observer = Observer::default();
     let outcome = (|| {
         for _ in 0..length {
-            let event = choose(&world, &mut choice, faults);
+            let Some(event) = choose(&world, &mut choice, faults) else {
+                break;
+            };
             events.push(event);
             world.apply(event);
             observer.check(&world, event)?;
         }
         let settling = settle(&mut world, &mut observer, faults)?;
-        Ok(summary(&world, length as u64 + settling))
+        Ok(summary(&world, events.len() as u64 + settling))
     })();
     outcome.map_err(|violation| {
         Box::new(Failure {
@@ -154,9 +156,12 @@ impl Failure {
 }
 
 /// The next event. What moves things on is much likelier than what breaks them, or nothing would ever be on its way.
-fn choose(world: &World, choice: &mut SeededRng, faults: Faults) -> Event {
+/// None when nothing is left to happen: without faults, a run that has made all its keys and authorizations falls silent.
+fn choose(world: &World, choice: &mut SeededRng, faults: Faults) -> Option<Event> {
     const QUIET: usize = 890;
-    loop {
+    /// Enough to find the only event that is left, should its weight be the least of all.
+    const ATTEMPTS: usize = 5_000;
+    for _ in 0..ATTEMPTS {
         let node = choice.below(world.nodes.len());
         let roll = choice.below(1_000);
         let event = match roll {
@@ -187,10 +192,11 @@ fn choose(world: &World, choice: &mut SeededRng, faults: Faults) -> Event {
             _ if faults == Faults::Off => None,
             _ => disturb(world, choice, node, roll - QUIET),
         };
-        if let Some(event) = event {
+        if event.is_some() {
             return event;
         }
     }
+    None
 }
 
 /// What goes wrong, or should not have been tried. `roll` is below 110.
