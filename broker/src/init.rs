@@ -16,7 +16,7 @@ use std::path::Path;
 use lockbox_authz::roster::file::append_frame;
 use lockbox_authz::roster::{Admins, Change, Genesis, Roster, RosterEntry, RosterError};
 use lockbox_authz::{ClusterId, Fingerprint, Hash, PublicKey, SecretKey, Signer, Statement, envelope};
-use lockbox_store::{Store, StoreFailure};
+use lockbox_store::{Media, Store, StoreFailure};
 use lockbox_store_sled::{Options, SledStore};
 use prost::Message;
 
@@ -97,7 +97,7 @@ pub fn init(dir: &Path, plan: &Plan, now_ms: i64) -> Result<Made, InitError> {
 /// Puts the founding entries, which the admins have signed, into a store that has no roster.
 pub fn found(store_dir: &Path, entries: &[lockbox_authz::UnverifiedEnvelope]) -> Result<Roster, InitError> {
     let roster = Roster::from_chain(entries, None)?;
-    let store = SledStore::open(store_dir, None, &store_options())?;
+    let store = SledStore::open(store_dir, Media::default(), &store_options())?;
     if registry::is_founded(&store)? {
         return Err(InitError::Founded);
     }
@@ -143,7 +143,7 @@ fn make_roster(dir: &Path, plan: &Plan, broker_key: PublicKey, now_ms: i64) -> R
     let genesis = admin::sign_entry(genesis(&plan.cluster_name, admins, now_ms)?, &keys)?;
     let mut roster = Roster::found(&genesis, None)?;
     roster.apply(&admin::sign_change(&roster, admit_broker, &keys, now_ms)?)?;
-    let store = SledStore::open(&dir.join("store"), None, &store_options())?;
+    let store = SledStore::open(&dir.join("store"), Media::default(), &store_options())?;
     store.commit(registry::founding_batch(&roster))?;
     store.close();
     Ok(Made {

@@ -9,7 +9,7 @@ use lockbox_authz::Signer;
 use lockbox_rpc::tls::raw_key::{self, NodeKey};
 use lockbox_rpc::tls::x509;
 use lockbox_rpc::transport::{ServerLimits, serve_tls};
-use lockbox_store::StoreFailure;
+use lockbox_store::{Media, StoreFailure};
 use lockbox_store_sled::SledStore;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -146,7 +146,7 @@ impl Bound {
 }
 
 fn open(config: &Config) -> Result<Registry, OpenError> {
-    let store = SledStore::open(&config.store, None, &init::store_options())?;
+    let store = SledStore::open(&config.store, Media::default(), &init::store_options())?;
     Registry::open(Arc::new(store))
 }
 

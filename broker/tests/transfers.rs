@@ -413,7 +413,12 @@ async fn a_watch_ends_when_nobody_took_the_transfer_in_time() {
 async fn authorize_at(world: &World, id: AuthorizationId, ttl_seconds: u32, at_ms: i64) {
     let config = Config::load(world.path("broker.toml").as_ref()).unwrap();
     let key = keyfile::read(&config.signing_key).unwrap();
-    let store = SledStore::open(&config.store, None, &lockbox_broker::init::store_options()).unwrap();
+    let store = SledStore::open(
+        &config.store,
+        lockbox_store::Media::default(),
+        &lockbox_broker::init::store_options(),
+    )
+    .unwrap();
     let registry = Arc::new(Registry::open(Arc::new(store)).unwrap());
     let wanted = TransferRequest {
         requester: "operator".to_owned(),

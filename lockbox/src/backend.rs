@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::Path;
 
 use clap::ValueEnum;
-use lockbox_store::{Batch, Completion, EffaceableRoot, Health, Pair, Store, StoreFailure};
+use lockbox_store::{Batch, Completion, Health, Media, Pair, Store, StoreFailure};
 use lockbox_store_disk::{Converted, Options, convert, recorded_backend};
 use lockbox_store_redb::{Redb, RedbStore};
 use lockbox_store_sled::{Sled, SledStore};
@@ -49,15 +49,10 @@ impl Backend {
         }
     }
 
-    pub(crate) fn open(
-        self,
-        store: &Path,
-        root: Option<Box<dyn EffaceableRoot>>,
-        options: &Options,
-    ) -> Result<OpenStore, StoreFailure> {
+    pub(crate) fn open(self, store: &Path, media: Media, options: &Options) -> Result<OpenStore, StoreFailure> {
         match self {
-            Self::Sled => SledStore::open(store, root, options).map(OpenStore::Sled),
-            Self::Redb => RedbStore::open(store, root, options).map(OpenStore::Redb),
+            Self::Sled => SledStore::open(store, media, options).map(OpenStore::Sled),
+            Self::Redb => RedbStore::open(store, media, options).map(OpenStore::Redb),
         }
     }
 

@@ -17,6 +17,7 @@ use lockbox_core::lockbox::{Lockbox, LockboxError, Membership, Standing};
 use lockbox_core::secrets::RootKey;
 use lockbox_core::slots::Header;
 use lockbox_core::step::Step;
+use lockbox_core::vault::{VaultError, Verification};
 use lockbox_store::{Batch, Durable, Health, Store, StoreFailure};
 use rand_core::CryptoRng;
 use tokio::sync::{oneshot, watch};
@@ -79,6 +80,12 @@ pub struct Sealed;
 pub enum OpenError {
     #[error(transparent)]
     Folder(#[from] FolderError),
+    /// The store is not what was last committed.
+    #[error(
+        "{0}; if that was done on purpose, look at it with `lockbox store verify` and take it as it is with \
+         `lockbox store accept`, else bring back the newest copy of the whole folder or restore a backup"
+    )]
+    NotAsCommitted(LockboxError),
     #[error(transparent)]
     Lockbox(#[from] LockboxError),
     #[error(transparent)]
@@ -227,10 +234,19 @@ impl Engine {
         Ok(seen)
     }
 
-    /// How many keys there are.
-    pub async fn key_count(self: &Arc<Self>) -> Result<Result<u64, LockboxError>, Sealed> {
-        let count = self.blocking(|engine| engine.write().as_mut().map(|unsealed| unsealed.lockbox.key_count()));
-        count.await.flatten().ok_or(Sealed)
+    /// Scans the next page of the store for damage. Gives what was found with the last one.
+    pub async fn verify_page(
+        self: &Arc<Self>,
+        limit: usize,
+    ) -> Result<Result<Option<Verification>, LockboxError>, Sealed> {
+        let scanning = self.blocking(move |engine| {
+            let mut state = engine.write();
+            let unsealed = state.as_mut()?;
+            let scanned = unsealed.lockbox.verify_page(limit);
+            engine.stop_if_poisoned(unsealed);
+            Some(scanned)
+        });
+        scanning.await.flatten().ok_or(Sealed)
     }
 
     /// What is seen, and the ticket after which it is durable.
@@ -372,6 +388,17 @@ impl Engine {
     }
 }
 
+impl OpenError {
+    fn of(error: LockboxError) -> Self {
+        match error {
+            LockboxError::Vault(VaultError::RolledBack { .. } | VaultError::Diverged { .. } | VaultError::NoAnchor) => {
+                Self::NotAsCommitted(error)
+            }
+            error => Self::Lockbox(error),
+        }
+    }
+}
+
 impl Cluster {
     fn of(lockbox: &Lockbox) -> Self {
         Self {
@@ -418,10 +445,10 @@ fn open_lockbox(
     header: &Header,
     root: &RootKey,
 ) -> Result<(Lockbox, Option<Batch>), OpenError> {
-    let images = folder.root_images()?;
+    let images = folder.images()?;
     let shared: Arc<dyn Store> = Arc::new(store.clone());
     let class = ErasureClass::Software;
-    Ok(Lockbox::open(shared, header, root, &images, class, &mut rng())?)
+    Ok(Lockbox::open(shared, header, root, &images, class, &mut rng()).map_err(OpenError::of)?)
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `header` | who it is and its seal slots; not secret, authenticated by every slot |
 //! | `root` | the effaceable root, see [`crate::root_file`] |
+//! | `anchor` | how far the store has come, see [`crate::anchor_file`] |
 //! | `store/` | everything else, sealed |
 
 use std::os::unix::fs::MetadataExt;
@@ -14,9 +15,11 @@ use lockbox_authz::LockboxId;
 use lockbox_core::lockbox::{Lockbox, LockboxError};
 use lockbox_core::secrets::RootKey;
 use lockbox_core::slots::{Header, PassphraseCost, SlotError, SlotSecret};
-use lockbox_store::{Store, StoreFailure};
+use lockbox_core::vault::Images;
+use lockbox_store::{Media, Store, StoreFailure};
 use lockbox_store_disk::{Converted, Options};
 
+use crate::anchor_file::AnchorFile;
 use crate::backend::{Backend, OpenStore};
 use crate::clock::now_ms;
 use crate::entropy::rng;
@@ -104,10 +107,13 @@ impl Folder {
 
     /// Opens the store, for this process alone.
     pub fn open_store(&self) -> Result<OpenStore, FolderError> {
-        let root = RootFile::open(&self.root_path())?;
+        let media = Media {
+            root: Some(Box::new(RootFile::open(&self.root_path())?)),
+            anchor: Some(Box::new(AnchorFile::open(&self.anchor_path())?)),
+        };
         // Where none is recorded, opening it as the default says what is wrong.
         let backend = Backend::of(&self.store_path())?.unwrap_or_default();
-        Ok(backend.open(&self.store_path(), Some(Box::new(root)), &self.options)?)
+        Ok(backend.open(&self.store_path(), media, &self.options)?)
     }
 
     /// Refuses a store that is not kept by what the configuration says.
@@ -128,8 +134,12 @@ impl Folder {
         Ok(to.take_over(&self.store_path(), &self.options)?)
     }
 
-    pub fn root_images(&self) -> Result<Vec<Vec<u8>>, FolderError> {
-        Ok(RootFile::read_images(&self.root_path())?)
+    /// What stands beside the store.
+    pub fn images(&self) -> Result<Images, FolderError> {
+        Ok(Images {
+            root: RootFile::read_images(&self.root_path())?,
+            anchor: AnchorFile::read_images(&self.anchor_path())?,
+        })
     }
 
     /// The same folder, with a store that is opened in another way.
@@ -153,6 +163,10 @@ impl Folder {
         self.dir.join("root")
     }
 
+    fn anchor_path(&self) -> PathBuf {
+        self.dir.join("anchor")
+    }
+
     fn store_path(&self) -> PathBuf {
         self.dir.join("store")
     }
@@ -168,6 +182,7 @@ fn fill(folder: &Folder, backend: Backend, name: &str, secret: &SlotSecret) -> R
         .add_slot(secret, PassphraseCost::RECOMMENDED, &root, now_ms(), &mut rng)
         .map_err(FolderError::Slot)?;
     RootFile::create(&folder.root_path())?;
+    AnchorFile::create(&folder.anchor_path())?;
     backend.create(&folder.store_path(), &folder.options)?;
     let store = folder.open_store()?;
     let shared: Arc<dyn Store> = Arc::new(store.clone());

@@ -18,6 +18,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test fails by panicking"))]
 
 pub mod alloc;
+pub mod anchor_file;
 pub mod backend;
 mod backoff;
 mod broker_link;
@@ -33,6 +34,7 @@ mod local_service;
 pub mod log;
 pub mod memory;
 pub mod node;
+pub mod offline;
 mod peer_port;
 mod peer_service;
 mod peer_wire;
@@ -40,8 +42,10 @@ mod ports;
 mod puller;
 pub mod root_file;
 mod roster_sync;
+mod scan;
 pub mod serve;
 mod status;
+mod two_slots;
 
 /// Version of this software.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

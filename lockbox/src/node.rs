@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use lockbox_authz::Labels;
 use lockbox_core::slots::{SlotError, SlotSecret};
+use lockbox_core::vault::Verification;
 use lockbox_rpc::tls::TlsError;
 use lockbox_rpc::tls::raw_key::NodeKey;
 use tokio::sync::{Mutex as AsyncMutex, watch};
@@ -17,6 +18,7 @@ use crate::folder::{Folder, FolderError};
 use crate::peer_port;
 use crate::ports::PortsFile;
 use crate::puller::{self, Pulls};
+use crate::scan;
 
 /// What the parts of the daemon share.
 pub struct Node {
@@ -29,6 +31,8 @@ pub struct Node {
     pub(crate) refusals: Refusals,
     /// How the link to the broker stands.
     pub(crate) link: watch::Sender<LinkState>,
+    /// What the scan of the store has found; `None` while it is under way.
+    pub(crate) scan: watch::Sender<Option<Verification>>,
     /// host:port by which other lockboxes reach this one; `None` while the peer port is closed.
     pub(crate) peer_address: watch::Sender<Option<String>>,
     /// Held while a join is under way, so that the link does not ask at the same time. The labels are those wished for.
@@ -70,6 +74,7 @@ impl Node {
             pulls: Pulls::default(),
             refusals: Refusals::default(),
             link: watch::Sender::new(LinkState::default()),
+            scan: watch::Sender::new(None),
             peer_address: watch::Sender::new(None),
             joining: AsyncMutex::default(),
             ports,
@@ -102,6 +107,7 @@ impl Node {
         tasks.shutdown().await;
         self.peer_address.send_replace(None);
         self.link.send_replace(LinkState::default());
+        self.scan.send_replace(None);
         self.pulls.clear();
         self.refusals.clear();
         let engine = Arc::clone(&self.engine);
@@ -148,6 +154,7 @@ impl Node {
         tasks.spawn(peer_port::run(Arc::clone(self)));
         tasks.spawn(puller::run(Arc::clone(self)));
         tasks.spawn(broker_link::run(Arc::clone(self)));
+        tasks.spawn(scan::run(Arc::clone(self)));
         tasks
     }
 }

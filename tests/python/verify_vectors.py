@@ -115,6 +115,8 @@ def judge_store(vector: Vector) -> None:
     opened = store_keys(vector)
     epoch, epoch_key = opened.open_image(vector.bytes("root-image"))
     rows = at_rest.parse_rows(vector.body)
+    opened.check_anchor(rows)
+    rows.pop(b"A")
     buckets = opened.open_table(epoch, epoch_key, rows.pop(b"T"))
     data_keys = {place[3:]: rows.pop(place) for place in list(rows) if place[:1] == b"W"}
     records = {place[1:]: rows.pop(place) for place in list(rows) if place[:1] == b"R"}

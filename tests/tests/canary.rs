@@ -18,6 +18,7 @@ use lockbox_core::step::Step;
 use lockbox_core::transfer::Settlement;
 use lockbox_core::transfer::source::{AwaitPresent, Next};
 use lockbox_core::transfer::target::AwaitChunk;
+use lockbox_core::vault::Images;
 use lockbox_store::{EffaceableRoot, MemoryStore, Store};
 use lockbox_tests::testkit::Cluster;
 use lockbox_tests::testkit::attacker::{now_ms, random, rng};
@@ -134,7 +135,10 @@ impl Node {
         let root = RootKey::random(&mut rng);
         let shared: Arc<dyn Store> = Arc::new(store.clone());
         Lockbox::format(Arc::clone(&shared), &header, &root, name, &mut rng).expect("memory does not fail");
-        let images = [image.0.lock().expect("nobody panics while holding it").clone()];
+        let images = Images {
+            root: vec![image.0.lock().expect("nobody panics while holding it").clone()],
+            anchor: store.durable(b"A").into_iter().collect(),
+        };
         let opened = Lockbox::open(shared, &header, &root, &images, ErasureClass::Software, &mut rng);
         let (lockbox, _) = opened.expect("it was just made");
         Self {

@@ -8,7 +8,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use lockbox_store::{Batch, EffaceableRoot, Health, Store, StoreFailure};
+use lockbox_store::{Batch, EffaceableRoot, Health, Media, Store, StoreFailure};
 use lockbox_store_disk::{MIN_CACHE_BYTES, Options};
 use lockbox_tests::storefaults::Kind;
 use tempfile::TempDir;
@@ -95,7 +95,11 @@ fn run(command: &mut Command) -> bool {
 }
 
 fn open(kind: Kind, dir: &Path) -> Box<dyn Store> {
-    kind.open(dir, Some(Box::new(Root)), &OPTIONS).expect("opens")
+    let media = Media {
+        root: Some(Box::new(Root)),
+        anchor: None,
+    };
+    kind.open(dir, media, &OPTIONS).expect("opens")
 }
 
 fn insert(store: &dyn Store, number: u32) -> Result<(), StoreFailure> {
@@ -247,7 +251,7 @@ fn limit_the_files(kind: Kind) {
     assert!(said.contains("going on would break the promise"), "{said}");
     let acks = lockbox_tests::storefaults::child::acknowledged(place.path(), 40);
     let store = kind
-        .open(&place.path().join("store"), None, &OPTIONS)
+        .open(&place.path().join("store"), Media::default(), &OPTIONS)
         .expect("opens when there is room");
     let pairs = store.scan(b"", None, usize::MAX).expect("reads");
     let found = lockbox_tests::storefaults::workload::judge(&pairs, 40).expect("whole batches");

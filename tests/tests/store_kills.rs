@@ -7,31 +7,25 @@ use std::time::Duration;
 use lockbox_tests::storefaults::Kind;
 use lockbox_tests::storefaults::child::{Acks, Fault, Stage, Verdict, acknowledged, text};
 use lockbox_tests::storefaults::random::Random;
-use lockbox_tests::storefaults::workload::image_before;
+use lockbox_tests::storefaults::workload::images_are_in_order;
 
 const VICTIM: &str = env!("CARGO_BIN_EXE_store-victim");
 
 const SEED: u64 = 1;
 
-/// What was acknowledged is there, each writer's batches are whole, and the root image is neither older than what was
-/// acknowledged nor newer than what is there. `before` is how many batches were there when the process began, `acks` how many
+/// What was acknowledged is there, each writer's batches are whole, and the images beside the store are neither older
+/// than what was acknowledged nor newer than what is there. `before` is how many batches were there when the process began, `acks` how many
 /// it was told of. Gives how many are there.
 fn assert_kept(stage: &Stage, folder: &Path, before: &[u64], acks: &[u64], case: &str) -> Vec<u64> {
     let verdict = stage.judge(folder, acks.len());
-    let Verdict::State { root, found } = &verdict else {
+    let Verdict::State { root, anchor, found } = &verdict else {
         panic!(
             "{case}: {acks:?} acknowledged, then {verdict:?}; {}",
             stage.keep(folder)
         );
     };
     let kept = found.iter().zip(acks).all(|(found, acked)| found >= acked);
-    // The image of a batch that was never answered may be missing, and is not written by the next process.
-    let oldest = if image_before(acks[0]) > before[0] {
-        image_before(acks[0])
-    } else {
-        0
-    };
-    let in_order = (oldest..=image_before(found[0])).contains(root);
+    let in_order = images_are_in_order(*root, *anchor, acks[0], before[0], found[0]);
     assert!(
         kept && in_order,
         "{case}: {acks:?} acknowledged, then {verdict:?}; {}",

@@ -7,7 +7,7 @@ use lockbox_tests::storefaults::child::{Acks, Fault, Stage, Verdict, text};
 use lockbox_tests::storefaults::disk::{Disk, Loss, Policy};
 use lockbox_tests::storefaults::random::Random;
 use lockbox_tests::storefaults::recording::{self, Event};
-use lockbox_tests::storefaults::workload::image_before;
+use lockbox_tests::storefaults::workload::images_are_in_order;
 
 const VICTIM: &str = env!("CARGO_BIN_EXE_store-victim");
 
@@ -122,14 +122,9 @@ impl<'a> Recorded<'a> {
     fn assert_kept(&self, folder: &Path, acks: &[u64], case: &str) {
         let verdict = self.stage.judge(folder, acks.len());
         let kept = match &verdict {
-            Verdict::State { root, found } => {
-                let oldest = if image_before(acks[0]) > self.before[0] {
-                    image_before(acks[0])
-                } else {
-                    0
-                };
+            Verdict::State { root, anchor, found } => {
                 found.iter().zip(acks).all(|(found, acked)| found >= acked)
-                    && (oldest..=image_before(found[0])).contains(root)
+                    && images_are_in_order(*root, *anchor, acks[0], self.before[0], found[0])
             }
             // Before a new store is marked as finished, nothing was promised, and it says so.
             Verdict::Refused(why) => acks.iter().all(|acked| *acked == 0) && says_unfinished(why),

@@ -15,6 +15,8 @@ pub const BUCKET: &[u8] = b"lockbox/v1/derive/bucket";
 pub const BOOK: &[u8] = b"lockbox/v1/derive/book";
 /// HKDF info: the key of one record of the book.
 pub const BOOK_RECORD_KEY: &[u8] = b"lockbox/v1/derive/record";
+/// HKDF info: the key of the digest of all records, from the root key.
+pub const DIGEST: &[u8] = b"lockbox/v1/derive/digest";
 /// aad: the epoch key in the effaceable root.
 pub const EPOCH_KEY: &[u8] = b"lockbox/v1/seal/epoch-key";
 /// aad: the next epoch key, under the one before it.
@@ -33,7 +35,7 @@ pub const TRANSFER_SESSION: &[u8] = b"lockbox/v1/transfer/session";
 pub const TRANSFER_CHUNK: &[u8] = b"lockbox/v1/transfer/chunk";
 
 /// All of them.
-pub const ALL: [&[u8]; 15] = [
+pub const ALL: [&[u8]; 16] = [
     SLOT_KEY_FILE,
     SLOT_ROOT,
     EPOCH_SEALING,
@@ -41,6 +43,7 @@ pub const ALL: [&[u8]; 15] = [
     BUCKET,
     BOOK,
     BOOK_RECORD_KEY,
+    DIGEST,
     EPOCH_KEY,
     NEXT_EPOCH_KEY,
     BUCKET_TABLE,

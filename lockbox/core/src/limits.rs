@@ -50,5 +50,8 @@ pub const MAX_ARGON2_MEMORY_KIB: u32 = 4 * 1024 * 1024;
 /// Argon2id passes that a header may demand.
 pub const MAX_ARGON2_PASSES: u32 = 64;
 
+/// Damaged records that a full scan names. An operator with more of them restores the store.
+pub const MAX_FINDINGS: usize = 1_000;
+
 /// Buckets of the key tree: the table of their keys takes 32 KiB, and a destroy wraps a 1,024th of all keys anew.
 pub const BUCKETS: usize = 1_024;

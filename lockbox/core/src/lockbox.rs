@@ -24,7 +24,7 @@ use crate::rows::Row;
 use crate::secrets::{RootKey, WrappingSeed};
 use crate::slots::Header;
 use crate::step::Step;
-use crate::vault::{Changes, Vault, VaultError};
+use crate::vault::{Changes, Images, Vault, VaultError, Verification};
 use crate::wire;
 
 /// An unsealed lockbox.
@@ -122,9 +122,12 @@ impl Lockbox {
     ) -> Result<(), LockboxError> {
         field::text("name", name, 1, MAX_NAME_CHARS)?;
         let first = Vault::format(header.store_id(), root, rng);
-        let image = first.root_image().map(<[u8]>::to_vec).unwrap_or_default();
+        let images = Images {
+            root: first.root_image().map(<[u8]>::to_vec).into_iter().collect(),
+            anchor: first.anchor_image().map(<[u8]>::to_vec).into_iter().collect(),
+        };
         store.commit(first).map_err(VaultError::from)?;
-        let (mut vault, _) = Vault::open(Arc::clone(&store), header.store_id(), root, &[image], rng)?;
+        let (mut vault, _) = Vault::open(Arc::clone(&store), header.store_id(), root, &images, rng)?;
         let mut record = wire::SelfRecord {
             version: 1,
             lockbox_id: header.lockbox_id().to_vec(),
@@ -143,21 +146,25 @@ impl Lockbox {
         Ok(())
     }
 
-    /// Opens a lockbox with its root key and the images of its effaceable root. The batch, if there is one, completes a
-    /// destroy that was cut off; it must be durable before the lockbox is used.
+    /// Opens a lockbox with its root key and the images beside its store. The batch, if there is one, completes a destroy that
+    /// was cut off; it must be durable before the lockbox is used.
+    ///
+    /// A record that is damaged does not keep the keys from being read: what says who may send and take them is done without,
+    /// and an alarm keeps transfers from going on.
     pub fn open(
         store: Arc<dyn Store>,
         header: &Header,
         root: &RootKey,
-        images: &[Vec<u8>],
+        images: &Images,
         erasure_class: ErasureClass,
         rng: &mut dyn CryptoRng,
     ) -> Result<(Self, Option<Batch>), LockboxError> {
         let (vault, unfinished) = Vault::open(store, header.store_id(), root, images, rng)?;
         let identity = Identity::read(&vault)?;
-        let membership = Membership::read(&vault)?;
-        let roster = read_roster(&vault, membership.as_ref())?;
-        let alarms = read_alarms(&vault)?;
+        let mut damaged = Vec::new();
+        let membership = or_damaged(Membership::read(&vault), &mut damaged)?;
+        let roster = or_damaged(read_roster(&vault, membership.as_ref()), &mut damaged)?;
+        let alarms = read_alarms(&vault, &mut damaged)?;
         let lockbox = Self {
             vault,
             identity,
@@ -347,6 +354,24 @@ impl Lockbox {
         Ok(Step::new(batches, ()))
     }
 
+    /// Scans the next page of the store. Gives what was found with the last one.
+    pub fn verify_page(&mut self, limit: usize) -> Result<Option<Verification>, LockboxError> {
+        Ok(self.vault.verify_page(limit)?)
+    }
+
+    /// Stops transfers if a scan has found the store damaged: an older ledger may take for new what was spent.
+    pub fn note_verification(
+        &mut self,
+        verification: &Verification,
+        now_ms: i64,
+        rng: &mut dyn CryptoRng,
+    ) -> Result<Step<()>, LockboxError> {
+        if verification.is_clean() {
+            return Ok(Step::new(Vec::new(), ()));
+        }
+        self.raise_alarm(format!("the store is damaged: {verification}"), &[], now_ms, rng)
+    }
+
     /// Lets transfers go on.
     pub fn clear_alarm(&mut self, number: u64, rng: &mut dyn CryptoRng) -> Result<Step<()>, LockboxError> {
         if !self.alarms.contains_key(&number) {
@@ -474,24 +499,53 @@ fn read_roster(vault: &Vault, membership: Option<&Membership>) -> Result<Option<
     }
 }
 
-fn read_alarms(vault: &Vault) -> Result<BTreeMap<u64, Alarm>, LockboxError> {
+/// What was read, or nothing if it is damaged; that is noted. What the store itself refuses is an error.
+fn or_damaged<T>(read: Result<Option<T>, LockboxError>, damaged: &mut Vec<String>) -> Result<Option<T>, LockboxError> {
+    match read {
+        Err(error @ LockboxError::Vault(VaultError::Store(_))) => Err(error),
+        Err(error) => {
+            damaged.push(error.to_string());
+            Ok(None)
+        }
+        Ok(read) => Ok(read),
+    }
+}
+
+/// The alarms that were raised, and one for each damaged record. Those of damage are raised anew each time, as long as it is
+/// there.
+fn read_alarms(vault: &Vault, damaged: &mut Vec<String>) -> Result<BTreeMap<u64, Alarm>, LockboxError> {
+    const MOST: usize = 1_000;
     let mut alarms = BTreeMap::new();
-    for (place, bytes) in vault.scan(&[Row::Alarm(0).kind()], None, 1_000)? {
+    for place in vault.places(&[Row::Alarm(0).kind()], MOST)? {
+        let Ok(number) = place[1..].try_into().map(u64::from_be_bytes) else {
+            continue;
+        };
+        if let Some(alarm) = or_damaged(Alarm::read(vault, number), damaged)? {
+            alarms.insert(number, alarm);
+        }
+    }
+    for what in damaged.drain(..) {
+        let number = alarms.keys().next_back().map_or(1, |last| last + 1);
+        alarms.insert(number, Alarm { what, raised_at_ms: 0 });
+    }
+    Ok(alarms)
+}
+
+impl Alarm {
+    fn read(vault: &Vault, number: u64) -> Result<Option<Self>, LockboxError> {
         let damaged = |source| LockboxError::Record {
             what: "an alarm",
             source,
         };
-        let malformed = || damaged(FieldError::new("record", "is malformed"));
-        let number = place[1..].try_into().map(u64::from_be_bytes).map_err(|_| malformed())?;
-        let record = wire::AlarmRecord::decode(&bytes[..]).map_err(|_| malformed())?;
+        let Some(bytes) = vault.read(Row::Alarm(number))? else {
+            return Ok(None);
+        };
+        let record =
+            wire::AlarmRecord::decode(&bytes[..]).map_err(|_| damaged(FieldError::new("record", "is malformed")))?;
         field::version(record.version).map_err(damaged)?;
-        alarms.insert(
-            number,
-            Alarm {
-                what: record.what,
-                raised_at_ms: record.raised_at_ms,
-            },
-        );
+        Ok(Some(Self {
+            what: record.what,
+            raised_at_ms: record.raised_at_ms,
+        }))
     }
-    Ok(alarms)
 }

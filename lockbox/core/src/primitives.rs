@@ -3,7 +3,7 @@
 use argon2::{Algorithm, Argon2, Params, Version};
 use chacha20poly1305::aead::{AeadInOut, KeyInit};
 use chacha20poly1305::{ChaCha20Poly1305, Key as AeadKey, Nonce, Tag};
-use hkdf::Hkdf;
+use hkdf::{Hkdf, HkdfExtract};
 use hpke::aead::{AeadCtxR, AeadCtxS, ChaCha20Poly1305 as HpkeChaCha20Poly1305};
 use hpke::inout::InOutBuf;
 use hpke::kdf::HkdfSha256;
@@ -62,6 +62,15 @@ pub fn hkdf_sha256(salt: &[u8], ikm: &[u8], info: &[&[u8]], okm: &mut [u8; 32]) 
     Hkdf::<Sha256>::new(Some(salt), ikm)
         .expand_multi_info(info, okm)
         .expect("32 bytes are within HKDF's limit of 8,160");
+}
+
+/// `HMAC-SHA256(key, parts[0] ‖ parts[1] ‖ …)` (RFC 2104), which is HKDF-Extract with the key as its salt (RFC 5869).
+pub fn hmac_sha256(key: &[u8; 32], parts: &[&[u8]]) -> [u8; 32] {
+    let mut hmac = HkdfExtract::<Sha256>::new(Some(key));
+    for part in parts {
+        hmac.input_ikm(part);
+    }
+    hmac.finalize().0.into()
 }
 
 /// `Argon2id(P = passphrase, S = salt, p = lanes, T = 32, m = memory_kib, t = passes)`, version 0x13 (RFC 9106).

@@ -77,15 +77,25 @@ impl Row {
 /// The table of bucket keys.
 pub(crate) const TABLE: &[u8] = b"T";
 
+/// The anchor, a record of the book.
+pub(crate) const ANCHOR: &[u8] = b"A";
+
 /// The epoch key that follows `epoch`, under the one of `epoch`.
 pub(crate) fn next_epoch(epoch: u64) -> Vec<u8> {
-    prefixed(b'N', &epoch.to_be_bytes())
+    prefixed(NEXT_EPOCH_KIND, &epoch.to_be_bytes())
 }
 
 /// A sealed key record.
 pub(crate) fn key_record(key_id: KeyId) -> Vec<u8> {
     prefixed(KEY_RECORD_KIND, &key_id.0)
 }
+
+/// Whether the key tree keeps its table or a step between epochs here.
+pub(crate) fn is_of_tree(place: &[u8]) -> bool {
+    place == TABLE || place.first() == Some(&NEXT_EPOCH_KIND)
+}
+
+const NEXT_EPOCH_KIND: u8 = b'N';
 
 pub(crate) const KEY_RECORD_KIND: u8 = b'R';
 

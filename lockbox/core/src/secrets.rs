@@ -55,6 +55,10 @@ secret_key!(
     BookKey
 );
 secret_key!(
+    /// Keys the digest of all records.
+    DigestKey
+);
+secret_key!(
     /// Seals the table of bucket keys. Replaced by each destroy.
     EpochKey
 );

@@ -9,7 +9,7 @@ use lockbox_authz::id::{AuthorizationId, KeyId, LockboxId};
 use lockbox_authz::keys::{SecretKey, Signer};
 use lockbox_authz::roster::{self, Admins, Change, Genesis, Roster, RosterEntry};
 use lockbox_authz::{ErasureClass, UnverifiedEnvelope, Verified};
-use lockbox_store::{EffaceableRoot, MemoryStore, Store};
+use lockbox_store::{Anchor, EffaceableRoot, MemoryStore, Store};
 use rand_core::{CryptoRng, TryCryptoRng, TryRng};
 use sha2::{Digest, Sha256};
 
@@ -19,6 +19,7 @@ use crate::record::TransferPolicy;
 use crate::secrets::RootKey;
 use crate::slots::Header;
 use crate::step::Step;
+use crate::vault::Images;
 
 /// The time in all tests.
 pub(crate) const NOW_MS: i64 = 1_800_000_000_000;
@@ -34,6 +35,12 @@ impl EffaceableRoot for Image {
     }
 }
 
+impl Anchor for Image {
+    fn replace(&mut self, image: &[u8]) -> std::io::Result<()> {
+        EffaceableRoot::replace(self, image)
+    }
+}
+
 impl Image {
     pub(crate) fn read(&self) -> Vec<Vec<u8>> {
         vec![self.0.lock().expect("no test panics while holding it").clone()]
@@ -44,6 +51,7 @@ impl Image {
 pub(crate) struct Node {
     store: MemoryStore,
     image: Image,
+    anchor: Image,
     header: Header,
     root: RootKey,
     lockbox: Option<Lockbox>,
@@ -54,14 +62,17 @@ pub(crate) struct Node {
 impl Node {
     pub(crate) fn new(name: &str, seed: u64) -> Self {
         let mut rng = TestRng::new(seed);
-        let image = Image::default();
-        let store = MemoryStore::new().with_root(Box::new(image.clone()));
+        let (image, anchor) = (Image::default(), Image::default());
+        let store = MemoryStore::new()
+            .with_root(Box::new(image.clone()))
+            .with_anchor(Box::new(anchor.clone()));
         let header = Header::new(LockboxId::from_random(random(&mut rng)), &mut rng);
         let root = RootKey::random(&mut rng);
         Lockbox::format(Arc::new(store.clone()), &header, &root, name, &mut rng).expect("memory does not fail");
         let mut node = Self {
             store,
             image,
+            anchor,
             header,
             root,
             lockbox: None,
@@ -84,7 +95,10 @@ impl Node {
     pub(crate) fn restart(&mut self) {
         self.store.crash();
         let store = Arc::new(self.store.clone());
-        let images = self.image.read();
+        let images = Images {
+            root: self.image.read(),
+            anchor: self.anchor.read(),
+        };
         let (lockbox, unfinished) = Lockbox::open(
             store,
             &self.header,

@@ -67,7 +67,7 @@ pub(super) enum Command {
         #[command(subcommand)]
         command: AlarmCommand,
     },
-    /// Change what keeps the records, while the daemon is stopped.
+    /// Look at the store, or change what keeps its records, while the daemon is stopped.
     Store {
         #[command(subcommand)]
         command: StoreCommand,
@@ -302,6 +302,21 @@ pub(super) enum AlarmCommand {
 pub(super) enum StoreCommand {
     /// Give the store another backend. May be interrupted at any point, and run again.
     Convert(ConvertArgs),
+    /// Read every record, and say which are damaged and whether all are there. Changes nothing.
+    Verify(StoreArgs),
+    /// Take the store as it is, after it was rolled back or records were lost. What it says of its keys and of the
+    /// authorizations that were spent is believed from then on.
+    Accept(StoreArgs),
+}
+
+/// With neither a key file nor --passphrase-stdin, a passphrase is asked for.
+#[derive(Args)]
+pub(super) struct StoreArgs {
+    /// The lockbox's folder.
+    #[arg(long, value_name = "DIR")]
+    pub(super) state_dir: PathBuf,
+    #[command(flatten)]
+    pub(super) secret: UnsealArgs,
 }
 
 #[derive(Args)]

@@ -3,7 +3,7 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use lockbox_rpc::api::local::{
-    Alarm, GetStatusRequest, GetStatusResponse, Membership, SealRequest, UnsealRequest, unseal_request,
+    Alarm, GetStatusRequest, GetStatusResponse, Membership, SealRequest, StoreState, UnsealRequest, unseal_request,
 };
 use serde_json::{Value, json};
 
@@ -55,6 +55,15 @@ pub(super) async fn status(mut client: Client, output: &Output) -> Result<(), Cl
     output.print(&status_json(&status), || status_text(&status))
 }
 
+fn store_text(state: StoreState) -> &'static str {
+    match state {
+        StoreState::Unspecified => "sealed",
+        StoreState::Checking => "being checked",
+        StoreState::Whole => "whole",
+        StoreState::Damaged => "damaged",
+    }
+}
+
 pub(super) fn membership_text(membership: Membership) -> &'static str {
     match membership {
         Membership::Unspecified | Membership::None => "none",
@@ -101,6 +110,9 @@ fn status_json(status: &GetStatusResponse) -> Value {
         "broker_connected": status.broker_connected,
         "broker_address": or_null(status.broker_address.clone()),
         "key_count": status.key_count,
+        "store": store_text(status.store_state()),
+        "store_finding": or_null(status.store_finding.clone()),
+        "damaged_records": status.damaged_records,
         "alarms": status.alarms.iter().map(alarm).collect::<Vec<_>>(),
         "peer_address": or_null(status.peer_address.clone()),
     })
@@ -147,10 +159,14 @@ fn status_text(status: &GetStatusResponse) -> String {
         ("broker", broker),
         ("peers at", status.peer_address.clone()),
         ("keys", status.key_count.to_string()),
+        ("store", store_text(status.store_state()).to_owned()),
         ("slots", slots.join(", ")),
         ("memory", memory.to_owned()),
         ("version", status.software_version.clone()),
     ]);
+    for record in &status.damaged_records {
+        text += &format!("\ndamaged: {record}");
+    }
     for alarm in &status.alarms {
         let (number, what, when) = (alarm.alarm_id, &alarm.what, rfc3339(alarm.raised_at_ms));
         text += &format!(
@@ -166,9 +182,9 @@ fn explain(error: ServeError) -> CliError {
         ServeError::Folder(FolderError::Store(_)) => CliError::store(text),
         ServeError::Folder(_) | ServeError::KeyFile(_) => CliError::config(text),
         ServeError::Unseal(UnsealError::Slot(_)) => CliError::not_permitted(text),
-        ServeError::Unseal(UnsealError::Open(OpenError::Folder(FolderError::Store(_)) | OpenError::Store(_))) => {
-            CliError::store(text)
-        }
+        ServeError::Unseal(UnsealError::Open(
+            OpenError::Folder(FolderError::Store(_)) | OpenError::Store(_) | OpenError::NotAsCommitted(_),
+        )) => CliError::store(text),
         ServeError::Unseal(_) | ServeError::Bind(_) | ServeError::Runtime(_) => CliError::failed(text),
     }
 }

@@ -1,16 +1,22 @@
 //! `lockbox store`: what is done to the store while no daemon has it.
 
+use lockbox_core::slots::SlotSecret;
+use lockbox_core::vault::Verification;
 use lockbox_store_disk::Converted;
 use serde_json::json;
 
-use super::args::{ConvertArgs, StoreCommand};
+use super::args::{ConvertArgs, StoreArgs, StoreCommand, UnsealArgs};
 use super::error::CliError;
 use super::output::Output;
+use super::secrets;
 use crate::folder::{Folder, FolderError};
+use crate::offline::{self, Looked, OfflineError};
 
 pub(super) fn run(command: StoreCommand, output: &Output) -> Result<(), CliError> {
     match command {
         StoreCommand::Convert(args) => convert(args, output),
+        StoreCommand::Verify(args) => verify(args, output),
+        StoreCommand::Accept(args) => accept(args, output),
     }
 }
 
@@ -32,10 +38,93 @@ fn convert(args: ConvertArgs, output: &Output) -> Result<(), CliError> {
     })
 }
 
+fn verify(args: StoreArgs, output: &Output) -> Result<(), CliError> {
+    let (folder, secret) = folder_and_secret(args)?;
+    let looked = offline::verify(&folder, &secret).map_err(explain_offline)?;
+    print(&looked, output)?;
+    if looked.is_as_committed() {
+        return Ok(());
+    }
+    Err(CliError::store(
+        "the store is damaged; bring back the newest copy of the whole folder, restore a backup, or take it as it is with \
+         `lockbox store accept`",
+    ))
+}
+
+fn accept(args: StoreArgs, output: &Output) -> Result<(), CliError> {
+    let (folder, secret) = folder_and_secret(args)?;
+    let looked = offline::accept(&folder, &secret).map_err(explain_offline)?;
+    print(&looked, output)
+}
+
+fn folder_and_secret(args: StoreArgs) -> Result<(Folder, SlotSecret), CliError> {
+    let folder = Folder::find(&args.state_dir).map_err(explain)?;
+    Ok((folder, slot_secret(&args.secret)?))
+}
+
+fn slot_secret(args: &UnsealArgs) -> Result<SlotSecret, CliError> {
+    Ok(match &args.key_file {
+        Some(path) => SlotSecret::KeyFile(secrets::key_file(path)?),
+        None if args.passphrase_stdin => SlotSecret::Passphrase(secrets::passphrase_stdin()?),
+        None => SlotSecret::Passphrase(secrets::passphrase_prompt("Passphrase: ")?),
+    })
+}
+
+fn print(looked: &Looked, output: &Output) -> Result<(), CliError> {
+    let found = &looked.found;
+    let json = json!({
+        "whole": looked.is_as_committed(),
+        "accepted": looked.accepted,
+        "anchor": looked.refusal.as_ref().map(ToString::to_string),
+        "keys": found.keys,
+        "records": found.records,
+        "damaged_count": found.damaged_count,
+        "damaged": found
+            .damaged
+            .iter()
+            .map(|finding| json!({ "record": finding.what, "why": finding.why }))
+            .collect::<Vec<_>>(),
+        "mismatch": found
+            .mismatch
+            .map(|mismatch| json!({ "found": mismatch.found, "committed": mismatch.committed })),
+    });
+    output.print(&json, || text(looked, found))
+}
+
+fn text(looked: &Looked, found: &Verification) -> String {
+    let mut lines = vec![format!("{} keys and {} other records open", found.keys, found.records)];
+    for finding in &found.damaged {
+        lines.push(format!("damaged: {}: {}", finding.what, finding.why));
+    }
+    if found.damaged_count > found.damaged.len() as u64 {
+        let more = found.damaged_count - found.damaged.len() as u64;
+        lines.push(format!("damaged: {more} more"));
+    }
+    if let Some(refusal) = &looked.refusal {
+        lines.push(refusal.to_string());
+    } else if let Some(mismatch) = found.mismatch {
+        lines.push(mismatch.to_string());
+    }
+    if looked.accepted {
+        lines.push("the store was accepted as it is; damaged records stay damaged".to_owned());
+    } else if looked.is_as_committed() {
+        lines.push("all records are those that were committed".to_owned());
+    }
+    lines.join("\n")
+}
+
 fn explain(error: FolderError) -> CliError {
     let text = error.to_string();
     match error {
         FolderError::Store(_) => CliError::store(text),
         _ => CliError::config(text),
+    }
+}
+
+fn explain_offline(error: OfflineError) -> CliError {
+    match error {
+        OfflineError::Folder(error) => explain(error),
+        OfflineError::Slot(_) => CliError::not_permitted(error.to_string()),
+        OfflineError::Vault(_) | OfflineError::Store(_) => CliError::store(error.to_string()),
     }
 }

@@ -46,11 +46,19 @@ pub(super) async fn fill_status(answer: &mut local::GetStatusResponse, node: &No
         let alarms: Vec<_> = lockbox.alarms().iter().map(alarm).collect();
         let certificate = lockbox.wrapping_certificate();
         let certificate = certificate.map_or_else(|_no_cluster| Vec::new(), |made| made.envelope().to_bytes());
-        (lockbox.identity().name.clone(), alarms, certificate)
+        (
+            lockbox.identity().name.clone(),
+            alarms,
+            certificate,
+            lockbox.key_count(),
+        )
     });
-    (answer.name, answer.alarms, answer.wrapping_certificate) = seen.await.map_err(status::local)?;
-    let key_count = node.engine.key_count().await.map_err(status::local)?;
-    answer.key_count = key_count.map_err(status::local)?;
+    (
+        answer.name,
+        answer.alarms,
+        answer.wrapping_certificate,
+        answer.key_count,
+    ) = seen.await.map_err(status::local)?;
     answer.lockbox_id = cluster.lockbox_id.to_vec();
     answer.identity_key = cluster.identity_key.to_vec();
     answer.fingerprint = cluster.identity_key.fingerprint().to_string();
@@ -60,6 +68,17 @@ pub(super) async fn fill_status(answer: &mut local::GetStatusResponse, node: &No
         None => Vec::new(),
     };
     answer.roster_head = cluster.roster.as_ref().map(|roster| roster.head().to_wire());
+    let scan = node.scan.borrow().clone();
+    answer.store_state = match &scan {
+        None => local::StoreState::Checking,
+        Some(found) if found.is_clean() => local::StoreState::Whole,
+        Some(_) => local::StoreState::Damaged,
+    }
+    .into();
+    if let Some(found) = scan.filter(|found| !found.is_clean()) {
+        answer.store_finding = found.to_string();
+        answer.damaged_records = found.damaged.iter().map(|finding| finding.what.clone()).collect();
+    }
     let link = node.link.borrow().clone();
     answer.broker_connected = link.connected;
     answer.broker_address = link.address;

@@ -5,8 +5,9 @@
 //!
 //! 1. flush: the backend sets the group apart;
 //! 2. sync: the group survives a power cut;
-//! 3. the last root image of the group replaces the root: what the group destroyed can't come back;
-//! 4. every batch of the group is answered.
+//! 3. the last anchor image of the group replaces the anchor: a store that loses the group from now on is found out;
+//! 4. the last root image of the group replaces the root: what the group destroyed can't come back;
+//! 5. every batch of the group is answered.
 //!
 //! A failure in any step poisons the store: the group and all that comes after is answered with that failure.
 
@@ -15,7 +16,7 @@ use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, ThreadId};
 
-use lockbox_store::{Batch, Completion, EffaceableRoot, Health, Pair, StoreFailure};
+use lockbox_store::{Batch, Completion, Health, Media, Pair, StoreFailure};
 
 use crate::backend::{Backend, batch_bytes};
 use crate::guard;
@@ -25,6 +26,7 @@ use crate::open::Opened;
 pub(crate) struct Committer<B> {
     store: Opened<B>,
     has_root: bool,
+    has_anchor: bool,
     /// Set once, by the first failure.
     failure: OnceLock<StoreFailure>,
     committing_thread: OnceLock<ThreadId>,
@@ -47,10 +49,11 @@ struct Queue {
 }
 
 impl<B: Backend> Committer<B> {
-    pub(crate) fn new(store: Opened<B>, has_root: bool) -> Self {
+    pub(crate) fn new(store: Opened<B>, media: &Media) -> Self {
         Self {
             store,
-            has_root,
+            has_root: media.root.is_some(),
+            has_anchor: media.anchor.is_some(),
             failure: OnceLock::new(),
             committing_thread: OnceLock::new(),
             queue: Mutex::default(),
@@ -60,11 +63,14 @@ impl<B: Backend> Committer<B> {
     }
 
     /// What the committing thread does, until the store is closed.
-    pub(crate) fn run(&self, mut root: Option<Box<dyn EffaceableRoot>>) {
+    pub(crate) fn run(&self, mut media: Media) {
         self.committing_thread.get_or_init(|| thread::current().id());
         while let Some(queue) = self.wait_for_work() {
             let (group, outcome) = self.flush(queue);
-            let outcome = self.sync(outcome).and_then(|()| self.replace_root(&group, &mut root));
+            let outcome = self
+                .sync(outcome)
+                .and_then(|()| self.move_anchor(&group, &mut media))
+                .and_then(|()| self.replace_root(&group, &mut media));
             self.store.space.refresh();
             let operations = group.iter().map(|(batch, _)| batch.operations().len()).sum();
             for (batch, done) in group {
@@ -138,6 +144,13 @@ impl<B: Backend> Committer<B> {
                 "the store was opened without the root's medium",
             );
             return Err(REPLACE_ROOT.failed(source));
+        }
+        if batch.anchor_image().is_some() && !self.has_anchor {
+            let source = io::Error::new(
+                io::ErrorKind::NotFound,
+                "the store was opened without the anchor's medium",
+            );
+            return Err(MOVE_ANCHOR.failed(source));
         }
         let queue = self.wait_for_turn(bytes);
         self.check()?;
@@ -213,15 +226,27 @@ impl<B: Backend> Committer<B> {
         outcome.map(drop)
     }
 
-    fn replace_root(
-        &self,
-        group: &[(Batch, Completion)],
-        root: &mut Option<Box<dyn EffaceableRoot>>,
-    ) -> Result<(), StoreFailure> {
+    fn move_anchor(&self, group: &[(Batch, Completion)], media: &mut Media) -> Result<(), StoreFailure> {
+        let Some(image) = group.iter().rev().find_map(|(batch, _)| batch.anchor_image()) else {
+            return Ok(());
+        };
+        let anchor = media
+            .anchor
+            .as_mut()
+            .expect("batches with an image are refused without an anchor");
+        guard::catch(|| anchor.replace(image))
+            .unwrap_or_else(|panic| Err(io::Error::other(panic)))
+            .map_err(|error| self.poison(&MOVE_ANCHOR, error))
+    }
+
+    fn replace_root(&self, group: &[(Batch, Completion)], media: &mut Media) -> Result<(), StoreFailure> {
         let Some(image) = group.iter().rev().find_map(|(batch, _)| batch.root_image()) else {
             return Ok(());
         };
-        let root = root.as_mut().expect("batches with an image are refused without a root");
+        let root = media
+            .root
+            .as_mut()
+            .expect("batches with an image are refused without a root");
         guard::catch(|| root.replace(image))
             .unwrap_or_else(|panic| Err(io::Error::other(panic)))
             .map_err(|error| self.poison(&REPLACE_ROOT, error))
@@ -278,6 +303,11 @@ const FLUSH: Step = Step {
 const SYNC: Step = Step {
     action: "sync its log",
     promise: "that an acknowledged change survives a power cut",
+};
+
+const MOVE_ANCHOR: Step = Step {
+    action: "move the anchor",
+    promise: "that a store that lost something is found out",
 };
 
 const REPLACE_ROOT: Step = Step {

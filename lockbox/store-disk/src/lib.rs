@@ -35,7 +35,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use commit::Committer;
-use lockbox_store::{Batch, Completion, EffaceableRoot, Health, Pair, Store, StoreFailure};
+use lockbox_store::{Batch, Completion, Health, Media, Pair, Store, StoreFailure};
 
 pub use backend::{Backend, BackendError, Format, Growth, Scrutiny, wait_for_lock};
 pub use convert::{Converted, convert};
@@ -94,20 +94,20 @@ impl<B: Backend> DiskStore<B> {
 
     /// Opens the store in `dir`, for this process alone, with what was acknowledged by the time it was last used.
     ///
-    /// Without a `root`, batches that carry a root image are refused.
+    /// Without a root or an anchor among the `media`, batches that carry an image for it are refused.
     ///
     /// # Errors
     ///
     /// [`StoreFailure::Open`] if something outside the files prevents it (another process, permissions, a full disk, no
     /// finished store of this backend in the folder); [`StoreFailure::Damaged`] if the backend can't make sense of its
     /// files.
-    pub fn open(dir: &Path, root: Option<Box<dyn EffaceableRoot>>, options: &Options) -> Result<Self, StoreFailure> {
-        let committer = Arc::new(Committer::new(open::open::<B>(dir, options)?, root.is_some()));
+    pub fn open(dir: &Path, media: Media, options: &Options) -> Result<Self, StoreFailure> {
+        let committer = Arc::new(Committer::new(open::open::<B>(dir, options)?, &media));
         let thread = thread::Builder::new()
             .name("store-commit".to_owned())
             .spawn({
                 let committer = Arc::clone(&committer);
-                move || committer.run(root)
+                move || committer.run(media)
             })
             .map_err(|error| StoreFailure::Open {
                 place: dir.display().to_string(),

@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use common::{
     CHILD_STORE, Scratch, child_arguments, child_store, commit, everything, get, options, put, remove, tell, with_image,
 };
-use lockbox_store::{Batch, EffaceableRoot, Health, Store, StoreFailure};
+use lockbox_store::{Batch, EffaceableRoot, Health, Media, Store, StoreFailure};
 use lockbox_store_disk::{Backend, DiskStore, Options};
 use rustix::fs::{FallocateFlags, fallocate, statvfs};
 use tempfile::TempDir;
@@ -67,7 +67,11 @@ impl Disk {
     }
 
     fn open<B: Backend>(&self, options: &Options) -> DiskStore<B> {
-        DiskStore::<B>::open(&self.store(), Some(Box::new(Root)), options).expect("opens")
+        let media = Media {
+            root: Some(Box::new(Root)),
+            anchor: None,
+        };
+        DiskStore::<B>::open(&self.store(), media, options).expect("opens")
     }
 
     fn options(&self) -> Options {
@@ -146,7 +150,7 @@ fn ballast_is_given_up_when_less_is_available_than_it_holds_and_made_again_later
             ballast_bytes,
             ..options()
         };
-        DiskStore::<B>::open(&scratch.store, None, &options).expect("opens")
+        DiskStore::<B>::open(&scratch.store, Media::default(), &options).expect("opens")
     };
     let options = Options {
         ballast_bytes: MIB,

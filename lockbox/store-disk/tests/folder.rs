@@ -122,7 +122,7 @@ fn rejects_a_cache_that_was_never_measured<B: Backend>() {
         ..options()
     };
     for bytes in [0, 65 * 1024 * 1024] {
-        let failure = DiskStore::<B>::open(&scratch.store, None, &cache(bytes))
+        let failure = DiskStore::<B>::open(&scratch.store, lockbox_store::Media::default(), &cache(bytes))
             .err()
             .expect("refused");
         assert!(failure.to_string().contains("1 MiB to 64 MiB"));

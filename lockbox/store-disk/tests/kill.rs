@@ -11,7 +11,7 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::mpsc;
 
 use common::{CHILD_STORE, Scratch, child_arguments, child_store, commit, everything, options, tell};
-use lockbox_store::{Batch, EffaceableRoot, Operation, Store};
+use lockbox_store::{Batch, EffaceableRoot, Media, Operation, Store};
 use lockbox_store_disk::{Backend, DiskStore};
 
 on_each_backend! {
@@ -35,7 +35,7 @@ fn a_killed_process_loses_nothing_acknowledged_and_leaves_no_half_batch<B: Backe
     for round in 0..ROUNDS {
         let kill_after = if round % 4 == 3 { 0 } else { round * 67 % 190 };
         acknowledged = acknowledged.max(run_and_kill::<B>(&scratch.store, kill_after));
-        let store = DiskStore::<B>::open(&scratch.store, None, &options()).expect("opens after a kill");
+        let store = DiskStore::<B>::open(&scratch.store, Media::default(), &options()).expect("opens after a kill");
         let found = number(&store.get(LAST).expect("reads"));
         assert!(
             found >= acknowledged,
@@ -68,7 +68,11 @@ fn writes_until_it_is_killed<B: Backend>() {
     let Some(dir) = child_store() else { return };
     tell("opening");
     let root = RootFile::open(&dir).expect("opens");
-    let store = DiskStore::<B>::open(&dir, Some(Box::new(root)), &options()).expect("opens");
+    let media = Media {
+        root: Some(Box::new(root)),
+        anchor: None,
+    };
+    let store = DiskStore::<B>::open(&dir, media, &options()).expect("opens");
     let first = number(&store.get(LAST).expect("reads")) + 1;
     let (answered, answers) = mpsc::channel();
     for number in first.. {

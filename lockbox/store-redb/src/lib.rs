@@ -20,7 +20,7 @@ mod tree;
 
 use std::path::Path;
 
-use lockbox_store::{Batch, Completion, EffaceableRoot, Health, Pair, Store, StoreFailure};
+use lockbox_store::{Batch, Completion, Health, Media, Pair, Store, StoreFailure};
 use lockbox_store_disk::DiskStore;
 
 pub use backend::Redb;
@@ -40,8 +40,8 @@ impl RedbStore {
     }
 
     /// See [`DiskStore::open`].
-    pub fn open(dir: &Path, root: Option<Box<dyn EffaceableRoot>>, options: &Options) -> Result<Self, StoreFailure> {
-        DiskStore::open(dir, root, options).map(Self)
+    pub fn open(dir: &Path, media: Media, options: &Options) -> Result<Self, StoreFailure> {
+        DiskStore::open(dir, media, options).map(Self)
     }
 
     /// See [`DiskStore::close`].

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use lockbox_store::{Batch, Store, StoreFailure};
+use lockbox_store::{Batch, Media, Store, StoreFailure};
 use lockbox_store_redb::{MIN_CACHE_BYTES, Options, RedbStore};
 use tempfile::TempDir;
 
@@ -20,7 +20,7 @@ fn filled() -> (TempDir, PathBuf) {
     let root = tempfile::tempdir().expect("a temporary folder");
     let dir = root.path().join("store");
     RedbStore::create(&dir, &options()).expect("creates");
-    let store = RedbStore::open(&dir, None, &options()).expect("opens");
+    let store = RedbStore::open(&dir, Media::default(), &options()).expect("opens");
     for group in 0..10_u8 {
         let mut batch = Batch::new();
         for number in 0..40_u8 {
@@ -57,7 +57,7 @@ fn damage_is_an_answer_that_names_the_folder() {
     for (name, damage) in damages {
         let (_root, dir) = filled();
         damage(&dir.join("redb/db"));
-        match RedbStore::open(&dir, None, &options()).err() {
+        match RedbStore::open(&dir, Media::default(), &options()).err() {
             Some(StoreFailure::Damaged { place, reason }) => {
                 assert_eq!(place, dir.display().to_string(), "{name}");
                 assert!(reason.contains("redb/db"), "{name}: {reason}");
@@ -74,6 +74,8 @@ fn rejects_a_database_that_is_not_a_store() {
     let file = dir.join("redb/db");
     fs::remove_file(&file).expect("removes");
     drop(redb::Database::create(&file).expect("creates"));
-    let failure = RedbStore::open(&dir, None, &options()).err().expect("refused");
+    let failure = RedbStore::open(&dir, Media::default(), &options())
+        .err()
+        .expect("refused");
     assert!(matches!(failure, StoreFailure::Damaged { .. }), "{failure}");
 }

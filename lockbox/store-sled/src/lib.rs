@@ -23,7 +23,7 @@ mod watch;
 
 use std::path::Path;
 
-use lockbox_store::{Batch, Completion, EffaceableRoot, Health, Pair, Store, StoreFailure};
+use lockbox_store::{Batch, Completion, Health, Media, Pair, Store, StoreFailure};
 use lockbox_store_disk::DiskStore;
 
 pub use backend::Sled;
@@ -43,8 +43,8 @@ impl SledStore {
     }
 
     /// See [`DiskStore::open`].
-    pub fn open(dir: &Path, root: Option<Box<dyn EffaceableRoot>>, options: &Options) -> Result<Self, StoreFailure> {
-        DiskStore::open(dir, root, options).map(Self)
+    pub fn open(dir: &Path, media: Media, options: &Options) -> Result<Self, StoreFailure> {
+        DiskStore::open(dir, media, options).map(Self)
     }
 
     /// See [`DiskStore::close`].

@@ -18,6 +18,7 @@ pub struct Batch {
     ticket: u64,
     operations: Vec<Operation>,
     root_image: Option<Vec<u8>>,
+    anchor_image: Option<Vec<u8>>,
 }
 
 /// Proof that a batch, and every batch submitted before it, survives a power cut.
@@ -33,6 +34,7 @@ impl Batch {
             ticket: NEXT.fetch_add(1, Ordering::Relaxed),
             operations: Vec::new(),
             root_image: None,
+            anchor_image: None,
         }
     }
 
@@ -49,6 +51,13 @@ impl Batch {
         self.root_image = Some(image);
     }
 
+    /// Puts the image at its own key, as the last of the operations, and has it written to the
+    /// [`Anchor`](crate::Anchor), too, once the operations are durable.
+    pub fn move_anchor(&mut self, key: Vec<u8>, image: Vec<u8>) {
+        self.put(key, image.clone());
+        self.anchor_image = Some(image);
+    }
+
     /// Identifies this batch within the process; its proof carries the same number.
     pub fn ticket(&self) -> u64 {
         self.ticket
@@ -62,15 +71,22 @@ impl Batch {
         self.root_image.as_deref()
     }
 
+    pub fn anchor_image(&self) -> Option<&[u8]> {
+        self.anchor_image.as_deref()
+    }
+
     pub fn is_empty(&self) -> bool {
         self.operations.is_empty() && self.root_image.is_none()
     }
 
-    /// True if the batch only removes. Such a batch is taken even when the disk is nearly full.
+    /// True if the batch only removes, but for the anchor's record, which replaces itself. Such a batch is taken even when
+    /// the disk is nearly full.
     pub fn only_removes(&self) -> bool {
-        self.operations
+        let puts = self
+            .operations
             .iter()
-            .all(|operation| matches!(operation, Operation::Remove { .. }))
+            .filter(|operation| matches!(operation, Operation::Put { .. }));
+        puts.count() == usize::from(self.anchor_image.is_some())
     }
 
     /// Refuses a batch that is larger than what every store was measured with.

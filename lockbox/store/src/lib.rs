@@ -89,3 +89,20 @@ pub trait EffaceableRoot: Send + 'static {
     /// Replaces the image, durably, and effaces every copy of the one before it.
     fn replace(&mut self, image: &[u8]) -> std::io::Result<()>;
 }
+
+/// The small medium that says how far a store has come, beside the store: what a store lost and does not miss (a log that was
+/// cut at an older state, a folder that was put back) shows by it.
+///
+/// A store is opened with one. When a batch carries an anchor image, the store writes it here after the batch is durable and
+/// before it is acknowledged; of several images waiting, only the last is written.
+pub trait Anchor: Send + 'static {
+    /// Replaces the image, durably. A replacement that is cut off leaves the image before it.
+    fn replace(&mut self, image: &[u8]) -> std::io::Result<()>;
+}
+
+/// What stands beside a store. Without one of them, batches with an image for it are refused.
+#[derive(Default)]
+pub struct Media {
+    pub root: Option<Box<dyn EffaceableRoot>>,
+    pub anchor: Option<Box<dyn Anchor>>,
+}

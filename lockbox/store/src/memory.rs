@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::{Batch, Completion, EffaceableRoot, Health, Operation, Pair, Store, StoreFailure};
+use crate::{Anchor, Batch, Completion, EffaceableRoot, Health, Media, Operation, Pair, Store, StoreFailure};
 
 /// Keeps everything in memory and acknowledges at once, unless [`hold`](MemoryStore::hold) was called.
 ///
@@ -20,7 +20,7 @@ struct Inner {
     current: BTreeMap<Vec<u8>, Vec<u8>>,
     waiting: Vec<(Batch, Completion)>,
     holding: bool,
-    root: Option<Box<dyn EffaceableRoot>>,
+    media: Media,
 }
 
 impl MemoryStore {
@@ -31,14 +31,20 @@ impl MemoryStore {
                 current: BTreeMap::new(),
                 waiting: Vec::new(),
                 holding: false,
-                root: None,
+                media: Media::default(),
             })),
         }
     }
 
     /// Where root images go.
     pub fn with_root(self, root: Box<dyn EffaceableRoot>) -> Self {
-        self.lock().root = Some(root);
+        self.lock().media.root = Some(root);
+        self
+    }
+
+    /// Where anchor images go.
+    pub fn with_anchor(self, anchor: Box<dyn Anchor>) -> Self {
+        self.lock().media.anchor = Some(anchor);
         self
     }
 
@@ -123,7 +129,14 @@ impl Default for MemoryStore {
 impl Inner {
     fn persist(&mut self, batch: &Batch) -> Result<(), StoreFailure> {
         apply(&mut self.durable, batch);
-        if let (Some(image), Some(root)) = (batch.root_image(), self.root.as_mut()) {
+        if let (Some(image), Some(anchor)) = (batch.anchor_image(), self.media.anchor.as_mut()) {
+            anchor.replace(image).map_err(|error| StoreFailure::Io {
+                action: "move the anchor",
+                promise: "that a store that lost something is found out",
+                source: Arc::new(error),
+            })?;
+        }
+        if let (Some(image), Some(root)) = (batch.root_image(), self.media.root.as_mut()) {
             root.replace(image).map_err(|error| StoreFailure::Io {
                 action: "efface the root",
                 promise: "that a destroyed key does not come back",

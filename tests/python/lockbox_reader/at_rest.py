@@ -1,5 +1,7 @@
 """What a lockbox keeps: SPEC section 9."""
 
+import hmac
+
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
@@ -87,6 +89,7 @@ class Keys:
         self._store_id = store_id
         self._book = derive(store_id, root_key, b"lockbox/v1/derive/book")
         self._epoch_sealing = derive(store_id, root_key, b"lockbox/v1/derive/epoch-sealing")
+        self._digest = derive(store_id, root_key, b"lockbox/v1/derive/digest")
         self.placing = derive(store_id, root_key, b"lockbox/v1/derive/placing")
 
     def open_book_record(self, place: bytes, stored: bytes) -> bytes:
@@ -108,6 +111,20 @@ class Keys:
         table = wire.decode(_SEALED + "BucketTable", open_sealed(epoch_key, sealed, aad))
         demand(len(table["keys"]) == BUCKETS * 32 and len(table["generations"]) == BUCKETS, "malformed")
         return [table["keys"][start : start + 32] for start in range(0, BUCKETS * 32, 32)]
+
+
+    def check_anchor(self, rows: dict[bytes, bytes]) -> dict:
+        """9.4 The anchor's record, which must fit all rows of the store that it spans."""
+        anchor = wire.decode_canonical(_SEALED + "AnchorRecord", self.open_book_record(b"A", rows[b"A"]))
+        spanned = {place: stored for place, stored in rows.items() if place[:1] not in (b"A", b"N", b"T", b"W")}
+        total = 0
+        for place, stored in spanned.items():
+            message = len(place).to_bytes(2, "big") + place + stored
+            total += int.from_bytes(hmac.digest(self._digest, message, "sha256"), "little")
+        demand(anchor["digest"] == (total % 2**256).to_bytes(32, "little"), "does-not-open")
+        demand(anchor["records"] == len(spanned), "does-not-open")
+        demand(anchor["keys"] == sum(place[:1] == b"R" for place in spanned), "does-not-open")
+        return anchor
 
 
 def bucket_of(placing: bytes, key_id: bytes) -> int:

@@ -11,8 +11,9 @@ use lockbox_core::rows::Row;
 use lockbox_core::secrets::RootKey;
 use lockbox_core::slots::Header;
 use lockbox_core::step::{Locked, Step};
+use lockbox_core::vault::Images;
 use lockbox_core::wire::{IncomingRecord, OutgoingRecord, TransferState};
-use lockbox_store::{Durable, EffaceableRoot, MemoryStore, Store};
+use lockbox_store::{Anchor, Durable, EffaceableRoot, MemoryStore, Store};
 use prost::Message;
 use rand_core::CryptoRng;
 
@@ -28,6 +29,18 @@ impl EffaceableRoot for Root {
     fn replace(&mut self, image: &[u8]) -> std::io::Result<()> {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = image.to_vec();
         Ok(())
+    }
+}
+
+impl Anchor for Root {
+    fn replace(&mut self, image: &[u8]) -> std::io::Result<()> {
+        EffaceableRoot::replace(self, image)
+    }
+}
+
+impl Root {
+    fn images(&self) -> Vec<Vec<u8>> {
+        vec![self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()]
     }
 }
 
@@ -48,6 +61,7 @@ pub(crate) struct Node {
     name: String,
     store: MemoryStore,
     root: Root,
+    anchor: Root,
     header: Header,
     root_key: RootKey,
     book: Book,
@@ -57,15 +71,17 @@ pub(crate) struct Node {
 
 impl Node {
     pub(crate) fn new(name: String, rng: &mut SeededRng) -> Self {
-        let root = Root::default();
-        let store = MemoryStore::new().with_root(Box::new(root.clone()));
+        let (root, anchor) = (Root::default(), Root::default());
+        let store = MemoryStore::new()
+            .with_root(Box::new(root.clone()))
+            .with_anchor(Box::new(anchor.clone()));
         let header = Header::new(LockboxId::from_random(rng.bytes()), rng);
         let root_bytes = rng.bytes();
         let root_key = RootKey::init_with(|key| *key = root_bytes);
         let book = Book::new(header.store_id(), &root_bytes);
         Lockbox::format(Arc::new(store.clone()), &header, &root_key, &name, rng).expect("memory does not fail");
         store.hold();
-        let lockbox = open(&store, &root, &header, &root_key, rng);
+        let lockbox = open(&store, [&root, &anchor], &header, &root_key, rng);
         let identity = Party {
             lockbox_id: lockbox.identity().lockbox_id,
             identity_key: lockbox.identity().public_key(),
@@ -77,6 +93,7 @@ impl Node {
             name,
             store,
             root,
+            anchor,
             header,
             root_key,
             book,
@@ -151,7 +168,13 @@ impl Node {
         self.store.crash();
         self.waiting.clear();
         self.proofs.lock().unwrap_or_else(PoisonError::into_inner).clear();
-        self.lockbox = open(&self.store, &self.root, &self.header, &self.root_key, rng);
+        self.lockbox = open(
+            &self.store,
+            [&self.root, &self.anchor],
+            &self.header,
+            &self.root_key,
+            rng,
+        );
     }
 
     /// Whether the key is here for readers.
@@ -242,8 +265,17 @@ fn place_of(key_id: KeyId) -> Vec<u8> {
     [b"R", &key_id.0[..]].concat()
 }
 
-fn open(store: &MemoryStore, root: &Root, header: &Header, root_key: &RootKey, rng: &mut dyn CryptoRng) -> Lockbox {
-    let images = [root.0.lock().unwrap_or_else(PoisonError::into_inner).clone()];
+fn open(
+    store: &MemoryStore,
+    [root, anchor]: [&Root; 2],
+    header: &Header,
+    root_key: &RootKey,
+    rng: &mut dyn CryptoRng,
+) -> Lockbox {
+    let images = Images {
+        root: root.images(),
+        anchor: anchor.images(),
+    };
     let class = ErasureClass::Software;
     let (lockbox, unfinished) =
         Lockbox::open(Arc::new(store.clone()), header, root_key, &images, class, rng).expect("what is durable opens");

@@ -50,9 +50,10 @@ pub struct Ended {
 /// What a store holds, as the judge says it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// The effect of exactly the first so many batches of each writer, and the number of the last root image.
+    /// The effect of exactly the first so many batches of each writer, and the numbers of the last images beside it.
     State {
         root: u64,
+        anchor: u64,
         found: Vec<u64>,
     },
     /// It can't be opened or read; the failure, as people are told it.
@@ -216,8 +217,10 @@ impl Verdict {
             "state" => {
                 let mut numbers = rest.split(' ').map(|number| number.parse().expect("a number"));
                 let root = numbers.next().expect("the root's number");
+                let anchor = numbers.next().expect("the anchor's number");
                 Self::State {
                     root,
+                    anchor,
                     found: numbers.collect(),
                 }
             }

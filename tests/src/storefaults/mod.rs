@@ -13,7 +13,7 @@
 //! | [`disk`] | the folder as it may be after a power cut at any point of a recording |
 //! | [`random`] | numbers from a seed |
 //!
-//! A folder of a run holds `store/`, `root` (the effaceable root's image) and `acks` (a line for each acknowledgement).
+//! A folder of a run holds `store/`, `root` and `anchor` (the images beside it) and `acks` (a line for each acknowledgement).
 
 pub mod child;
 pub mod disk;
@@ -24,7 +24,7 @@ pub mod workload;
 
 use std::path::Path;
 
-use lockbox_store::{EffaceableRoot, Store, StoreFailure};
+use lockbox_store::{Media, Store, StoreFailure};
 use lockbox_store_disk::{Converted, MIN_CACHE_BYTES, Options, convert};
 use lockbox_store_redb::{Redb, RedbStore};
 use lockbox_store_sled::{Sled, SledStore};
@@ -70,15 +70,10 @@ impl Kind {
     }
 
     /// The store is closed when the last reference to it goes.
-    pub fn open(
-        self,
-        dir: &Path,
-        root: Option<Box<dyn EffaceableRoot>>,
-        options: &Options,
-    ) -> Result<Box<dyn Store>, StoreFailure> {
+    pub fn open(self, dir: &Path, media: Media, options: &Options) -> Result<Box<dyn Store>, StoreFailure> {
         Ok(match self {
-            Self::Sled => Box::new(SledStore::open(dir, root, options)?),
-            Self::Redb => Box::new(RedbStore::open(dir, root, options)?),
+            Self::Sled => Box::new(SledStore::open(dir, media, options)?),
+            Self::Redb => Box::new(RedbStore::open(dir, media, options)?),
         })
     }
 

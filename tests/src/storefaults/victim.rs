@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
 
-use lockbox_store::{Batch, Completion, EffaceableRoot, Health, Store, StoreFailure};
+use lockbox_store::{Anchor, Batch, Completion, EffaceableRoot, Health, Media, Store, StoreFailure};
 use lockbox_store_disk::recorded_backend;
 
 use super::{Kind, OPTIONS, workload};
@@ -36,7 +36,8 @@ pub fn run(arguments: &[String]) -> i32 {
     let kind = |name| Kind::named(name).expect("a kind of store");
     match arguments[..] {
         ["create", name, dir] => {
-            RootFile::create(Path::new(dir)).expect("the root file is made");
+            NumberFile::create(Path::new(dir), "root").expect("the root file is made");
+            NumberFile::create(Path::new(dir), "anchor").expect("the anchor file is made");
             answer(kind(name).create(&store_path(Path::new(dir)), &OPTIONS))
         }
         ["write", name, dir, writers, batches] => {
@@ -78,13 +79,18 @@ fn say(line: &str) {
 }
 
 fn write(kind: Kind, dir: &Path, writers: usize, batches: u64) -> i32 {
-    let root = RootFile::open(dir).expect("the root file opens");
+    let root = NumberFile::open(dir, "root").expect("the root file opens");
+    let anchor = NumberFile::open(dir, "anchor").expect("the anchor file opens");
     let acks = OpenOptions::new()
         .create(true)
         .append(true)
         .open(dir.join("acks"))
         .expect("opens");
-    let opened = kind.open(&store_path(dir), Some(Box::new(root)), &OPTIONS);
+    let media = Media {
+        root: Some(Box::new(root)),
+        anchor: Some(Box::new(anchor)),
+    };
+    let opened = kind.open(&store_path(dir), media, &OPTIONS);
     let store: Arc<dyn Store> = match opened {
         Ok(store) => Arc::from(store),
         Err(failure) => return answer(Err(failure)),
@@ -203,7 +209,7 @@ fn look(dir: &Path, writers: usize) -> String {
         Err(failure) => return format!("refused {failure}"),
     };
     // A folder without its mark says so, whatever opens it.
-    let store = match kind.unwrap_or(Kind::Sled).open(&path, None, &OPTIONS) {
+    let store = match kind.unwrap_or(Kind::Sled).open(&path, Media::default(), &OPTIONS) {
         Ok(store) => store,
         Err(failure) => return format!("refused {failure}"),
     };
@@ -233,38 +239,51 @@ fn look(dir: &Path, writers: usize) -> String {
     match workload::judge(&pairs, writers) {
         Ok(found) => {
             let numbers: Vec<_> = found.iter().map(u64::to_string).collect();
-            format!("state {} {}", RootFile::read(dir), numbers.join(" "))
+            let [root, anchor] = ["root", "anchor"].map(|name| NumberFile::read(dir, name));
+            format!("state {root} {anchor} {}", numbers.join(" "))
         }
         Err(what) => format!("wrong {what}"),
     }
 }
 
 /// Eight bytes beside the store, overwritten in place.
-struct RootFile(File);
+struct NumberFile(File);
 
-impl RootFile {
+impl NumberFile {
     /// It survives a power cut before anything relies on it.
-    fn create(dir: &Path) -> io::Result<()> {
-        let file = File::create_new(dir.join("root"))?;
+    fn create(dir: &Path, name: &str) -> io::Result<()> {
+        let file = File::create_new(dir.join(name))?;
         file.write_all_at(&[0; 8], 0)?;
         file.sync_all()?;
         File::open(dir)?.sync_all()
     }
 
-    fn open(dir: &Path) -> io::Result<Self> {
-        Ok(Self(OpenOptions::new().write(true).open(dir.join("root"))?))
+    fn open(dir: &Path, name: &str) -> io::Result<Self> {
+        Ok(Self(OpenOptions::new().write(true).open(dir.join(name))?))
     }
 
     /// 0 if no image was ever written.
-    fn read(dir: &Path) -> u64 {
-        let bytes = std::fs::read(dir.join("root")).unwrap_or_default();
+    fn read(dir: &Path, name: &str) -> u64 {
+        let bytes = std::fs::read(dir.join(name)).unwrap_or_default();
         bytes.try_into().map_or(0, u64::from_be_bytes)
+    }
+
+    fn write(&self, image: &[u8]) -> io::Result<()> {
+        // An anchor's image is the value of a record, whose last eight bytes are the number.
+        let number = image.last_chunk::<8>().expect("it ends in a number");
+        self.0.write_all_at(number, 0)?;
+        self.0.sync_data()
     }
 }
 
-impl EffaceableRoot for RootFile {
+impl EffaceableRoot for NumberFile {
     fn replace(&mut self, image: &[u8]) -> io::Result<()> {
-        self.0.write_all_at(image, 0)?;
-        self.0.sync_data()
+        self.write(image)
+    }
+}
+
+impl Anchor for NumberFile {
+    fn replace(&mut self, image: &[u8]) -> io::Result<()> {
+        self.write(image)
     }
 }

@@ -17,8 +17,6 @@ const IMAGE_EVERY: u64 = 5;
 pub fn batch(writer: usize, n: u64) -> Batch {
     let mut random = Random::new(n.wrapping_mul(64) + writer as u64);
     let mut batch = Batch::new();
-    let last = last_key(writer);
-    batch.put(last.clone(), seal(&last, &n.to_be_bytes()));
     for index in 0..random.below(14) {
         let key = key(writer, random.below(KEYS));
         let length = match random.below(16) {
@@ -36,7 +34,15 @@ pub fn batch(writer: usize, n: u64) -> Batch {
         let value = seal(&key, &body);
         batch.put(key, value);
     }
-    if writer == 0 && image_before(n) == n {
+    let last = last_key(writer);
+    let number = seal(&last, &n.to_be_bytes());
+    if writer != 0 {
+        batch.put(last, number);
+        return batch;
+    }
+    // Writer 0 stands for the vault: the anchor moves with each batch, the root with some.
+    batch.move_anchor(last, number);
+    if image_before(n) == n {
         batch.replace_root(n.to_be_bytes().to_vec());
     }
     batch
@@ -45,6 +51,15 @@ pub fn batch(writer: usize, n: u64) -> Batch {
 /// Writer 0's last batch up to `n` with a root image, which is its number; 0 if there is none.
 pub fn image_before(n: u64) -> u64 {
     n / IMAGE_EVERY * IMAGE_EVERY
+}
+
+/// Whether the images beside a store are neither older than what was acknowledged nor newer than what is there: an anchor that
+/// is ahead of its store would have it refused. `acked`, `before` and `found` are of writer 0, as what was acknowledged, what was
+/// there when the process began, and what is there.
+pub fn images_are_in_order(root: u64, anchor: u64, acked: u64, before: u64, found: u64) -> bool {
+    // The image of a batch that was never answered may be missing, and is not written by the next process.
+    let oldest = |acked: u64| if acked > before { acked } else { 0 };
+    (oldest(image_before(acked))..=image_before(found)).contains(&root) && (oldest(acked)..=found).contains(&anchor)
 }
 
 /// What a store holds of one writer after its first `n` batches.

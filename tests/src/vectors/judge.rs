@@ -18,6 +18,7 @@ use lockbox_core::primitives::{DoesNotOpen, hpke_setup_receiver, wrapping_key};
 use lockbox_core::record::Key;
 use lockbox_core::secrets::WrappingSeed;
 use lockbox_core::slots::{Header, SlotError};
+use lockbox_core::vault::Images;
 use lockbox_core::wire;
 use lockbox_store::{Batch, MemoryStore, Store};
 use prost::Message;
@@ -202,9 +203,12 @@ fn opens_the_same(root: &lockbox_core::secrets::RootKey, expected: &[u8]) -> boo
     let header = Header::new(LockboxId([1; 16]), &mut rng);
     let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
     let format = lockbox_core::vault::Vault::format(header.store_id(), root, &mut rng);
-    let image = format.root_image().expect("a new store has one").to_vec();
+    let images = Images {
+        root: vec![format.root_image().expect("a new store has one").to_vec()],
+        anchor: vec![format.anchor_image().expect("a new store has one").to_vec()],
+    };
     store.commit(format).expect("memory does not fail");
-    lockbox_core::vault::Vault::open(store, header.store_id(), &expected, &[image], &mut rng).is_ok()
+    lockbox_core::vault::Vault::open(store, header.store_id(), &expected, &images, &mut rng).is_ok()
 }
 
 /// Puts the record into the store of the vector `store`, and reads it as the lockbox would.
@@ -240,15 +244,23 @@ fn at_rest(vector: &Vector, corpus: &Corpus) -> Result<(), &'static str> {
     let root = root_from(&of("root-key").try_into().expect("32 bytes"));
     let header = header_with(&corpus["header"].body, of("store-id"));
     let mut rng = FixedRng::new("judge");
+    let images = Images {
+        root: vec![image],
+        anchor: store.durable(b"A").into_iter().collect(),
+    };
     let opened = Lockbox::open(
         Arc::new(store),
         &header,
         &root,
-        &[image],
+        &images,
         ErasureClass::Software,
         &mut rng,
     );
     let (lockbox, _) = opened.map_err(|error| lockbox_class(&error))?;
+    // A damaged record that keys can be read without is told by an alarm.
+    if !lockbox.alarms().is_empty() {
+        return Err("does-not-open");
+    }
     let key = lockbox.reveal_key(key_id).map_err(|error| lockbox_class(&error))?;
     assert_eq!(key.material.expose(), base.bytes("yields-material"));
     let identity_key = lockbox.identity().public_key();

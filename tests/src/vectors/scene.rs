@@ -18,6 +18,7 @@ use lockbox_core::slots::{Header, PassphraseCost, SlotSecret};
 use lockbox_core::step::Step;
 use lockbox_core::transfer::source::{AwaitPresent, Next};
 use lockbox_core::transfer::{Chunk, Settlement};
+use lockbox_core::vault::Images;
 use lockbox_store::{EffaceableRoot, MemoryStore, Pair, Store};
 use rand_core::CryptoRng;
 
@@ -100,7 +101,10 @@ impl Node {
             shared,
             &header,
             &root,
-            &[image.read()],
+            &Images {
+                root: vec![image.read()],
+                anchor: store.durable(b"A").into_iter().collect(),
+            },
             ErasureClass::Software,
             &mut rng,
         )

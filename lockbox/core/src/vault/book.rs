@@ -67,7 +67,7 @@ pub(super) fn next_version(previous: Option<&[u8]>) -> u64 {
 }
 
 /// Names a record by its place.
-fn describe(place: &[u8]) -> String {
+pub(super) fn describe(place: &[u8]) -> String {
     let kind = place.first().map_or('?', |kind| char::from(*kind));
     let rest: String = place.iter().skip(1).map(|byte| format!("{byte:02x}")).collect();
     format!("kind '{kind}' at {rest}")

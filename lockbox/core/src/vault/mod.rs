@@ -3,13 +3,16 @@
 //! Volume keys hang on a tree that can be effaced (`tree.rs`): each record has a data-encryption key of its own, which is
 //! sealed under the key of its bucket; all bucket keys are sealed under the epoch key; the epoch key is in the effaceable
 //! root and nowhere else. Everything else (the book: ledger, roster, identity) is sealed under keys derived from the root
-//! key, one for each version of each record.
+//! key, one for each version of each record. Each batch carries the anchor (`anchor.rs`), which tells a store that lost
+//! something from one that did not.
 //!
 //! The vault stages changes as batches and assumes that they are submitted in order. If one is not, the caller must drop
 //! the vault: what it has in memory runs ahead of the store.
 
+mod anchor;
 mod book;
 mod tree;
+mod verify;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -20,8 +23,11 @@ use lockbox_store::{Batch, Durable, Store, StoreFailure};
 use rand_core::CryptoRng;
 use zeroize::Zeroizing;
 
+use self::anchor::{Anchor, Before};
 use self::book::Book;
 use self::tree::KeyTree;
+use self::verify::Scan;
+pub use self::verify::{Finding, Mismatch, Verification};
 use crate::record::{Key, Tombstone};
 use crate::rows::{self, Row};
 use crate::secrets::RootKey;
@@ -37,10 +43,23 @@ pub enum VaultError {
     Field { what: String, source: FieldError },
     #[error("the root of erasure does not open the store: {0}")]
     Root(&'static str),
+    #[error("no image of the anchor beside the store opens with the root key")]
+    NoAnchor,
+    #[error("the store was rolled back: it ends at commit {store}, and commit {anchor} was acknowledged")]
+    RolledBack { store: u64, anchor: u64 },
+    #[error("the store is not the one that was committed: it has another commit {commit}")]
+    Diverged { commit: u64 },
 }
 
 /// A record of the book, and the key that it stands at.
 pub(crate) type PlacedRecord = (Vec<u8>, Zeroizing<Vec<u8>>);
+
+/// What was read from the media beside a store: of each, the images that are whole.
+#[derive(Clone, Debug, Default)]
+pub struct Images {
+    pub root: Vec<Vec<u8>>,
+    pub anchor: Vec<Vec<u8>>,
+}
 
 /// Changes to be made durable together.
 #[derive(Default)]
@@ -76,32 +95,71 @@ pub struct Vault {
     store: Arc<dyn Store>,
     book: Book,
     tree: KeyTree,
-    key_count: Option<u64>,
+    anchor: Anchor,
+    /// A full scan that is under way.
+    scan: Option<Scan>,
 }
 
 impl Vault {
-    /// The first batch of a new store. It carries the first root image.
+    /// The first batch of a new store. It carries the first root image and the first anchor image.
     pub fn format(store_id: [u8; 16], root: &RootKey, rng: &mut dyn CryptoRng) -> Batch {
-        KeyTree::format(store_id, root, rng)
+        let mut batch = KeyTree::format(store_id, root, rng);
+        let book = Book::new(store_id, root);
+        Anchor::new(store_id, root).advance(&mut batch, &mut Before::new(), &book, rng);
+        batch
     }
 
-    /// Opens a store with the root key and the images that the effaceable root has.
+    /// Opens a store with the root key and the images beside it.
     ///
     /// If the last destroy was interrupted before its root was effaced, the batch that completes it is given, too.
+    ///
+    /// # Errors
+    ///
+    /// [`VaultError::RolledBack`], [`VaultError::Diverged`] or [`VaultError::NoAnchor`] if the store is not known to be what was
+    /// last committed; [`VaultError::Root`] if nothing of it opens.
     pub fn open(
         store: Arc<dyn Store>,
         store_id: [u8; 16],
         root: &RootKey,
-        images: &[Vec<u8>],
+        images: &Images,
         rng: &mut dyn CryptoRng,
     ) -> Result<(Self, Option<Batch>), VaultError> {
-        let (tree, unfinished) = KeyTree::open(store.as_ref(), store_id, root, images, rng)?;
+        Self::open_with(store, store_id, root, images, rng, |anchor, book, record| {
+            anchor.resume(book, record, &images.anchor)
+        })
+    }
+
+    /// Opens a store whatever the anchor says, to be looked at, or to be [accepted](Vault::accept) as it is.
+    pub fn open_as_found(
+        store: Arc<dyn Store>,
+        store_id: [u8; 16],
+        root: &RootKey,
+        images: &Images,
+        rng: &mut dyn CryptoRng,
+    ) -> Result<(Self, Option<Batch>), VaultError> {
+        Self::open_with(store, store_id, root, images, rng, |anchor, book, record| {
+            Ok(anchor.overrule(book, record, &images.anchor))
+        })
+    }
+
+    fn open_with(
+        store: Arc<dyn Store>,
+        store_id: [u8; 16],
+        root: &RootKey,
+        images: &Images,
+        rng: &mut dyn CryptoRng,
+        anchored: impl FnOnce(Anchor, &Book, Option<Vec<u8>>) -> Result<Anchor, VaultError>,
+    ) -> Result<(Self, Option<Batch>), VaultError> {
         let book = Book::new(store_id, root);
+        // Before the tree: a store that was rolled back beyond a destroy has no table that opens, and this says why.
+        let anchor = anchored(Anchor::new(store_id, root), &book, store.get(rows::ANCHOR)?)?;
+        let (tree, unfinished) = KeyTree::open(store.as_ref(), store_id, root, &images.root, rng)?;
         let vault = Self {
             store,
             book,
             tree,
-            key_count: None,
+            anchor,
+            scan: None,
         };
         Ok((vault, unfinished))
     }
@@ -126,6 +184,12 @@ impl Vault {
             Ok((key, record))
         };
         pairs.into_iter().map(open).collect()
+    }
+
+    /// Where records of one kind stand.
+    pub(crate) fn places(&self, prefix: &[u8], limit: usize) -> Result<Vec<Vec<u8>>, VaultError> {
+        let pairs = self.store.scan(prefix, None, limit)?;
+        Ok(pairs.into_iter().map(|(place, _)| place).collect())
     }
 
     /// A volume key.
@@ -174,24 +238,9 @@ impl Vault {
             .collect()
     }
 
-    /// How many volume keys there are. Counts them on the first call.
-    pub(crate) fn key_count(&mut self) -> Result<u64, VaultError> {
-        const PAGE: usize = 10_000;
-        if let Some(count) = self.key_count {
-            return Ok(count);
-        }
-        let mut count = 0;
-        let mut after: Option<Vec<u8>> = None;
-        loop {
-            let page = self.store.scan(&[rows::KEY_RECORD_KIND], after.as_deref(), PAGE)?;
-            count += page.len() as u64;
-            match page.into_iter().next_back() {
-                Some((last, _)) => after = Some(last),
-                None => break,
-            }
-        }
-        self.key_count = Some(count);
-        Ok(count)
+    /// How many volume keys there are.
+    pub(crate) fn key_count(&self) -> u64 {
+        self.anchor.extent.keys
     }
 
     /// Seals the changes into batches. One batch, so all or nothing, unless there are more operations than a batch may
@@ -201,12 +250,26 @@ impl Vault {
     pub(crate) fn stage(&mut self, changes: Changes, rng: &mut dyn CryptoRng) -> Result<Vec<Batch>, VaultError> {
         let doomed: Vec<KeyId> = changes.erase_keys.iter().map(|tombstone| tombstone.key_id).collect();
         let erasure = self.tree.plan_erasure(self.store.as_ref(), &doomed)?;
-        let key_count = self.count_after(&changes)?;
-        let previous = |place: &[u8]| self.store.get(place);
+        let mut before = Before::new();
+        let mut previous = |place: &[u8]| -> Result<Option<Vec<u8>>, VaultError> {
+            let stored = self.store.get(place)?;
+            let contribution = stored.as_ref().map(|stored| self.anchor.contribution(place, stored));
+            before.insert(place.to_vec(), contribution);
+            Ok(stored)
+        };
+        for key_id in doomed {
+            previous(&rows::key_record(key_id))?;
+        }
         let mut put_keys = Vec::with_capacity(changes.put_keys.len());
         for key in changes.put_keys {
             let stored = previous(&rows::key_record(key.info.key_id))?;
             put_keys.push((key, stored));
+        }
+        let mut removes = Vec::with_capacity(changes.removes.len());
+        for row in changes.removes {
+            let place = row.key();
+            previous(&place)?;
+            removes.push(place);
         }
         let mut puts = Vec::with_capacity(changes.puts.len());
         for (row, record) in changes.puts {
@@ -223,17 +286,23 @@ impl Vault {
             tombstones.insert(tombstone.key_id, (place, sealed));
         }
 
-        self.key_count = key_count;
         let mut batches = self.tree.erase(erasure, &mut tombstones, rng);
         for (key, stored) in put_keys {
             append(&mut batches, self.tree.seal(&key, stored.as_deref(), rng));
         }
-        for row in changes.removes {
-            append(&mut batches, [Write::Remove(row.key())]);
+        for place in removes {
+            append(&mut batches, [Write::Remove(place)]);
         }
         for (place, record, stored) in puts {
             let sealed = self.book.seal(&place, stored.as_deref(), &record, rng);
             append(&mut batches, [Write::Put(place, sealed)]);
+        }
+        for batch in &mut batches {
+            for delta in self.anchor.advance(batch, &mut before, &self.book, rng) {
+                if let Some(scan) = &mut self.scan {
+                    scan.learn(&delta);
+                }
+            }
         }
         Ok(batches)
     }
@@ -259,20 +328,6 @@ impl Vault {
             })
         }
     }
-
-    /// What the count of keys will be, if it was taken.
-    fn count_after(&self, changes: &Changes) -> Result<Option<u64>, VaultError> {
-        let Some(mut count) = self.key_count else {
-            return Ok(None);
-        };
-        for tombstone in &changes.erase_keys {
-            count -= u64::from(self.has_key(tombstone.key_id)?);
-        }
-        for key in &changes.put_keys {
-            count += u64::from(!self.has_key(key.info.key_id)?);
-        }
-        Ok(Some(count))
-    }
 }
 
 enum Write {
@@ -282,7 +337,8 @@ enum Write {
 
 /// Adds operations that belong together to the last batch, or to a new one if it is full.
 fn append<const N: usize>(batches: &mut Vec<Batch>, writes: [Write; N]) {
-    let full = |batch: &Batch| batch.operations().len() + N > lockbox_store::MAX_BATCH_OPERATIONS;
+    // Room for the anchor.
+    let full = |batch: &Batch| batch.operations().len() + N + 1 > lockbox_store::MAX_BATCH_OPERATIONS;
     if batches.last().is_none_or(full) {
         batches.push(Batch::new());
     }

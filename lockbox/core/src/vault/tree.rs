@@ -206,8 +206,8 @@ impl KeyTree {
         let mut batches = Vec::new();
         let mut batch = Batch::new();
         for plan in erasure.buckets {
-            // Room for the table and the two rows of the epochs.
-            let operations = 3 * plan.going.len() + plan.staying.len() + 3;
+            // Room for the table, the two rows of the epochs, and the anchor.
+            let operations = 3 * plan.going.len() + plan.staying.len() + 4;
             if !batch.is_empty() && batch.operations().len() + operations > MAX_BATCH_OPERATIONS {
                 self.next_epoch(&mut batch, rng);
                 batches.push(std::mem::take(&mut batch));

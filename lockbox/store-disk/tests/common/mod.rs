@@ -6,7 +6,7 @@ use std::io::Write;
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
-use lockbox_store::{Batch, Durable, EffaceableRoot, Pair, Store, StoreFailure};
+use lockbox_store::{Batch, Durable, EffaceableRoot, Media, Pair, Store, StoreFailure};
 use lockbox_store_disk::{Backend, DiskStore, MIN_CACHE_BYTES, Options};
 use tempfile::TempDir;
 
@@ -62,12 +62,16 @@ impl<B: Backend> Scratch<B> {
     }
 
     pub fn open_with(&self, root: impl EffaceableRoot) -> DiskStore<B> {
-        DiskStore::open(&self.store, Some(Box::new(root)), &options()).expect("opens")
+        let media = Media {
+            root: Some(Box::new(root)),
+            ..Media::default()
+        };
+        DiskStore::open(&self.store, media, &options()).expect("opens")
     }
 }
 
 pub fn open<B: Backend>(dir: &Path) -> Result<DiskStore<B>, StoreFailure> {
-    DiskStore::open(dir, None, &options())
+    DiskStore::open(dir, Media::default(), &options())
 }
 
 /// Why opening failed.

@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use lockbox_store::{Batch, Durable, Pair, Store, StoreFailure};
+use lockbox_store::{Batch, Durable, Media, Pair, Store, StoreFailure};
 use lockbox_store_sled::{MIN_CACHE_BYTES, Options, SledStore};
 use tempfile::TempDir;
 
@@ -47,7 +47,7 @@ impl Scratch {
 }
 
 pub fn open(dir: &Path) -> Result<SledStore, StoreFailure> {
-    SledStore::open(dir, None, &options())
+    SledStore::open(dir, Media::default(), &options())
 }
 
 /// Why opening failed.

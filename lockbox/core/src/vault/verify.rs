@@ -1,0 +1,195 @@
+//! A full scan of the vault, page by page, while it is in use.
+//!
+//! Each record is opened at its place, and what the digest spans is summed up anew. A record that is changed behind the
+//! scan's place changes the scan's sum, too, so at the end the sum is that of all records as they are then.
+
+use std::{fmt, mem};
+
+use lockbox_authz::id::KeyId;
+
+use lockbox_store::Batch;
+use rand_core::CryptoRng;
+
+use super::anchor::{Delta, Extent, is_spanned};
+use super::book::describe;
+use super::{Vault, VaultError};
+use crate::limits::MAX_FINDINGS;
+use crate::rows;
+
+/// Records that a scan reads at a time.
+const PAGE: usize = 1_000;
+
+/// What a full scan has found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Verification {
+    /// Volume keys that opened, with everything that they need, when the scan came to them.
+    pub keys: u64,
+    /// Other records that opened.
+    pub records: u64,
+    /// The damaged records, by name; at most 1,000 of them.
+    pub damaged: Vec<Finding>,
+    /// How many are damaged.
+    pub damaged_count: u64,
+    /// Set if the records, each whole or not, are not those that were last committed.
+    pub mismatch: Option<Mismatch>,
+}
+
+/// A record that does not open, or is missing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    pub what: String,
+    pub why: String,
+}
+
+/// How the records differ from what the anchor says. With equal counts, a record was exchanged for an older version of
+/// itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mismatch {
+    pub found: u64,
+    pub committed: u64,
+}
+
+impl fmt::Display for Verification {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.damaged_count, self.mismatch) {
+            (0, None) => write!(
+                f,
+                "all of {} keys and {} other records are whole",
+                self.keys, self.records
+            ),
+            (0, Some(mismatch)) => write!(f, "{mismatch}"),
+            (count, None) => write!(f, "{count} records are damaged"),
+            (count, Some(mismatch)) => write!(f, "{count} records are damaged, and {mismatch}"),
+        }
+    }
+}
+
+impl fmt::Display for Mismatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { found, committed } = self;
+        if found == committed {
+            f.write_str("the records are not those that were committed, though as many")
+        } else {
+            write!(f, "{found} records are there where {committed} were committed")
+        }
+    }
+}
+
+impl Verification {
+    pub fn is_clean(&self) -> bool {
+        self.damaged_count == 0 && self.mismatch.is_none()
+    }
+
+    fn note(&mut self, what: String, why: impl Into<String>) {
+        self.damaged_count += 1;
+        if self.damaged.len() < MAX_FINDINGS {
+            self.damaged.push(Finding { what, why: why.into() });
+        }
+    }
+
+    fn note_error(&mut self, error: VaultError) -> Result<(), VaultError> {
+        match error {
+            VaultError::Damaged { what, why } => self.note(what, why),
+            VaultError::Field { what, source } => self.note(what, source.to_string()),
+            // The store itself, which says nothing about one record.
+            error => return Err(error),
+        }
+        Ok(())
+    }
+}
+
+/// How far a scan has come.
+#[derive(Default)]
+pub(super) struct Scan {
+    /// Everything up to here is summed up.
+    place: Option<Vec<u8>>,
+    found: Extent,
+    verification: Verification,
+}
+
+impl Scan {
+    /// Learns of a change; one that is ahead will be seen when the scan comes there.
+    pub(super) fn learn(&mut self, delta: &Delta) {
+        if self.place.as_ref().is_some_and(|place| delta.place <= *place) {
+            self.found.apply(delta);
+        }
+    }
+}
+
+impl Vault {
+    /// Scans the next page. Gives what was found when there is no other, and begins anew after that.
+    pub fn verify_page(&mut self, limit: usize) -> Result<Option<Verification>, VaultError> {
+        let scanned = self.scan_page(limit)?;
+        Ok(scanned.map(|(verification, _)| verification))
+    }
+
+    /// Takes the store as it is: from now on, the records that are there are those that were committed. Gives what a full scan
+    /// found, and the batch to commit.
+    pub fn accept(&mut self, rng: &mut dyn CryptoRng) -> Result<(Verification, Batch), VaultError> {
+        self.scan = None;
+        let (verification, found) = loop {
+            if let Some(scanned) = self.scan_page(PAGE)? {
+                break scanned;
+            }
+        };
+        let commit = self.anchor.extent.commit + 1;
+        self.anchor.extent = Extent { commit, ..found };
+        let mut batch = Batch::new();
+        self.anchor.seal_into(&mut batch, &self.book, rng);
+        Ok((verification, batch))
+    }
+
+    fn scan_page(&mut self, limit: usize) -> Result<Option<(Verification, Extent)>, VaultError> {
+        let mut scan = self.scan.take().unwrap_or_default();
+        let page = self.store.scan(&[], scan.place.as_deref(), limit)?;
+        let Some((last, _)) = page.last() else {
+            let mut verification = mem::take(&mut scan.verification);
+            let (found, committed) = (scan.found, self.anchor.extent);
+            if (found.records, found.digest) != (committed.records, committed.digest) {
+                verification.mismatch = Some(Mismatch {
+                    found: found.records,
+                    committed: committed.records,
+                });
+            }
+            return Ok(Some((verification, found)));
+        };
+        scan.place = Some(last.clone());
+        for (place, stored) in page {
+            self.verify_record(&mut scan.verification, &place, &stored)?;
+            if is_spanned(&place) {
+                let contribution = self.anchor.contribution(&place, &stored);
+                scan.found.add(place, contribution);
+            }
+        }
+        self.scan = Some(scan);
+        Ok(None)
+    }
+
+    fn verify_record(&self, seen: &mut Verification, place: &[u8], stored: &[u8]) -> Result<(), VaultError> {
+        let key_id = || place.last_chunk::<16>().map(|id| KeyId(*id));
+        match place.first() {
+            Some(&rows::KEY_RECORD_KIND) => {
+                let Some(key_id) = key_id() else {
+                    seen.note(describe(place), "its place is too short");
+                    return Ok(());
+                };
+                match self.open_key(key_id, stored) {
+                    Ok(_) => seen.keys += 1,
+                    Err(error) => seen.note_error(error)?,
+                }
+            }
+            Some(&rows::DATA_KEY_KIND) => match key_id() {
+                Some(key_id) if self.has_key(key_id)? => {}
+                Some(key_id) => seen.note(format!("key {key_id}"), "its record is missing"),
+                None => seen.note(describe(place), "its place is too short"),
+            },
+            // The table and the steps between epochs were opened with the vault; so was the anchor.
+            _ if !is_spanned(place) => {}
+            _ => match self.book.open(place, stored) {
+                Ok(_) => seen.records += 1,
+                Err(error) => seen.note_error(error)?,
+            },
+        }
+        Ok(())
+    }
+}

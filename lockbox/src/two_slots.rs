@@ -1,0 +1,141 @@
+//! A small file of two slots, which is overwritten in place.
+//!
+//! The file has two slots of one block each and keeps its size for good: it is never truncated, renamed or grown. A slot is
+//! `length (4 bytes, big-endian) ‖ image ‖ SHA-256 of both`, padded with zeros: one that was torn by a power cut is told
+//! apart from a whole one. While one slot is written the other is whole, so there is always an image to read.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+
+use sha2::{Digest, Sha256};
+
+use crate::files::{FileError, PRIVATE, failed};
+
+/// One block of every common file system, so that writing one slot never rewrites the other.
+pub(crate) const SLOT_BYTES: usize = 4_096;
+const LENGTH_BYTES: usize = 4;
+const HASH_BYTES: usize = 32;
+pub(crate) const MAX_IMAGE_BYTES: usize = SLOT_BYTES - LENGTH_BYTES - HASH_BYTES;
+
+/// Which half of the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Slot {
+    First,
+    Second,
+}
+
+/// The file, open for replacing its images.
+#[derive(Debug)]
+pub(crate) struct TwoSlots {
+    file: File,
+}
+
+impl TwoSlots {
+    /// Makes the file with both slots empty.
+    pub(crate) fn create(path: &Path) -> Result<Self, FileError> {
+        OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(PRIVATE)
+            .open(path)
+            .and_then(|file| {
+                file.write_all_at(&[0; 2 * SLOT_BYTES], 0)?;
+                file.sync_all()?;
+                Ok(Self { file })
+            })
+            .map_err(failed("make", path))
+    }
+
+    pub(crate) fn open(path: &Path) -> Result<Self, FileError> {
+        OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(path)
+            .map(|file| Self { file })
+            .map_err(failed("open", path))
+    }
+
+    /// The images of the slots that are whole, at most two.
+    pub(crate) fn read_images(path: &Path) -> Result<Vec<Vec<u8>>, FileError> {
+        let read = |file: File| {
+            let mut images = Vec::new();
+            for slot in [Slot::Second, Slot::First] {
+                let mut bytes = [0; SLOT_BYTES];
+                file.read_exact_at(&mut bytes, slot.offset())?;
+                images.extend(decode(&bytes).filter(|image| !images.contains(image)));
+            }
+            Ok(images)
+        };
+        File::open(path).and_then(read).map_err(failed("read", path))
+    }
+
+    /// Overwrites one slot, durably.
+    pub(crate) fn write(&self, slot: Slot, image: &[u8]) -> io::Result<()> {
+        let bytes = encode(image).ok_or_else(|| io::Error::other("the image is too large for its slot"))?;
+        self.file.write_all_at(&bytes, slot.offset())?;
+        self.file.sync_data()
+    }
+}
+
+impl Slot {
+    pub(crate) fn other(self) -> Self {
+        match self {
+            Self::First => Self::Second,
+            Self::Second => Self::First,
+        }
+    }
+
+    fn offset(self) -> u64 {
+        match self {
+            Self::First => 0,
+            Self::Second => SLOT_BYTES as u64,
+        }
+    }
+}
+
+/// `None` if the image is empty or too large.
+pub(crate) fn encode(image: &[u8]) -> Option<[u8; SLOT_BYTES]> {
+    if image.is_empty() || image.len() > MAX_IMAGE_BYTES {
+        return None;
+    }
+    let mut slot = [0; SLOT_BYTES];
+    let end = LENGTH_BYTES + image.len();
+    slot[..LENGTH_BYTES].copy_from_slice(&u32::try_from(image.len()).ok()?.to_be_bytes());
+    slot[LENGTH_BYTES..end].copy_from_slice(image);
+    let hash = Sha256::digest(&slot[..end]);
+    slot[end..end + HASH_BYTES].copy_from_slice(&hash);
+    Some(slot)
+}
+
+/// `None` if the slot is empty or torn.
+fn decode(slot: &[u8; SLOT_BYTES]) -> Option<Vec<u8>> {
+    let (length, _) = slot.split_first_chunk::<LENGTH_BYTES>()?;
+    let length = u32::from_be_bytes(*length) as usize;
+    if length == 0 || length > MAX_IMAGE_BYTES {
+        return None;
+    }
+    let (hashed, rest) = slot.split_at(LENGTH_BYTES + length);
+    let whole = rest[..HASH_BYTES] == Sha256::digest(hashed)[..];
+    whole.then(|| hashed[LENGTH_BYTES..].to_vec())
+}
+
+#[cfg(test)]
+pub(crate) mod testing {
+    use super::*;
+
+    /// What a power cut leaves of writing a slot: the first `bytes` of it.
+    pub(crate) fn tear(path: &Path, slot: Slot, image: &[u8], bytes: usize) {
+        let mut content = std::fs::read(path).unwrap();
+        let offset = usize::try_from(slot.offset()).unwrap();
+        content[offset..offset + bytes].copy_from_slice(&encode(image).unwrap()[..bytes]);
+        std::fs::write(path, content).unwrap();
+    }
+
+    /// Bytes of a slot that are not padding.
+    pub(crate) fn written(image: &[u8]) -> usize {
+        LENGTH_BYTES + image.len() + HASH_BYTES
+    }
+}
