@@ -1,0 +1,217 @@
+//! A store that is not what was last committed is found out: rolled back as a whole, or in single records. And what is not
+//! damaged is served all the same.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use lockbox_authz::KeyId;
+use lockbox_rpc::api::local::StoreState;
+use lockbox_store::{Batch, Media, Store};
+use lockbox_store_sled::{Options, SledStore};
+use lockbox_tests::testkit::{Cluster, Lockbox, eventually};
+use serde_json::Value;
+use tonic::Code;
+
+fn copy_folder(from: &Path, to: &Path) {
+    let copied = Command::new("cp").arg("-a").arg(from).arg(to).status();
+    assert!(copied.expect("cp runs").success());
+}
+
+/// The lockbox's store, as whoever has the disk has it.
+fn store_of(lockbox: &Lockbox) -> SledStore {
+    let options = Options {
+        ballast_bytes: 0,
+        ..Options::default()
+    };
+    SledStore::open(&lockbox.state_dir().join("store"), Media::default(), &options).expect("it is stopped")
+}
+
+fn rows_of(lockbox: &Lockbox, places: impl Fn(&[u8]) -> bool) -> Vec<(Vec<u8>, Vec<u8>)> {
+    let rows = store_of(lockbox).scan(b"", None, usize::MAX).expect("reads");
+    rows.into_iter().filter(|(place, _)| places(place)).collect()
+}
+
+fn change(lockbox: &Lockbox, batch: Batch) {
+    store_of(lockbox).commit(batch).expect("commits");
+}
+
+/// Runs `lockbox store verify` or `accept`.
+fn store(lockbox: &Lockbox, command: &str) -> (bool, Value, String) {
+    let (dir, key_file) = (lockbox.state_dir(), lockbox.key_file());
+    let args = ["store", command, "--output", "json", "--state-dir"].map(std::ffi::OsStr::new);
+    let args = args
+        .into_iter()
+        .chain([dir.as_os_str(), "--key-file".as_ref(), key_file.as_os_str()]);
+    let output = lockbox.command(args);
+    let json = serde_json::from_slice(&output.stdout).expect("one JSON value");
+    (
+        output.status.success(),
+        json,
+        output.stderr,
+    )
+}
+
+fn unseal(lockbox: &Lockbox) -> (bool, String) {
+    let key_file = lockbox.key_file();
+    let output = lockbox.command(["unseal".as_ref(), "--key-file".as_ref(), key_file.as_os_str()]);
+    (output.status.success(), output.stderr)
+}
+
+/// What the scan after unsealing has found.
+fn scanned(lockbox: &Lockbox) -> lockbox_rpc::api::local::GetStatusResponse {
+    eventually("the store was scanned", || {
+        Some(lockbox.status()).filter(|status| status.store_state() != StoreState::Checking)
+    })
+}
+
+fn of_key(key: KeyId) -> impl Fn(&[u8]) -> bool {
+    move |place| matches!(place[0], b'R' | b'W') && place.ends_with(&key.0)
+}
+
+#[test]
+fn rejects_a_store_that_was_put_back() {
+    let cluster = Cluster::start();
+    let lockbox = cluster.new_lockbox("a");
+    let old = lockbox.create_key("old");
+    lockbox.stop();
+    let dir = lockbox.state_dir();
+    copy_folder(&dir.join("store"), &dir.join("before"));
+    lockbox.start();
+    let new = lockbox.create_key("new");
+    lockbox.stop();
+    fs::remove_dir_all(dir.join("store")).expect("the folder is ours");
+    fs::rename(dir.join("before"), dir.join("store")).expect("the folder is ours");
+
+    lockbox.start_sealed();
+    let (opened, said) = unseal(&lockbox);
+    assert!(
+        !opened && said.contains("rolled back") && said.contains("lockbox store verify"),
+        "{said}"
+    );
+    assert!(lockbox.status().sealed);
+    lockbox.stop();
+
+    let (whole, found, said) = store(&lockbox, "verify");
+    assert!(!whole && said.contains("lockbox store accept"), "{said}");
+    assert!(
+        found["anchor"].as_str().expect("it is told").contains("rolled back"),
+        "{found}"
+    );
+    assert_eq!(found["keys"], 1);
+    // Looking changes nothing.
+    lockbox.start_sealed();
+    assert!(!unseal(&lockbox).0);
+    lockbox.stop();
+
+    let (accepted, found, said) = store(&lockbox, "accept");
+    assert!(accepted && found["accepted"] == true, "{said}");
+    lockbox.start();
+    assert!(lockbox.holds(old) && !lockbox.holds(new));
+    assert_eq!(scanned(&lockbox).store_state(), StoreState::Whole);
+    lockbox.stop();
+    assert!(store(&lockbox, "verify").0);
+}
+
+/// One key's record is lost from the store, and another is put back in an older version that opens at its place.
+#[test]
+fn a_damaged_record_is_named_and_takes_no_other_with_it() {
+    let cluster = Cluster::start();
+    let [a, b] = ["a", "b"].map(|name| cluster.add_lockbox(name));
+    let keys = a.create_keys(20);
+    let kept = keys[..19].iter().map(|key| (*key, a.reveal(*key))).collect::<Vec<_>>();
+    let lost = keys[19];
+    a.stop();
+    let mut batch = Batch::new();
+    for (place, _) in rows_of(&a, |place| place[0] == b'R' && place.ends_with(&lost.0)) {
+        batch.remove(place);
+    }
+    change(&a, batch);
+
+    let (whole, found, _) = store(&a, "verify");
+    assert!(!whole);
+    assert_eq!(
+        (&found["keys"], &found["damaged_count"]),
+        (&19.into(), &1.into()),
+        "{found}"
+    );
+    assert!(
+        found["damaged"][0]["record"]
+            .as_str()
+            .expect("a name")
+            .contains(&lost.to_string()),
+        "{found}"
+    );
+
+    a.start();
+    let status = scanned(&a);
+    assert_eq!(status.store_state(), StoreState::Damaged);
+    assert_eq!(status.damaged_records.len(), 1);
+    assert!(status.damaged_records[0].contains(&lost.to_string()));
+    assert!(
+        kept.iter().all(|(key, bytes)| a.reveal(*key) == *bytes),
+        "an undamaged key is not served"
+    );
+    a.wait_until_connected();
+    let transfer = cluster.copy_keys(&a, &b, &keys[..1]);
+    let alarm = eventually("the alarm is raised", || a.status().alarms.first().cloned());
+    assert!(!b.holds(keys[0]), "a transfer went on in spite of the alarm");
+    assert!(alarm.what.contains("damaged"));
+    a.command(["alarm", "clear", &alarm.alarm_id.to_string()])
+        .expect_success("alarm clear");
+    // The operator has looked; what is whole may leave again.
+    drop(transfer);
+    cluster.copy_keys(&a, &b, &keys[1..2]).wait();
+}
+
+/// A record that was exchanged for its own older version opens; only the digest of all records tells.
+#[test]
+fn a_record_that_was_put_back_is_found_out() {
+    let cluster = Cluster::start();
+    let lockbox = cluster.new_lockbox("a");
+    let [first, second] = ["first", "second"].map(|name| lockbox.create_key(name));
+    lockbox.stop();
+    let before = rows_of(&lockbox, of_key(first));
+    lockbox.start();
+    lockbox.destroy(first).expect("it is destroyed");
+    lockbox.stop();
+    // The rows come back, and the tombstone goes.
+    let mut batch = Batch::new();
+    for (place, stored) in before {
+        batch.put(place, stored);
+    }
+    for (place, _) in rows_of(&lockbox, |place| place[0] == b'x') {
+        batch.remove(place);
+    }
+    change(&lockbox, batch);
+
+    lockbox.start();
+    assert_eq!(scanned(&lockbox).store_state(), StoreState::Damaged);
+    let refused = lockbox.try_reveal(first).expect_err("its bucket's key is gone");
+    assert_eq!(refused.code(), Code::DataLoss);
+    assert!(refused.message().contains(&first.to_string()), "{refused}");
+    assert!(lockbox.holds(second));
+}
+
+/// Who belongs to the cluster is lost, and the keys are not.
+#[test]
+fn a_damaged_roster_does_not_keep_the_keys_shut() {
+    let cluster = Cluster::start();
+    let a = cluster.add_lockbox("a");
+    let key = a.create_key("volume");
+    let bytes = a.reveal(key);
+    a.stop();
+    let mut batch = Batch::new();
+    for (place, mut stored) in rows_of(&a, |place| place[0] == b'e').into_iter().take(1) {
+        *stored.last_mut().expect("it is sealed") ^= 1;
+        batch.put(place, stored);
+    }
+    change(&a, batch);
+    a.start_sealed();
+    assert!(unseal(&a).0, "the keys are shut");
+    assert_eq!(a.reveal(key), bytes);
+    assert!(
+        a.status().alarms.iter().any(|alarm| alarm.what.contains("damaged")),
+        "nobody is told"
+    );
+}
