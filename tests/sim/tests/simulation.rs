@@ -4,7 +4,7 @@ use std::path::Path;
 
 use lockbox_sim::{Faults, Summary, replay, run_many};
 
-const EVENTS: u64 = 100_000;
+const EVENTS: u64 = 1_000_000;
 
 fn events_wanted() -> u64 {
     match std::env::var("LOCKBOX_SIM_EVENTS") {
