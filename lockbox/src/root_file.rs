@@ -21,6 +21,9 @@ const LENGTH_BYTES: usize = 4;
 const HASH_BYTES: usize = 32;
 const MAX_IMAGE_BYTES: usize = SLOT_BYTES - LENGTH_BYTES - HASH_BYTES;
 
+/// Bytes of the file.
+pub const FILE_BYTES: usize = 2 * SLOT_BYTES;
+
 const SLOT_A: u64 = 0;
 const SLOT_B: u64 = SLOT_BYTES as u64;
 
@@ -40,7 +43,7 @@ impl RootFile {
             .mode(PRIVATE)
             .open(path)
             .and_then(|file| {
-                file.write_all_at(&[0; 2 * SLOT_BYTES], SLOT_A)?;
+                file.write_all_at(&[0; FILE_BYTES], SLOT_A)?;
                 file.sync_all()?;
                 Ok(Self { file })
             })
@@ -59,13 +62,9 @@ impl RootFile {
     /// The images of the slots that are whole: one or two, which differ if the last replacement was cut off.
     pub fn read_images(path: &Path) -> Result<Vec<Vec<u8>>, FileError> {
         let read = |file: File| {
-            let mut images = Vec::new();
-            for offset in [SLOT_B, SLOT_A] {
-                let mut slot = [0; SLOT_BYTES];
-                file.read_exact_at(&mut slot, offset)?;
-                images.extend(decode(&slot).filter(|image| !images.contains(image)));
-            }
-            Ok(images)
+            let mut slots = [0; FILE_BYTES];
+            file.read_exact_at(&mut slots, SLOT_A)?;
+            Ok(images_in(&slots))
         };
         File::open(path).and_then(read).map_err(failed("read", path))
     }
@@ -84,6 +83,15 @@ impl EffaceableRoot for RootFile {
         self.write_slot(&slot, SLOT_B)?;
         self.write_slot(&slot, SLOT_A)
     }
+}
+
+/// The images of the slots of a file that are whole: none, one, or two that differ, the one that counts first.
+pub fn images_in(slots: &[u8; FILE_BYTES]) -> Vec<Vec<u8>> {
+    let mut images = Vec::new();
+    for slot in slots.as_chunks::<SLOT_BYTES>().0.iter().rev() {
+        images.extend(decode(slot).filter(|image| !images.contains(image)));
+    }
+    images
 }
 
 /// `None` if the image is empty or too large.
