@@ -3,7 +3,8 @@
 //! | module | knows |
 //! |---|---|
 //! | [`engine`] | the unsealed lockbox behind one lock, and when a step is durable |
-//! | [`folder`], [`root_file`], [`backend`] | what is on disk |
+//! | [`folder`], [`root_file`], [`anchor_file`], [`two_slots`], [`backend`] | what is on disk |
+//! | [`offline`] | what is done while no daemon runs |
 //! | [`node`] | the engine together with the daemon's parts; unsealing and sealing |
 //! | `local_service` | the Unix socket: this machine's programs |
 //! | `peer_port`, `peer_service` | the peer port: other lockboxes, and the source's end of transfers |
@@ -45,7 +46,7 @@ mod roster_sync;
 mod scan;
 pub mod serve;
 mod status;
-mod two_slots;
+pub mod two_slots;
 
 /// Version of this software.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -19,6 +19,9 @@ const LENGTH_BYTES: usize = 4;
 const HASH_BYTES: usize = 32;
 pub(crate) const MAX_IMAGE_BYTES: usize = SLOT_BYTES - LENGTH_BYTES - HASH_BYTES;
 
+/// Bytes of the file.
+pub const FILE_BYTES: usize = 2 * SLOT_BYTES;
+
 /// Which half of the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Slot {
@@ -42,7 +45,7 @@ impl TwoSlots {
             .mode(PRIVATE)
             .open(path)
             .and_then(|file| {
-                file.write_all_at(&[0; 2 * SLOT_BYTES], 0)?;
+                file.write_all_at(&[0; FILE_BYTES], 0)?;
                 file.sync_all()?;
                 Ok(Self { file })
             })
@@ -61,13 +64,9 @@ impl TwoSlots {
     /// The images of the slots that are whole, at most two.
     pub(crate) fn read_images(path: &Path) -> Result<Vec<Vec<u8>>, FileError> {
         let read = |file: File| {
-            let mut images = Vec::new();
-            for slot in [Slot::Second, Slot::First] {
-                let mut bytes = [0; SLOT_BYTES];
-                file.read_exact_at(&mut bytes, slot.offset())?;
-                images.extend(decode(&bytes).filter(|image| !images.contains(image)));
-            }
-            Ok(images)
+            let mut slots = [0; FILE_BYTES];
+            file.read_exact_at(&mut slots, 0)?;
+            Ok(images_in(&slots))
         };
         File::open(path).and_then(read).map_err(failed("read", path))
     }
@@ -94,6 +93,15 @@ impl Slot {
             Self::Second => SLOT_BYTES as u64,
         }
     }
+}
+
+/// The images of the slots of a file that are whole: none, one, or two that differ, the second slot's first.
+pub fn images_in(slots: &[u8; FILE_BYTES]) -> Vec<Vec<u8>> {
+    let mut images = Vec::new();
+    for slot in slots.as_chunks::<SLOT_BYTES>().0.iter().rev() {
+        images.extend(decode(slot).filter(|image| !images.contains(image)));
+    }
+    images
 }
 
 /// `None` if the image is empty or too large.

@@ -1,74 +1,73 @@
 //! The fuzz targets over their kept corpus and over changes of it: what a short run of a fuzzer would find, on every run of
 //! the tests. A failure prints the bytes.
 
-use std::collections::BTreeMap;
+// An allocator can't count without it. Each block below says why it is sound.
+#![allow(unsafe_code)]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::fmt::Write as _;
 use std::fs;
 use std::panic::catch_unwind;
 use std::path::PathBuf;
 
-use lockbox_authz::{AuthorizationId, KeyId, LockboxId, MaterialId};
-use lockbox_core::record::{Departure, Tombstone};
-use lockbox_core::wire::ChunkPayload;
-use lockbox_rpc::api::peer;
-use lockbox_tests::fuzzing::{TARGETS, Target, folder};
-use lockbox_tests::vectors::{Expect, Vector, read_all};
-use prost::Message;
+use lockbox_tests::fuzzing::{TARGETS, Target, folder, seeds};
 
-/// Set it to make the files anew that come from the vectors.
+/// Set it to make the files anew that follow from the targets and the vectors.
 const BLESS: &str = "LOCKBOX_BLESS";
 
 /// Changed inputs for each target.
-const CHANGES: u64 = 4_000;
-/// The same for a target that opens a store three times for each of them.
-const SLOW_CHANGES: u64 = 400;
+const CHANGES: u64 = 25_000;
+/// The same for a target that opens stores for each of them.
+const SLOW_CHANGES: u64 = 2_000;
 
-/// Bytes of one file of the corpus, at most: a fuzzer gets further with small ones.
-const MOST_BYTES: usize = 6 * 1024;
-/// Refused vectors of each kind in the corpus.
-const MOST_REFUSED: usize = 6;
+/// Bytes that a parser may have allocated at a time, for each byte of its input: a few copies, and what stands for a field of
+/// two bytes in memory.
+const BYTES_FOR_EACH: usize = 128;
+/// The same, for any input.
+const BYTES_FOR_ANY: usize = 64 * 1024;
 
 #[test]
 fn every_target_keeps_its_promises_over_its_corpus_and_changes_of_it() {
     if std::env::var_os(BLESS).is_some() {
         bless();
     }
+    let mut inputs = 0;
     for target in &TARGETS {
         let corpus = corpus(target);
-        let changes = if target.name == "sealed_record" {
-            SLOW_CHANGES
-        } else {
-            CHANGES
-        };
+        let changes = if target.is_slow { SLOW_CHANGES } else { CHANGES };
+        // What a target reads once, for all inputs, counts for none of them.
+        (target.run)(&corpus[0]);
         for bytes in &corpus {
             run(target, bytes);
         }
         for seed in 0..changes {
             run(target, &changed(&corpus, &mut Random(seed)));
         }
+        inputs += corpus.len() as u64 + changes;
     }
+    println!("{inputs} inputs in {} targets", TARGETS.len());
 }
 
 /// A target that nobody runs finds nothing.
 #[test]
 fn cargo_fuzz_has_every_target() {
-    let manifest = fs::read_to_string(folder().join("Cargo.toml")).expect("a readable file");
-    for target in &TARGETS {
-        let file = format!("fuzz_targets/{}.rs", target.name);
-        assert!(manifest.contains(&format!("path = \"{file}\"")), "{file} is not built");
-        let body = fs::read_to_string(folder().join(&file)).expect("a readable file");
-        assert!(
-            body.contains(&format!("fuzzing::{}(", target.name)),
-            "{file} runs something else"
-        );
+    for (path, content) in driver() {
+        let found = fs::read_to_string(folder().join(&path)).unwrap_or_default();
+        assert_eq!(found, content, "{path} drifted; run with {BLESS}=1");
     }
 }
 
 fn run(target: &Target, bytes: &[u8]) {
-    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    let (outcome, allocated) = allocated_by(|| catch_unwind(|| (target.run)(bytes)));
+    let hex = || -> String { bytes.iter().map(|byte| format!("{byte:02x}")).collect() };
+    assert!(outcome.is_ok(), "{} breaks a promise over {}", target.name, hex());
+    let most = BYTES_FOR_ANY + BYTES_FOR_EACH * bytes.len();
     assert!(
-        catch_unwind(|| (target.run)(bytes)).is_ok(),
-        "{} breaks a promise over {hex}",
-        target.name
+        target.is_slow || allocated <= most,
+        "{} takes {allocated} bytes for {}",
+        target.name,
+        hex()
     );
 }
 
@@ -93,7 +92,7 @@ fn changed(corpus: &[Vec<u8>], random: &mut Random) -> Vec<u8> {
     let mut bytes = corpus[random.below(corpus.len())].clone();
     for _ in 0..=random.below(4) {
         let place = random.below(bytes.len() + 1);
-        match random.below(7) {
+        match random.below(8) {
             0 | 1 if place < bytes.len() => bytes[place] ^= 1 << random.below(8),
             2 if place < bytes.len() => bytes[place] = [0, 1, 0x7f, 0x80, 0xff][random.below(5)],
             3 => bytes.truncate(place),
@@ -101,6 +100,7 @@ fn changed(corpus: &[Vec<u8>], random: &mut Random) -> Vec<u8> {
             5 if place < bytes.len() => {
                 bytes.remove(place);
             }
+            6 => claim_a_length(&mut bytes, place, random),
             _ => {
                 let other = &corpus[random.below(corpus.len())];
                 let from = random.below(other.len() + 1);
@@ -111,6 +111,21 @@ fn changed(corpus: &[Vec<u8>], random: &mut Random) -> Vec<u8> {
         }
     }
     bytes
+}
+
+/// Writes a length that is not true, in the forms of Protocol Buffers and of frames.
+fn claim_a_length(bytes: &mut Vec<u8>, place: usize, random: &mut Random) {
+    const CLAIMS: [&[u8]; 6] = [
+        &[0xff, 0xff, 0xff, 0xff, 0x0f],
+        &[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01],
+        &[0x80, 0x80, 0x80, 0x80, 0x08],
+        &[0xff, 0xff, 0xff, 0xff],
+        &[0x7f, 0xff, 0xff, 0xff],
+        &[0x00, 0x00, 0x40, 0x00],
+    ];
+    let claim = CLAIMS[random.below(CLAIMS.len())];
+    let end = (place + random.below(5)).min(bytes.len());
+    bytes.splice(place..end, claim.iter().copied());
 }
 
 /// SplitMix64.
@@ -126,97 +141,80 @@ impl Random {
     }
 }
 
-/// Writes the files that the vectors yield.
+/// Writes the corpus as far as the vectors yield it, and cargo-fuzz's files.
 fn bless() {
-    let mut refused: BTreeMap<String, usize> = BTreeMap::new();
-    for vector in read_all().expect("the folder can be read").values() {
-        let is_refused = vector.expect != Expect::Accepted;
-        for (target, bytes) in inputs(vector) {
-            let count = refused.entry(format!("{target} {}", vector.kind)).or_default();
-            *count += usize::from(is_refused);
-            if bytes.len() <= MOST_BYTES && (!is_refused || *count <= MOST_REFUSED) {
-                write(target, &vector.name, &bytes);
-            }
-        }
-    }
-    write("tombstone", "destroyed", &tombstone(None).encode());
-    let moved = Some((AuthorizationId([3; 16]), LockboxId([4; 16])));
-    write("tombstone", "moved", &tombstone(moved).encode());
-    let resume = peer::Resume {
-        receipts: vec![vec![1; 40], vec![2; 40]],
-        last: true,
-        next_settled_chunk: 7,
-        declines: true,
-    };
-    let resume = peer::transfer_request::Message::Resume(resume);
-    write(
-        "peer_message",
-        "resume",
-        &peer::TransferRequest { message: Some(resume) }.encode_to_vec(),
-    );
-}
-
-/// The targets that a vector is an input of.
-fn inputs(vector: &Vector) -> Vec<(&'static str, Vec<u8>)> {
-    let body = vector.body.clone();
-    let statement = vector.all("statement").next().unwrap_or_default();
-    match (vector.kind.as_str(), statement) {
-        ("envelope", "authorization") => vec![("authorization", body.clone()), ("peer_message", present(body))],
-        ("envelope", "receipt" | "erasure-record" | "session-offer") => {
-            vec![("transfer_statement", body.clone()), ("peer_message", stored(body))]
-        }
-        ("envelope", _) | ("wrapping-certificate", _) => vec![("envelope", body)],
-        ("roster", _) => vec![("roster_file", body.clone()), ("roster_chain", body)],
-        ("join-token", _) => vec![("join_token", body)],
-        ("header", _) => vec![("header", body)],
-        ("book-record" | "key-record" | "root-image", _) => vec![("sealed_record", body)],
-        ("chunk", _) if vector.expect == Expect::Accepted => {
-            let payload = vector.bytes("yields-plaintext");
-            let keys = ChunkPayload::decode(&payload[..]).expect("it is accepted").keys;
-            let records = keys.iter().map(|key| ("key_record", key.encode_to_vec()));
-            records.chain([("chunk_payload", payload.clone())]).collect()
-        }
-        _ => Vec::new(),
+    let files = seeds().into_iter().map(|(target, name, bytes)| {
+        assert!(
+            TARGETS.iter().any(|known| known.name == target),
+            "nobody knows {target}"
+        );
+        (corpus_folder(target).join(name), bytes)
+    });
+    let driver = driver().into_iter();
+    let driver = driver.map(|(path, content)| (folder().join(path), content.into_bytes()));
+    for (path, content) in files.chain(driver) {
+        fs::create_dir_all(path.parent().expect("it is in the folder")).expect("the folder can be written");
+        fs::write(path, content).expect("the folder can be written");
     }
 }
 
-fn present(authorization: Vec<u8>) -> Vec<u8> {
-    let head = lockbox_authz::wire::RosterHead {
-        index: 3,
-        hash: vec![5; 32],
-    };
-    let present = peer::Present {
-        authorization,
-        roster_head: Some(head),
-    };
-    let message = Some(peer::transfer_request::Message::Present(present));
-    peer::TransferRequest { message }.encode_to_vec()
-}
-
-fn stored(receipt: Vec<u8>) -> Vec<u8> {
-    let message = Some(peer::transfer_request::Message::StoredChunk(peer::StoredChunk {
-        receipt,
-    }));
-    peer::TransferRequest { message }.encode_to_vec()
-}
-
-fn tombstone(moved: Option<(AuthorizationId, LockboxId)>) -> Tombstone {
-    Tombstone {
-        key_id: KeyId([1; 16]),
-        material_id: MaterialId([2; 16]),
-        name: "volume".to_owned(),
-        departure: if moved.is_some() {
-            Departure::Moved
-        } else {
-            Departure::Destroyed
-        },
-        departed_at_ms: 1_800_000_000_000,
-        moved,
+/// What cargo-fuzz asks for: its manifest, and a file for each target.
+fn driver() -> Vec<(String, String)> {
+    const MARK: &str = "\n# The targets, by LOCKBOX_BLESS=1 cargo test -p lockbox-tests --test fuzz_corpus.\n";
+    let manifest = fs::read_to_string(folder().join("Cargo.toml")).expect("a readable file");
+    let (by_hand, _) = manifest.split_once(MARK).expect("the manifest has the mark");
+    let mut manifest = format!("{by_hand}{MARK}");
+    let mut files = Vec::new();
+    for Target { name, .. } in &TARGETS {
+        let path = format!("fuzz_targets/{name}.rs");
+        let entry =
+            format!("\n[[bin]]\nname = \"{name}\"\npath = \"{path}\"\ntest = false\ndoc = false\nbench = false\n");
+        manifest.write_str(&entry).expect("a text takes any length");
+        let body = format!(
+            "#![no_main]\n\nlibfuzzer_sys::fuzz_target!(|bytes: &[u8]| lockbox_tests::fuzzing::{name}(bytes));\n"
+        );
+        files.push((path, body));
     }
+    files.push(("Cargo.toml".to_owned(), manifest));
+    files
 }
 
-fn write(target: &str, name: &str, bytes: &[u8]) {
-    let folder = corpus_folder(target);
-    fs::create_dir_all(&folder).expect("the folder can be written");
-    fs::write(folder.join(name), bytes).expect("the folder can be written");
+thread_local! {
+    /// What this thread has allocated and not freed, and the most that it ever was since it was last set to 0.
+    static NOW: Cell<isize> = const { Cell::new(0) };
+    static MOST: Cell<isize> = const { Cell::new(0) };
+}
+
+/// What `run` gives, and the most bytes that it had allocated at a time.
+fn allocated_by<T>(run: impl FnOnce() -> T) -> (T, usize) {
+    NOW.set(0);
+    MOST.set(0);
+    let outcome = run();
+    (outcome, MOST.get().unsigned_abs())
+}
+
+fn count(bytes: isize) {
+    NOW.set(NOW.get() + bytes);
+    MOST.set(MOST.get().max(NOW.get()));
+}
+
+/// The system's allocator, which counts.
+struct Counting;
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+// SAFETY: every method hands its arguments to `System` as they came, and gives what `System` gave. Counting allocates nothing.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count(layout.size().cast_signed());
+        // SAFETY: the caller's promises are those that `System` asks for.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        count(-layout.size().cast_signed());
+        // SAFETY: the caller's promises are those that `System` asks for.
+        unsafe { System.dealloc(block, layout) }
+    }
 }

@@ -346,7 +346,8 @@ impl Session {
     }
 }
 
-fn copy_folder(from: &Path, to: &Path) {
+/// Copies a folder and everything in it to a new place.
+pub fn copy_folder(from: &Path, to: &Path) {
     fs::create_dir(to).expect("the test's folder is ours");
     for entry in fs::read_dir(from).expect("it is a folder") {
         let entry = entry.expect("it can be read");

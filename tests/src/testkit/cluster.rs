@@ -54,7 +54,12 @@ impl Cluster {
 
     /// Makes a lockbox and starts it, outside of the cluster.
     pub fn new_lockbox(&self, name: &str) -> Lockbox {
-        let lockbox = Lockbox::init(&self.folder.path().join(name), name);
+        self.new_lockbox_on("sled", name)
+    }
+
+    /// The same, with a store on this backend.
+    pub fn new_lockbox_on(&self, backend: &str, name: &str) -> Lockbox {
+        let lockbox = Lockbox::init(&self.folder.path().join(name), name, backend);
         self.lockboxes().push(lockbox.clone());
         lockbox.start();
         lockbox

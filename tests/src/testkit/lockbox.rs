@@ -33,8 +33,8 @@ struct Inner {
 }
 
 impl Lockbox {
-    /// Makes a lockbox with a key-file slot, in a new folder.
-    pub(crate) fn init(dir: &Path, name: &str) -> Self {
+    /// Makes a lockbox with a key-file slot and a store on this backend, in a new folder.
+    pub(crate) fn init(dir: &Path, name: &str, backend: &str) -> Self {
         fs::create_dir(dir).expect("the cluster's folder is ours");
         let lockbox = Self(Arc::new(Inner {
             name: name.to_owned(),
@@ -48,7 +48,8 @@ impl Lockbox {
         fs::write(lockbox.key_file(), secret).expect("the folder is ours");
         fs::set_permissions(lockbox.key_file(), fs::Permissions::from_mode(0o600)).expect("the file is ours");
         let mut init = Command::new(binaries::lockbox());
-        init.args(["init", "--name", name, "--peer-listen", "127.0.0.1:0"])
+        init.args(["init", "--name", name, "--store", backend])
+            .args(["--peer-listen", "127.0.0.1:0"])
             .args(["--peer-address", &lockbox.0.peer.address()])
             .arg("--state-dir")
             .arg(lockbox.state_dir())
@@ -136,6 +137,11 @@ impl Lockbox {
     /// Where other lockboxes reach this one.
     pub fn peer_address(&self) -> String {
         self.0.peer.address()
+    }
+
+    /// The binary.
+    pub fn program(&self) -> PathBuf {
+        binaries::lockbox()
     }
 
     pub fn state_dir(&self) -> PathBuf {

@@ -15,6 +15,8 @@
 //! | [`Cluster`], [`Broker`], [`Lockbox`], [`Transfer`] | the verbs of the story |
 //! | [`proxy`] | the loopback wire: it is in front of every port, records what passes and cuts where it is told to |
 //! | [`attacker`], [`fake_broker`] | machines that follow no rule |
+//! | [`thief`] | a copy of a state folder, and what unseals it |
+//! | [`memory`] | what a process has in its memory |
 //! | [`canary`] | a key whose bytes are looked for everywhere |
 //! | `process`, `binaries`, `wait`, `runtime` | processes, and waiting for what they do |
 //!
@@ -29,9 +31,11 @@ mod cluster;
 pub mod fake_broker;
 mod keys;
 mod lockbox;
+pub mod memory;
 pub mod process;
 pub mod proxy;
 mod runtime;
+pub mod thief;
 mod transfer;
 mod wait;
 

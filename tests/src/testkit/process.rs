@@ -256,6 +256,11 @@ impl Log {
         self.lock().lines.join("\n")
     }
 
+    /// The process that writes it, while there is one.
+    pub fn pid(&self) -> Option<Pid> {
+        self.lock().pid
+    }
+
     fn began(&self, pid: Pid) {
         let mut state = self.lock();
         state.pid = Some(pid);

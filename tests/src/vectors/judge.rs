@@ -268,6 +268,31 @@ fn at_rest(vector: &Vector, corpus: &Corpus) -> Result<(), &'static str> {
     Ok(())
 }
 
+/// The lockbox whose store is the vector `store`, with some of it changed.
+pub(crate) fn open_changed(corpus: &Corpus, changed: Batch, image: Vec<u8>) -> Result<Lockbox, LockboxError> {
+    let base = &corpus["store"];
+    let store = MemoryStore::new();
+    for batch in [rows(&base.body), changed] {
+        store.commit(batch).expect("memory does not fail");
+    }
+    let root = root_from(&base.bytes("root-key").try_into().expect("32 bytes"));
+    let header = header_with(&corpus["header"].body, base.bytes("store-id"));
+    let mut rng = FixedRng::new("opened");
+    let images = Images {
+        root: vec![image],
+        anchor: store.durable(b"A").into_iter().collect(),
+    };
+    let opened = Lockbox::open(
+        Arc::new(store),
+        &header,
+        &root,
+        &images,
+        ErasureClass::Software,
+        &mut rng,
+    );
+    opened.map(|(lockbox, _)| lockbox)
+}
+
 fn header_with(bytes: &[u8], store_id: Vec<u8>) -> Header {
     let mut wire = wire::Header::decode(bytes).expect("a good header");
     wire.store_id = store_id;

@@ -31,6 +31,7 @@ use std::{fs, io};
 
 pub use file::{Expect, Vector};
 pub use judge::judge;
+pub(crate) use judge::open_changed;
 
 /// All vectors, by name.
 pub type Corpus = BTreeMap<String, Vector>;

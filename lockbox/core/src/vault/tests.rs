@@ -7,6 +7,8 @@ use lockbox_authz::id::MaterialId;
 use lockbox_store::{Completion, Health, MemoryStore, Pair};
 
 use super::*;
+use crate::labels;
+use crate::primitives::{aead_open, aead_seal, hkdf_sha256};
 use crate::record::{Departure, KeyInfo, KeyOrigin, KeyState, TransferPolicy};
 use crate::secrets::KeyMaterial;
 use crate::testing::{Image, TestRng};
@@ -197,6 +199,26 @@ fn a_destroy_that_was_cut_off_before_its_root_was_replaced_is_completed() {
     let vault = fixture.open().expect("the old root leads to the new one");
     assert!(!holds(&vault, 1) && holds(&vault, 2) && holds(&vault, 4));
     assert_ne!(fixture.image.read()[0], old_image, "the old root is still there");
+}
+
+/// Found by the fuzz target `authentic_record`: it fell over.
+#[test]
+fn rejects_an_epoch_key_of_another_length() {
+    let mut fixture = Fixture::new();
+    let sealing = crate::secrets::EpochSealingKey::init_with(|key| {
+        hkdf_sha256(&STORE_ID, fixture.root.expose(), &[labels::EPOCH_SEALING], key);
+    });
+    let image = fixture.image.read().remove(0);
+    let aad = [labels::EPOCH_KEY, &STORE_ID].concat();
+    let opened = aead_open(sealing.expose(), &image, &aad).expect("it is the root's own");
+    let (epoch, key) = opened.split_first_chunk::<8>().expect("an epoch and a key");
+    let key: &[u8; 32] = key.try_into().expect("a key");
+    let aad = [labels::NEXT_EPOCH_KEY, &STORE_ID, epoch].concat();
+    let mut batch = Batch::new();
+    let short = aead_seal(key, &[1; 31], &aad, &mut fixture.rng);
+    batch.put(rows::next_epoch(u64::from_be_bytes(*epoch)), short);
+    fixture.store.commit(batch).expect("memory does not fail");
+    assert!(matches!(fixture.open(), Err(VaultError::Root(_))));
 }
 
 #[test]

@@ -91,10 +91,14 @@ impl KeyTree {
         let mut epoch = effaced_to;
         while let Some(sealed) = store.get(&rows::next_epoch(epoch))? {
             let aad = labeled(labels::NEXT_EPOCH_KEY, store_id, &epoch.to_be_bytes());
-            let opened = aead_open(epoch_key.expose(), &sealed, &aad)
-                .map_err(|_| VaultError::Root("the step to the next epoch is damaged"))?;
-            epoch_key = EpochKey::init_with(|key| key.copy_from_slice(&opened));
-            epoch += 1;
+            (epoch, epoch_key) = aead_open(epoch_key.expose(), &sealed, &aad)
+                .ok()
+                .and_then(|opened| epoch.checked_add(1).zip(epoch_key_from(&opened)))
+                .ok_or(VaultError::Root("the step to the next epoch is damaged"))?;
+        }
+        // Each destroy counts up by one, so nobody comes near it.
+        if epoch == u64::MAX {
+            return Err(VaultError::Root("its epoch is the last that there is"));
         }
         let table = store
             .get(rows::TABLE)?
@@ -267,7 +271,7 @@ impl KeyTree {
     ) {
         let bucket = plan.bucket;
         self.buckets[bucket] = BucketKey::random(rng);
-        self.generations[bucket] += 1;
+        self.generations[bucket] = self.generations[bucket].saturating_add(1);
         for key_id in plan.going {
             batch.remove(rows::data_key(bucket, key_id));
             batch.remove(rows::key_record(key_id));
@@ -355,9 +359,12 @@ fn epoch_sealing_key(store_id: [u8; 16], root: &RootKey) -> EpochSealingKey {
 fn open_image(sealing: &EpochSealingKey, store_id: [u8; 16], image: &[u8]) -> Option<(u64, EpochKey)> {
     let opened = aead_open(sealing.expose(), image, &labeled(labels::EPOCH_KEY, store_id, &[])).ok()?;
     let (epoch, key) = opened.split_first_chunk::<8>()?;
-    let bytes: &[u8; 32] = key.try_into().ok()?;
-    let key = EpochKey::init_with(|key| key.copy_from_slice(bytes));
-    Some((u64::from_be_bytes(*epoch), key))
+    Some((u64::from_be_bytes(*epoch), epoch_key_from(key)?))
+}
+
+fn epoch_key_from(bytes: &[u8]) -> Option<EpochKey> {
+    let bytes: &[u8; 32] = bytes.try_into().ok()?;
+    Some(EpochKey::init_with(|key| key.copy_from_slice(bytes)))
 }
 
 fn open_table(

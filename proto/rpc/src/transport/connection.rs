@@ -20,8 +20,9 @@ use tonic::transport::server::TcpConnectInfo;
 use tower::{Service, ServiceExt};
 use tracing::warn;
 
+use super::idle::{Activity, Held};
 use super::limits::{
-    ACCEPT_PAUSE, CONNECTION_WINDOW_BYTES, HEADER_LIST_BYTES, MAX_MESSAGE_BYTES, RECEIVING_AT_ONCE,
+    ACCEPT_PAUSE, CONNECTION_WINDOW_BYTES, HEADER_LIST_BYTES, LOCAL_IDLE_LIMIT, MAX_MESSAGE_BYTES, RECEIVING_AT_ONCE,
     STRANGER_WINDOW_BYTES, STREAM_WINDOW_BYTES, Strangers,
 };
 use super::places::{Full, Place, Places};
@@ -61,6 +62,7 @@ struct Introduced<S> {
     strangers: Option<Strangers>,
     request_timeout: Duration,
     turns: Arc<Semaphore>,
+    activity: Arc<Activity>,
 }
 
 impl<S> Introduced<S> {
@@ -98,13 +100,15 @@ where
             }
         }
         let service = self.service.clone();
+        let under_way = self.activity.begin();
+        let hold = |response: Response<Body>| response.map(|body| Body::new(Held::new(body, under_way)));
         if receive::is_streaming(request.uri().path()) {
-            return Box::pin(service.oneshot(request));
+            return Box::pin(async move { service.oneshot(request).await.map(hold) });
         }
         let (bytes, time, turns) = (self.max_message_bytes(), self.request_timeout, Arc::clone(&self.turns));
         Box::pin(async move {
             match receive::receive(request, bytes, time, &turns).await {
-                Ok(request) => service.oneshot(request).await,
+                Ok(request) => service.oneshot(request).await.map(hold),
                 Err(refused) => Ok(refused.into_http()),
             }
         })
@@ -117,6 +121,8 @@ pub(super) struct Gate {
     places: Places,
     known: Builder<TokioExecutor>,
     strange: Builder<TokioExecutor>,
+    /// A connection without a request for this long is ended; its client makes another one when it needs it.
+    idle_limit: Option<Duration>,
 }
 
 impl Gate {
@@ -147,6 +153,7 @@ impl Gate {
             places: Places::new(&limits),
             known,
             strange,
+            idle_limit: (!has_keepalive).then_some(LOCAL_IDLE_LIMIT),
             limits,
         }
     }
@@ -179,25 +186,29 @@ impl Gate {
         } else {
             &self.known
         };
+        let activity = Arc::new(Activity::default());
         let service = TowerToHyperService::new(Introduced {
             service,
             caller: caller.clone(),
             strangers: strangers.clone(),
             request_timeout: self.limits.request_timeout,
             turns: Arc::new(Semaphore::new(RECEIVING_AT_ONCE)),
+            activity: Arc::clone(&activity),
         });
         let mut connection = pin!(builder.serve_connection(TokioIo::new(io), service));
+        let mut is_hurried = place.is_strangers();
         tokio::select! {
             outcome = connection.as_mut() => return outcome,
             () = stage.reached(Stage::Draining) => {}
-            () = overstayed(strangers, &caller, &mut place) => {}
+            () = overstayed(strangers, &caller, &mut place) => is_hurried = place.is_strangers(),
+            () = activity.fallen_silent(self.idle_limit) => is_hurried = true,
         }
         connection.as_mut().graceful_shutdown();
         tokio::select! {
             outcome = connection.as_mut() => outcome,
             // Dropping the connection drops the handlers of its requests too.
             () = stage.reached(Stage::Closed) => Ok(()),
-            () = tokio::time::sleep(self.limits.shutdown_grace), if place.is_strangers() => Ok(()),
+            () = tokio::time::sleep(self.limits.shutdown_grace), if is_hurried => Ok(()),
         }
     }
 }

@@ -49,6 +49,10 @@ pub(super) const UNIX_BACKLOG: u32 = 1024;
 /// For a connection within this machine, until its first answer. Only a stopped daemon takes longer.
 pub(super) const LOCAL_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// A connection within this machine that carries no request for so long is ended: its buffers still hold what passed through
+/// them last, which may be a key, and are cleared when it is gone. Making another one costs less than a millisecond.
+pub(super) const LOCAL_IDLE_LIMIT: Duration = Duration::from_secs(2);
+
 /// What one listener allows. On a Unix socket there is no handshake and no keepalive: those fields are unused.
 #[derive(Clone, Debug)]
 pub struct ServerLimits {

@@ -7,6 +7,7 @@ mod connect;
 mod connection;
 mod error;
 mod first_answer;
+mod idle;
 mod limits;
 mod local;
 mod places;
