@@ -32,6 +32,8 @@ pub enum Row {
     OutgoingReport(AuthorizationId),
     /// What the broker has to be told about an incoming transfer.
     IncomingReport(AuthorizationId),
+    /// A key that was destroyed, and of which the broker has not been told.
+    Destruction(KeyId),
 }
 
 impl Row {
@@ -40,7 +42,7 @@ impl Row {
         match self {
             Self::Identity | Self::Membership => {}
             Self::RosterEntry(number) | Self::Alarm(number) => key.extend(number.to_be_bytes()),
-            Self::Tombstone(id) | Self::OutgoingKey(id) => key.extend(id.0),
+            Self::Tombstone(id) | Self::OutgoingKey(id) | Self::Destruction(id) => key.extend(id.0),
             Self::Outgoing(id)
             | Self::Revoked(id)
             | Self::Incoming(id)
@@ -70,6 +72,7 @@ impl Row {
             Self::IncomingChunk(..) => b'c',
             Self::OutgoingReport(_) => b's',
             Self::IncomingReport(_) => b'u',
+            Self::Destruction(_) => b'd',
         }
     }
 }
