@@ -3,6 +3,7 @@
 //! Time and randomness are arguments. A transition of a state machine yields a [`step::Step`]: durable changes, and a message
 //! that stays locked until a store has proved them. The normative text is `proto/SPEC.md`; section numbers refer to it.
 
+pub mod backup;
 pub mod destructions;
 pub mod keys;
 pub mod labels;

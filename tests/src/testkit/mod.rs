@@ -35,6 +35,7 @@ mod runtime;
 mod transfer;
 mod wait;
 
+pub use binaries::lockbox as lockbox_binary;
 pub use broker::Broker;
 pub use cluster::Cluster;
 pub use keys::NewKey;
