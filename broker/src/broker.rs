@@ -11,7 +11,7 @@ use lockbox_authz::{
     WrappingCertificate, field,
 };
 use lockbox_rpc::api::control::{self, LockboxInfo, LockboxStatus};
-use lockbox_rpc::api::node::{DestructionReport, Hello, TransferReport};
+use lockbox_rpc::api::node::{CustodyReport, Hello, TransferReport};
 use lockbox_store::StoreFailure;
 use tokio::sync::watch;
 
@@ -227,6 +227,13 @@ impl Broker {
             .await
     }
 
+    pub(crate) async fn restorations(
+        self: &Arc<Self>,
+        predecessor_id: LockboxId,
+    ) -> Result<Vec<(LockboxId, Vec<u8>)>, Refusal> {
+        self.turn(move |_, turn| turn.restorations(predecessor_id)).await
+    }
+
     pub(crate) async fn custody(
         self: &Arc<Self>,
         id: AuthorizationId,
@@ -352,13 +359,14 @@ impl Broker {
         Ok(())
     }
 
-    /// Takes what a lockbox says of keys that it destroyed; `Ok` means that it is stored durably.
-    pub(crate) async fn destroyed(
+    /// Takes what a lockbox says of keys outside of transfers; `Ok` means that it is stored durably.
+    pub(crate) async fn custody_report(
         self: &Arc<Self>,
         lockbox_id: LockboxId,
-        report: DestructionReport,
+        report: CustodyReport,
     ) -> Result<(), Refusal> {
-        self.turn(move |_, turn| turn.destroyed(lockbox_id, &report)).await?;
+        self.turn(move |_, turn| turn.custody_report(lockbox_id, &report))
+            .await?;
         self.sessions.heard(lockbox_id, None, now_ms());
         Ok(())
     }

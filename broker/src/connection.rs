@@ -13,8 +13,8 @@ use std::sync::Arc;
 
 use lockbox_authz::{AuthorizationId, LockboxId, PublicKey};
 use lockbox_rpc::api::node::{
-    Ack, ConnectRequest, ConnectResponse, DestructionReport, OfferTransfer, RevokeTransfer, RosterAdvanced,
-    TransferReport, Welcome, connect_request, connect_response,
+    Ack, ConnectRequest, ConnectResponse, CustodyReport, OfferTransfer, RevokeTransfer, RosterAdvanced, TransferReport,
+    Welcome, connect_request, connect_response,
 };
 use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
@@ -174,7 +174,7 @@ impl Connection {
     async fn take(&mut self, lockbox_id: LockboxId, message: ConnectRequest) -> Result<(), End> {
         match message.message {
             Some(connect_request::Message::TransferReport(report)) => self.report(lockbox_id, report).await,
-            Some(connect_request::Message::DestructionReport(report)) => self.destroyed(lockbox_id, report).await,
+            Some(connect_request::Message::CustodyReport(report)) => self.custody(lockbox_id, report).await,
             Some(connect_request::Message::Hello(_)) => Err(End::Told(Status::invalid_argument(
                 "Hello is said once, at the beginning",
             ))),
@@ -188,9 +188,9 @@ impl Connection {
         self.answer(lockbox_id, report_id, outcome).await
     }
 
-    async fn destroyed(&mut self, lockbox_id: LockboxId, report: DestructionReport) -> Result<(), End> {
+    async fn custody(&mut self, lockbox_id: LockboxId, report: CustodyReport) -> Result<(), End> {
         let report_id = report.report_id;
-        let outcome = self.broker.destroyed(lockbox_id, report).await;
+        let outcome = self.broker.custody_report(lockbox_id, report).await;
         self.answer(lockbox_id, report_id, outcome).await
     }
 

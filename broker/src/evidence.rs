@@ -1,5 +1,6 @@
 //! Everything that the broker has about one lockbox's keys, as one signed file. SPEC section 9.8.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use lockbox_authz::evidence::EvidenceDigest;
@@ -67,20 +68,35 @@ impl Export {
             self.send(page.into_iter().map(UnverifiedEnvelope::to_bytes).collect())
                 .await?;
         }
-        self.transfers(lockbox_id).await?;
+        // The lockboxes that were made of its backups have the same keys, and so have those that were made of theirs.
+        let (mut holders, mut unseen) = (BTreeSet::new(), vec![lockbox_id]);
+        while let Some(holder) = unseen.pop() {
+            if !holders.insert(holder) {
+                continue;
+            }
+            for (successor, record) in self.broker.restorations(holder).await? {
+                self.send(vec![record]).await?;
+                unseen.push(successor);
+            }
+            self.transfers(holder).await?;
+            self.destructions(holder).await?;
+        }
+        let digest = std::mem::take(&mut self.digest);
+        let summary = digest.summary(roster.cluster_id(), lockbox_id, made_at_ms);
+        let summary = self.broker.sign_evidence(summary);
+        self.send(vec![summary.to_bytes()]).await
+    }
+
+    async fn destructions(&mut self, lockbox_id: LockboxId) -> Result<(), End> {
         let mut after = None;
         loop {
             let (records, last) = self.broker.destructions(lockbox_id, after).await?;
             self.send(records).await?;
             match last {
                 Some(last) => after = Some(last),
-                None => break,
+                None => return Ok(()),
             }
         }
-        let digest = std::mem::take(&mut self.digest);
-        let summary = digest.summary(roster.cluster_id(), lockbox_id, made_at_ms);
-        let summary = self.broker.sign_evidence(summary);
-        self.send(vec![summary.to_bytes()]).await
     }
 
     async fn transfers(&mut self, lockbox_id: LockboxId) -> Result<(), End> {

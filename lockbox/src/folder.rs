@@ -11,10 +11,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use lockbox_authz::LockboxId;
-use lockbox_core::backup::Selected;
+use lockbox_core::backup::{Info, Selected};
 use lockbox_core::lockbox::{Lockbox, LockboxError};
 use lockbox_core::secrets::RootKey;
 use lockbox_core::slots::{Header, PassphraseCost, SlotError, SlotSecret};
+use lockbox_core::step::Step;
 use lockbox_store::{Store, StoreFailure};
 use lockbox_store_disk::{Converted, Options};
 
@@ -180,7 +181,18 @@ pub(crate) struct NewLockbox {
 impl NewLockbox {
     /// Takes keys of a backup, durably.
     pub(crate) fn restore(&mut self, selected: Selected) -> Result<(), FolderError> {
-        let (batches, locked) = self.lockbox.restore(selected, &mut rng())?.into_parts();
+        let step = self.lockbox.restore(selected, &mut rng())?;
+        self.commit(step)
+    }
+
+    /// Notes which backup it is made of, durably.
+    pub(crate) fn note_restored_from(&mut self, info: &Info, as_of_ms: i64) -> Result<(), FolderError> {
+        let step = self.lockbox.note_restored_from(info, as_of_ms, &mut rng())?;
+        self.commit(step)
+    }
+
+    fn commit(&mut self, step: Step<()>) -> Result<(), FolderError> {
+        let (batches, locked) = step.into_parts();
         let mut proof = None;
         for batch in batches {
             proof = Some(self.store.commit(batch)?);

@@ -99,11 +99,11 @@ fn write_private(path: &Path, bytes: &[u8]) {
 }
 
 /// Waits until the broker has a destruction record with this key.
-fn wait_until_told(scene: &Scene, lockbox: &Lockbox, key: KeyId) {
+fn wait_until_told(scene: &Scene, lockbox: &str, key: KeyId) {
     let mut number = 0;
     eventually("the broker was told of the destroyed key", || {
         number += 1;
-        let file = scene.evidence(lockbox.name(), &format!("probe-{number}"));
+        let file = scene.evidence(lockbox, &format!("probe-{number}"));
         let bytes = fs::read(&file).expect("it was written");
         bytes.windows(16).any(|window| window == key.0).then_some(())
     });
@@ -250,7 +250,7 @@ fn a_key_that_was_destroyed_since_stays_out() {
     let (destroyed, stayed) = (a.create_key("destroyed"), a.create_key("stayed"));
     let backup = scene.back_up(&a, "backup");
     a.destroy(destroyed).expect("nobody uses it");
-    wait_until_told(&scene, &a, destroyed);
+    wait_until_told(&scene, "a", destroyed);
     a.kill();
     let evidence = scene.evidence("a", "evidence");
     let (c, restored) = backup.restore_with("c", &evidence);
@@ -290,6 +290,36 @@ fn what_was_destroyed_before_the_backup_stays_destroyed_after_it() {
     let (c, made) = scene.back_up(&a, "backup").restore("c", &[]);
     assert!(made.stderr.contains("belonged to no cluster"), "{}", made.stderr);
     assert_eq!(c.key(destroyed).expect("a tombstone remains").state, "destroyed");
+}
+
+/// Whatever a lockbox that was made of the backup did with the keys, it was the same keys.
+#[test]
+fn a_key_that_a_restored_lockbox_destroyed_or_gave_away_stays_out_of_the_next() {
+    let scene = Scene::new();
+    let (a, b) = (scene.cluster.add_lockbox("a"), scene.cluster.add_lockbox("b"));
+    let (destroyed, moved, stayed) = (a.create_key("destroyed"), a.create_key("moved"), a.create_key("stayed"));
+    let backup = scene.back_up(&a, "backup");
+    a.kill();
+    scene.cluster.broker().retire("a");
+    let (c, _) = backup.restore_with("c", &scene.evidence("a", "first"));
+    c.join(&scene.cluster.broker().token(&[]));
+    c.wait_until_connected();
+    scene.cluster.move_keys(&c, &b, &[moved]).wait();
+    c.destroy(destroyed).expect("nobody uses it");
+    wait_until_told(&scene, "a", destroyed);
+    let (d, made) = {
+        let evidence = scene.evidence("a", "second");
+        backup.restore("d", &["--evidence", evidence.to_str().expect("text")])
+    };
+    assert!(
+        made.stderr.contains(&format!("lockbox {} is not retired", c.id())),
+        "{}",
+        made.stderr
+    );
+    made.expect_success("backup restore");
+    assert!(!d.holds(destroyed), "a destroyed key is back");
+    assert!(!d.holds(moved), "two holders after a MOVE");
+    assert!(d.holds(stayed));
 }
 
 /// The target may hold it, or not: nobody who is asked can say.

@@ -1,8 +1,8 @@
 //! What was signed about one lockbox's keys, for those who restore a backup of it.
 
-use lockbox_authz::evidence::DestructionRecord;
-use lockbox_authz::{AuthorizationId, FieldError, LockboxId, Operation, UnverifiedEnvelope};
-use lockbox_rpc::api::node::DestructionReport;
+use lockbox_authz::evidence::{DestructionRecord, RestorationRecord};
+use lockbox_authz::{AuthorizationId, FieldError, LockboxId, Operation, Statement, UnverifiedEnvelope};
+use lockbox_rpc::api::node::CustodyReport;
 use lockbox_store::Batch;
 
 use super::transfers::Evidence;
@@ -17,30 +17,49 @@ pub type TransferPage = (Vec<AuthorizationId>, Option<Vec<u8>>);
 pub type RecordPage = (Vec<Vec<u8>>, Option<Vec<u8>>);
 
 impl Turn<'_> {
-    /// Verifies what a lockbox says of keys that it destroyed, and stores it.
-    pub fn destroyed(&mut self, lockbox_id: LockboxId, report: &DestructionReport) -> Result<(), Refusal> {
-        let count = report.destruction_records.len();
-        if count == 0 || count > MAX_REPORT_RECEIPTS {
-            return Err(FieldError::new("destruction_records", "must be 1 to 64").into());
+    /// Verifies what a lockbox says of keys that it destroyed, or that came from a backup, and stores it.
+    pub fn custody_report(&mut self, lockbox_id: LockboxId, report: &CustodyReport) -> Result<(), Refusal> {
+        if report.records.is_empty() || report.records.len() > MAX_REPORT_RECEIPTS {
+            return Err(FieldError::new("records", "must be 1 to 64").into());
         }
         let member = self.state.roster.lockbox(&lockbox_id).ok_or(Refusal::NotAdmitted)?;
         let signer = member.lockbox.identity_key;
         let mut batch = Batch::new();
-        for bytes in &report.destruction_records {
+        for bytes in &report.records {
             let envelope = UnverifiedEnvelope::from_bytes(bytes).map_err(Refusal::Envelope)?;
-            let verified = envelope
-                .verify::<DestructionRecord>(&[signer], 1)
-                .map_err(Refusal::Envelope)?;
-            let record = verified.statement();
-            if record.cluster_id != self.state.roster.cluster_id() {
+            let (key, cluster_id, by) = if envelope.payload_type() == RestorationRecord::PAYLOAD_TYPE {
+                let verified = envelope.verify::<RestorationRecord>(&[signer], 1);
+                let record = verified.map_err(Refusal::Envelope)?.statement().clone();
+                let key = keys::restoration(record.predecessor_id, record.lockbox_id);
+                (key, record.cluster_id, record.lockbox_id)
+            } else {
+                let verified = envelope.verify::<DestructionRecord>(&[signer], 1);
+                let verified = verified.map_err(Refusal::Envelope)?;
+                let record = verified.statement();
+                let key = keys::destruction(record.lockbox_id, verified.hash());
+                (key, record.cluster_id, record.lockbox_id)
+            };
+            if cluster_id != self.state.roster.cluster_id() {
                 return Err(Refusal::OtherCluster);
             }
-            if record.lockbox_id != lockbox_id {
+            if by != lockbox_id {
                 return Err(FieldError::new("lockbox_id", "must be that of the lockbox that reports").into());
             }
-            batch.put(keys::destruction(lockbox_id, verified.hash()), envelope.to_bytes());
+            batch.put(key, envelope.to_bytes());
         }
         self.commit(batch)
+    }
+
+    /// The lockboxes that were made of a lockbox's backups, and what they said of it, at most 1,000.
+    pub fn restorations(&self, predecessor_id: LockboxId) -> Result<Vec<(LockboxId, Vec<u8>)>, Refusal> {
+        const MOST: usize = 1_000;
+        let prefix = keys::restorations(predecessor_id);
+        let pairs = self.scan(&prefix, None, MOST)?;
+        let restorations = pairs.into_iter().map(|(key, envelope)| {
+            let successor = LockboxId::from_slice("restoration record", &key[prefix.len()..]);
+            Ok((successor.map_err(Refusal::Record)?, envelope))
+        });
+        restorations.collect()
     }
 
     /// The transfers by which keys came to a lockbox or left it, the newest first. Goes through all transfers: this is asked

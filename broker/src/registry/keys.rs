@@ -15,6 +15,7 @@
 //! | `lockbox/` lockbox id | `LockboxRecord` |
 //! | `pending/` identity key | `PendingRecord` |
 //! | `destruction/` lockbox id, hash | envelope of the destruction record |
+//! | `restoration/` predecessor's id, lockbox id | envelope of the restoration record |
 //!
 //! Numbers are big-endian, so that they sort. A time is subtracted from the largest, so that the newest sorts first.
 
@@ -99,4 +100,12 @@ pub(super) fn destructions(lockbox_id: LockboxId) -> Vec<u8> {
 
 pub(super) fn destruction(lockbox_id: LockboxId, hash: Hash) -> Vec<u8> {
     [&destructions(lockbox_id)[..], &hash.0].concat()
+}
+
+pub(super) fn restorations(predecessor_id: LockboxId) -> Vec<u8> {
+    [b"restoration/", &predecessor_id.0[..]].concat()
+}
+
+pub(super) fn restoration(predecessor_id: LockboxId, lockbox_id: LockboxId) -> Vec<u8> {
+    [&restorations(predecessor_id)[..], &lockbox_id.0].concat()
 }

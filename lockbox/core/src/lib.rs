@@ -4,7 +4,7 @@
 //! that stays locked until a store has proved them. The normative text is `proto/SPEC.md`; section numbers refer to it.
 
 pub mod backup;
-pub mod destructions;
+pub mod custody;
 pub mod keys;
 pub mod labels;
 mod ledger;

@@ -34,13 +34,15 @@ pub enum Row {
     IncomingReport(AuthorizationId),
     /// A key that was destroyed, and of which the broker has not been told.
     Destruction(KeyId),
+    /// Whose backup this lockbox was made of.
+    RestoredFrom,
 }
 
 impl Row {
     pub fn key(self) -> Vec<u8> {
         let mut key = vec![self.kind()];
         match self {
-            Self::Identity | Self::Membership => {}
+            Self::Identity | Self::Membership | Self::RestoredFrom => {}
             Self::RosterEntry(number) | Self::Alarm(number) => key.extend(number.to_be_bytes()),
             Self::Tombstone(id) | Self::OutgoingKey(id) | Self::Destruction(id) => key.extend(id.0),
             Self::Outgoing(id)
@@ -73,6 +75,7 @@ impl Row {
             Self::OutgoingReport(_) => b's',
             Self::IncomingReport(_) => b'u',
             Self::Destruction(_) => b'd',
+            Self::RestoredFrom => b'b',
         }
     }
 }

@@ -10,14 +10,15 @@ use std::time::Duration;
 
 use lockbox_authz::envelope::UnverifiedEnvelope;
 use lockbox_authz::roster::Head;
-use lockbox_authz::{Authorization, AuthorizationId, KeyId, Revocation};
+use lockbox_authz::{Authorization, AuthorizationId, Revocation};
+use lockbox_core::custody;
 use lockbox_core::lockbox::LockboxError;
 use lockbox_core::report::{Report, Role, Told};
 use lockbox_core::transfer::target::TargetError;
 use lockbox_core::wire::TransferState;
 use lockbox_rpc::api::node::node_service_client::NodeServiceClient;
 use lockbox_rpc::api::node::{
-    ConnectRequest, DestructionReport, Hello, OfferTransfer, TransferReport, connect_request, connect_response,
+    ConnectRequest, CustodyReport, Hello, OfferTransfer, TransferReport, connect_request, connect_response,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -55,8 +56,8 @@ struct Stream<'a> {
     /// By the number of the report: at most one of each end of a transfer.
     unacknowledged: HashMap<u64, Told>,
     last_sent: HashMap<(AuthorizationId, bool), Sent>,
-    /// The destroyed keys of which the broker was told last, and in which report, until it is acknowledged.
-    destructions: Option<(u64, Vec<KeyId>)>,
+    /// What the broker was told last of keys outside of transfers, and in which report, until it is acknowledged.
+    custody: Option<(u64, custody::Told)>,
     /// Where the next page of reports begins. `None`: at the first.
     reports_after: Option<(Role, AuthorizationId)>,
     deferred: Vec<OfferTransfer>,
@@ -95,7 +96,7 @@ pub(super) async fn run(
         reports_sent: 0,
         unacknowledged: HashMap::new(),
         last_sent: HashMap::new(),
-        destructions: None,
+        custody: None,
         reports_after: None,
         deferred: Vec::new(),
     };
@@ -123,7 +124,7 @@ pub(super) async fn run(
                     stream.retry_deferred().await?;
                 }
                 stream.tell_reports().await?;
-                stream.tell_destructions().await?;
+                stream.tell_custody().await?;
                 is_due = stream.reports_after.is_some();
             }
         }
@@ -261,11 +262,11 @@ impl Stream<'_> {
 
     /// The broker has a report durably.
     async fn acknowledged(&mut self, report_id: u64) -> Result<(), LinkError> {
-        if let Some((_, key_ids)) = self.destructions.take_if(|(number, _)| *number == report_id) {
+        if let Some((_, told)) = self.custody.take_if(|(number, _)| *number == report_id) {
             let step = self
                 .node
                 .engine
-                .step(move |lockbox, _, rng| lockbox.destructions_told(&key_ids, rng));
+                .step(move |lockbox, _, rng| lockbox.custody_told(&told, rng));
             return Ok(step.await?);
         }
         let Some(told) = self.unacknowledged.remove(&report_id) else {
@@ -322,26 +323,26 @@ impl Stream<'_> {
         Ok(())
     }
 
-    /// Tells of destroyed keys, one report at a time. What an acknowledgement leaves untold comes with the next round: the
+    /// Tells of keys that were destroyed or restored, one report at a time. What an acknowledgement leaves untold comes with the next round: the
     /// step that notes the acknowledgement asks for one.
-    async fn tell_destructions(&mut self) -> Result<(), LinkError> {
-        if self.destructions.is_some() {
+    async fn tell_custody(&mut self) -> Result<(), LinkError> {
+        if self.custody.is_some() {
             return Ok(());
         }
         let untold = self
             .node
             .engine
-            .read_durable(|lockbox| lockbox.untold_destructions(now_ms()));
+            .read_durable(|lockbox| lockbox.untold_custody(now_ms()));
         let untold = untold.await?.map_err(|error: LockboxError| StepError::Refused(error))?;
         let Some(untold) = untold else { return Ok(()) };
         self.reports_sent += 1;
-        let report = DestructionReport {
+        let report = CustodyReport {
             report_id: self.reports_sent,
-            destruction_records: vec![untold.record],
+            records: untold.records,
         };
-        let message = request(connect_request::Message::DestructionReport(report));
+        let message = request(connect_request::Message::CustodyReport(report));
         self.outbound.send(message).await.map_err(|_| LinkError::Closed)?;
-        self.destructions = Some((self.reports_sent, untold.key_ids));
+        self.custody = Some((self.reports_sent, untold.told));
         Ok(())
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::BufReader;
+use std::io::{BufReader, Read};
 use std::path::Path;
 
 use lockbox_authz::Evidence;
@@ -23,7 +23,7 @@ use crate::files::{self, FileError, NewFile};
 use crate::folder::{Folder, FolderError};
 
 /// Bytes of a file of evidence. A receipt and an erasure record of 1,000 keys take 40 KiB: this is for 10 million moves.
-const MAX_EVIDENCE_BYTES: usize = 512 * 1024 * 1024;
+const MAX_EVIDENCE_BYTES: u64 = 512 * 1024 * 1024;
 
 pub(super) async fn create(args: BackupCreateArgs, mut client: Client, output: &Output) -> Result<(), CliError> {
     let mut file = NewFile::create(&args.out).map_err(file_error)?;
@@ -85,6 +85,8 @@ pub(super) fn restore(args: BackupRestoreArgs, output: &Output, socket: &Path) -
         &args.init.name,
         &secret,
         |lockbox| {
+            let noted = lockbox.note_restored_from(opened.info(), opened.contents.as_of_ms);
+            noted.map_err(init::explain)?;
             let now_ms = now_ms();
             opened.visit(|entries| {
                 let selected = plan.select(entries, now_ms);
@@ -241,11 +243,14 @@ impl Restored {
     /// What the restored lockbox can't know by itself.
     fn warn(&self, opened: &Opened, plan: &Plan) {
         match (&plan.evidence, opened.info().cluster_id) {
-            (Some(evidence), _) if !evidence.is_retired() => eprintln!(
-                "warning: lockbox {} is not retired; if it still runs, each of its keys is held twice now: retire it with \
-                 `lockbox-broker lockbox retire`",
-                opened.info().lockbox_id
-            ),
+            (Some(evidence), _) if !evidence.unretired().is_empty() => {
+                for lockbox_id in evidence.unretired() {
+                    eprintln!(
+                        "warning: lockbox {lockbox_id} is not retired, and has or had the same keys; if it still runs, they are \
+                         held twice now: retire it with `lockbox-broker lockbox retire`"
+                    );
+                }
+            }
             (Some(_), _) => {}
             (None, Some(_)) => eprintln!(
                 "warning: restored without evidence: any of the {} keys may have been destroyed or moved to another lockbox \
@@ -287,7 +292,7 @@ fn plan(args: &BackupRestoreArgs, opened: &Opened) -> Result<Plan, CliError> {
             });
         }
     };
-    let file = files::read_bounded(path, MAX_EVIDENCE_BYTES).map_err(file_error)?;
+    let file = read_evidence(path)?;
     let evidence = Evidence::read(&file, cluster_id, info.lockbox_id)
         .map_err(|error| CliError::failed(format!("{}: {error}", path.display())))?;
     if evidence.made_at_ms() + MAX_CLOCK_SKEW_MS < opened.contents.as_of_ms {
@@ -350,6 +355,22 @@ fn read_secret(from: &BackupSecret) -> Result<Option<SlotSecret>, CliError> {
         None => return Ok(None),
     };
     Ok(Some(SlotSecret::Passphrase(passphrase)))
+}
+
+/// It is no secret, so its buffer may grow as it is read.
+fn read_evidence(path: &Path) -> Result<Vec<u8>, CliError> {
+    let mut bytes = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(MAX_EVIDENCE_BYTES + 1).read_to_end(&mut bytes))
+        .map_err(files::failed("read", path))
+        .map_err(file_error)?;
+    if bytes.len() as u64 > MAX_EVIDENCE_BYTES {
+        let path = path.display();
+        return Err(CliError::usage(format!(
+            "{path} has more than {MAX_EVIDENCE_BYTES} bytes; check that it is the right file"
+        )));
+    }
+    Ok(bytes)
 }
 
 fn open(path: &Path) -> Result<BufReader<File>, CliError> {

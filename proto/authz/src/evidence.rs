@@ -3,7 +3,7 @@
 //! A file of evidence has the frames of a roster file ([`crate::roster::file`]): the roster, then authorizations, receipts,
 //! erasure and destruction records, then one summary by which a broker says that this is all that it has.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use sha2::{Digest, Sha256};
 
@@ -27,6 +27,20 @@ pub struct DestructionRecord {
     pub key_ids: Vec<KeyId>,
     pub erasure_class: ErasureClass,
     /// The keys were destroyed before.
+    pub signed_at_ms: i64,
+}
+
+/// Says that a lockbox was made of another one's backup.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RestorationRecord {
+    pub cluster_id: ClusterId,
+    /// The new one.
+    pub lockbox_id: LockboxId,
+    /// The one that the backup is of.
+    pub predecessor_id: LockboxId,
+    pub backup_id: [u8; 16],
+    /// The moment that the backup shows.
+    pub as_of_ms: i64,
     pub signed_at_ms: i64,
 }
 
@@ -86,7 +100,7 @@ pub enum Gone {
 #[derive(Debug)]
 pub struct Evidence {
     made_at_ms: i64,
-    is_retired: bool,
+    unretired: Vec<LockboxId>,
     gone: HashMap<KeyId, Gone>,
     returned: HashSet<(KeyId, AuthorizationId)>,
 }
@@ -115,10 +129,16 @@ impl Evidence {
         if summary.lockbox_id != lockbox_id {
             return Err(EvidenceError::OtherLockbox(summary.lockbox_id));
         }
-        let member = roster
-            .lockbox(&lockbox_id)
-            .ok_or(EvidenceError::UnknownLockbox(lockbox_id))?;
-        let mut custody = Custody::new(&roster, lockbox_id);
+        if roster.lockbox(&lockbox_id).is_none() {
+            return Err(EvidenceError::UnknownLockbox(lockbox_id));
+        }
+        let mut custody = Custody::new(&roster);
+        for (index, envelope) in statements.iter().enumerate() {
+            custody
+                .restoration(envelope)
+                .map_err(|refused| refused.at(entry_count + index))?;
+        }
+        custody.begin_with(lockbox_id);
         for (index, envelope) in statements.iter().enumerate() {
             custody
                 .take(envelope)
@@ -126,7 +146,7 @@ impl Evidence {
         }
         let mut evidence = Self {
             made_at_ms: summary.made_at_ms,
-            is_retired: member.retired,
+            unretired: custody.unretired(),
             gone: HashMap::new(),
             returned: HashSet::new(),
         };
@@ -157,9 +177,10 @@ impl Evidence {
         self.made_at_ms
     }
 
-    /// Whether the roster has retired the lockbox. If not, it may still run, and hold every key.
-    pub fn is_retired(&self) -> bool {
-        self.is_retired
+    /// The lockbox, and those that were made of its backups, as far as the roster has not retired them: each of them may still
+    /// run, and hold the keys.
+    pub fn unretired(&self) -> &[LockboxId] {
+        &self.unretired
     }
 }
 
@@ -232,7 +253,7 @@ struct Transfer {
     is_move: bool,
 }
 
-/// When a key came and went. Both by the clock of the lockbox that the evidence is about, so that they can be compared.
+/// When a key came and went. Both by the clock of a lockbox that the evidence is about, so that they can be compared.
 #[derive(Default)]
 struct Stay {
     destroyed: bool,
@@ -250,7 +271,11 @@ struct Departure {
 
 struct Custody<'a> {
     roster: &'a Roster,
-    lockbox_id: LockboxId,
+    /// The lockbox that the evidence is about, and those that were made of its backups: a key that one of them gave away or
+    /// destroyed was the same key.
+    holders: BTreeSet<LockboxId>,
+    /// By predecessor.
+    successors: Vec<(LockboxId, LockboxId)>,
     transfers: HashMap<Hash, Transfer>,
     /// Chunks that were erased, and when.
     erased: HashMap<(Hash, u32), i64>,
@@ -260,15 +285,45 @@ struct Custody<'a> {
 }
 
 impl<'a> Custody<'a> {
-    fn new(roster: &'a Roster, lockbox_id: LockboxId) -> Self {
+    fn new(roster: &'a Roster) -> Self {
         Self {
             roster,
-            lockbox_id,
+            holders: BTreeSet::new(),
+            successors: Vec::new(),
             transfers: HashMap::new(),
             erased: HashMap::new(),
             given: Vec::new(),
             stays: HashMap::new(),
         }
+    }
+
+    /// Learns of a lockbox that was made of a backup, if that is what the statement says.
+    fn restoration(&mut self, envelope: &UnverifiedEnvelope) -> Result<(), Refused> {
+        if envelope.payload_type() != labels::RESTORATION_RECORD {
+            return Ok(());
+        }
+        let claimed = envelope.unverified_statement::<RestorationRecord>()?;
+        let record = envelope.verify::<RestorationRecord>(&[self.identity_key(claimed.lockbox_id)?], 1)?;
+        let record = record.statement();
+        self.check_cluster(record.cluster_id)?;
+        self.successors.push((record.predecessor_id, record.lockbox_id));
+        Ok(())
+    }
+
+    /// Whose keys they are: this lockbox's, and those of all that descend from it.
+    fn begin_with(&mut self, lockbox_id: LockboxId) {
+        let mut unseen = vec![lockbox_id];
+        while let Some(holder) = unseen.pop() {
+            if self.holders.insert(holder) {
+                let of_holder = self.successors.iter().filter(|(predecessor, _)| *predecessor == holder);
+                unseen.extend(of_holder.map(|(_, successor)| *successor));
+            }
+        }
+    }
+
+    fn unretired(&self) -> Vec<LockboxId> {
+        let unretired = self.holders.iter().filter(|id| self.roster.admitted(id).is_some());
+        unretired.copied().collect()
     }
 
     fn take(&mut self, envelope: &UnverifiedEnvelope) -> Result<(), Refused> {
@@ -277,6 +332,8 @@ impl<'a> Custody<'a> {
             labels::RECEIPT => self.receipt(envelope),
             labels::ERASURE_RECORD => self.erasure(envelope),
             labels::DESTRUCTION_RECORD => self.destruction(envelope),
+            // It was taken before all others.
+            labels::RESTORATION_RECORD => Ok(()),
             _ => Err(Refused::Content("is of a kind that does not belong here")),
         }
     }
@@ -301,13 +358,14 @@ impl<'a> Custody<'a> {
         let receipt = envelope.verify::<Receipt>(&[self.identity_key(target_id)?], 1)?;
         let receipt = receipt.statement();
         self.check_cluster(receipt.cluster_id)?;
-        if target_id == self.lockbox_id {
+        let (is_from_us, is_to_us) = (self.holders.contains(&source_id), self.holders.contains(&target_id));
+        if is_to_us && !is_from_us {
             for key_id in &receipt.key_ids {
                 let came_at_ms = &mut self.stays.entry(*key_id).or_default().came_at_ms;
                 *came_at_ms = (*came_at_ms).max(Some(receipt.stored_at_ms));
             }
         }
-        if source_id == self.lockbox_id && is_move {
+        if is_from_us && !is_to_us && is_move {
             let hash = receipt.authorization_hash;
             self.given.push((hash, receipt.chunk, receipt.key_ids.clone()));
         }
@@ -317,11 +375,11 @@ impl<'a> Custody<'a> {
     fn erasure(&mut self, envelope: &UnverifiedEnvelope) -> Result<(), Refused> {
         let claimed = envelope.unverified_statement::<ErasureRecord>()?;
         let transfer = self.transfer(claimed.authorization_hash)?;
-        let source_id = transfer.source_id;
+        let (source_id, target_id) = (transfer.source_id, transfer.target_id);
         let erasure = envelope.verify::<ErasureRecord>(&[self.identity_key(source_id)?], 1)?;
         let erasure = erasure.statement();
         self.check_cluster(erasure.cluster_id)?;
-        if source_id == self.lockbox_id {
+        if self.holders.contains(&source_id) && !self.holders.contains(&target_id) {
             let chunk = (erasure.authorization_hash, erasure.chunk);
             self.erased.insert(chunk, erasure.erased_at_ms);
             self.given.push((chunk.0, chunk.1, erasure.key_ids.clone()));
@@ -330,10 +388,11 @@ impl<'a> Custody<'a> {
     }
 
     fn destruction(&mut self, envelope: &UnverifiedEnvelope) -> Result<(), Refused> {
-        let record = envelope.verify::<DestructionRecord>(&[self.identity_key(self.lockbox_id)?], 1)?;
+        let claimed = envelope.unverified_statement::<DestructionRecord>()?;
+        let record = envelope.verify::<DestructionRecord>(&[self.identity_key(claimed.lockbox_id)?], 1)?;
         let record = record.statement();
         self.check_cluster(record.cluster_id)?;
-        if record.lockbox_id != self.lockbox_id {
+        if !self.holders.contains(&record.lockbox_id) {
             return Err(Refused::Content("is about another lockbox"));
         }
         for key_id in &record.key_ids {
@@ -428,6 +487,36 @@ impl Statement for DestructionRecord {
             lockbox_id: self.lockbox_id.to_vec(),
             key_ids: self.key_ids.iter().map(|id| id.to_vec()).collect(),
             erasure_class: self.erasure_class.to_wire().into(),
+            signed_at_ms: self.signed_at_ms,
+        }
+    }
+}
+
+impl Statement for RestorationRecord {
+    const PAYLOAD_TYPE: &'static str = labels::RESTORATION_RECORD;
+    type Wire = wire::RestorationRecord;
+
+    fn from_wire(wire: Self::Wire) -> Result<Self, FieldError> {
+        field::version(wire.version)?;
+        let backup_id = wire.backup_id[..].try_into();
+        Ok(Self {
+            cluster_id: ClusterId::from_slice("cluster_id", &wire.cluster_id)?,
+            lockbox_id: LockboxId::from_slice("lockbox_id", &wire.lockbox_id)?,
+            predecessor_id: LockboxId::from_slice("predecessor_id", &wire.predecessor_id)?,
+            backup_id: backup_id.map_err(|_| FieldError::new("backup_id", "must have 16 bytes"))?,
+            as_of_ms: field::time_ms("as_of_ms", wire.as_of_ms)?,
+            signed_at_ms: field::time_ms("signed_at_ms", wire.signed_at_ms)?,
+        })
+    }
+
+    fn to_wire(&self) -> Self::Wire {
+        wire::RestorationRecord {
+            version: VERSION,
+            cluster_id: self.cluster_id.to_vec(),
+            lockbox_id: self.lockbox_id.to_vec(),
+            predecessor_id: self.predecessor_id.to_vec(),
+            backup_id: self.backup_id.to_vec(),
+            as_of_ms: self.as_of_ms,
             signed_at_ms: self.signed_at_ms,
         }
     }

@@ -10,10 +10,11 @@ pub const SESSION_OFFER: &str = "application/vnd.lockbox.session-offer.v1+protob
 pub const RECEIPT: &str = "application/vnd.lockbox.receipt.v1+protobuf";
 pub const ERASURE_RECORD: &str = "application/vnd.lockbox.erasure-record.v1+protobuf";
 pub const DESTRUCTION_RECORD: &str = "application/vnd.lockbox.destruction-record.v1+protobuf";
+pub const RESTORATION_RECORD: &str = "application/vnd.lockbox.restoration-record.v1+protobuf";
 pub const EVIDENCE_SUMMARY: &str = "application/vnd.lockbox.evidence-summary.v1+protobuf";
 
 /// All of them.
-pub const ALL: [&str; 10] = [
+pub const ALL: [&str; 11] = [
     ROSTER_ENTRY,
     JOIN_REQUEST,
     AUTHORIZATION,
@@ -23,6 +24,7 @@ pub const ALL: [&str; 10] = [
     RECEIPT,
     ERASURE_RECORD,
     DESTRUCTION_RECORD,
+    RESTORATION_RECORD,
     EVIDENCE_SUMMARY,
 ];
 

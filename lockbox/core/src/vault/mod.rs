@@ -62,7 +62,7 @@ impl Changes {
             _ => None,
         };
         let put = self.puts.iter().filter_map(move |(row, _)| bound(row));
-        let removed = self.removes.iter().filter_map(move |row| bound(row));
+        let removed = self.removes.iter().filter_map(bound);
         let keys = self.put_keys.iter().map(|key| key.info.key_id);
         let erased = self.erase_keys.iter().map(|tombstone| tombstone.key_id);
         put.chain(removed).chain(keys).chain(erased)
