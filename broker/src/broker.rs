@@ -7,10 +7,11 @@ use std::sync::Arc;
 use lockbox_authz::limits::MAX_ADDRESS_CHARS;
 use lockbox_authz::roster::{Applied, Head, Roster, RosterError};
 use lockbox_authz::{
-    AuthorizationId, LockboxId, PublicKey, SecretKey, Signer, UnverifiedEnvelope, WrappingCertificate, field,
+    AuthorizationId, EvidenceSummary, LockboxId, PublicKey, SecretKey, Signer, UnverifiedEnvelope, Verified,
+    WrappingCertificate, field,
 };
 use lockbox_rpc::api::control::{self, LockboxInfo, LockboxStatus};
-use lockbox_rpc::api::node::{Hello, TransferReport};
+use lockbox_rpc::api::node::{CustodyReport, Hello, TransferReport};
 use lockbox_store::StoreFailure;
 use tokio::sync::watch;
 
@@ -18,7 +19,8 @@ use crate::clock::now_ms;
 use crate::decide::{self, TransferRequest};
 use crate::refusal::Refusal;
 use crate::registry::{
-    self, Authorized, Evidence, JoinOutcome, LockboxFacts, Page, Registry, SyncOutcome, ToHear, Transfer, Turn,
+    self, Authorized, Evidence, JoinOutcome, LockboxFacts, Page, RecordPage, Registry, SyncOutcome, ToHear, Transfer,
+    TransferPage, Turn,
 };
 use crate::requesters::{Permission, Requesters};
 use crate::sessions::{Sessions, Signal};
@@ -208,6 +210,51 @@ impl Broker {
         Ok(roster.head())
     }
 
+    /// The lockbox that a requester may have the evidence about.
+    pub fn evidence_about(&self, requester: &str, name_or_id: &str) -> Result<LockboxId, Refusal> {
+        decide::permitted(&self.requesters, requester, Permission::ListAll)?;
+        let roster = self.roster();
+        let member = decide::find_lockbox(&roster, name_or_id).ok_or(Refusal::NotAdmitted)?;
+        Ok(member.lockbox.lockbox_id)
+    }
+
+    pub(crate) async fn custody_of(
+        self: &Arc<Self>,
+        lockbox_id: LockboxId,
+        after: Option<Vec<u8>>,
+    ) -> Result<TransferPage, Refusal> {
+        self.turn(move |_, turn| turn.custody_of(lockbox_id, after.as_deref()))
+            .await
+    }
+
+    pub(crate) async fn restorations(
+        self: &Arc<Self>,
+        predecessor_id: LockboxId,
+    ) -> Result<Vec<(LockboxId, Vec<u8>)>, Refusal> {
+        self.turn(move |_, turn| turn.restorations(predecessor_id)).await
+    }
+
+    pub(crate) async fn custody(
+        self: &Arc<Self>,
+        id: AuthorizationId,
+        from_chunk: u32,
+    ) -> Result<(Vec<Vec<u8>>, Option<u32>), Refusal> {
+        self.turn(move |_, turn| turn.custody(id, from_chunk)).await
+    }
+
+    pub(crate) async fn destructions(
+        self: &Arc<Self>,
+        lockbox_id: LockboxId,
+        after: Option<Vec<u8>>,
+    ) -> Result<RecordPage, Refusal> {
+        self.turn(move |_, turn| turn.destructions(lockbox_id, after.as_deref()))
+            .await
+    }
+
+    pub(crate) fn sign_evidence(&self, summary: EvidenceSummary) -> UnverifiedEnvelope {
+        Verified::sign(summary, &self.key).envelope().clone()
+    }
+
     // For lockboxes, and for whoever says to be one.
 
     /// Compares rosters with a peer, of whom nothing is known but its key.
@@ -309,6 +356,18 @@ impl Broker {
         if reported.changed {
             self.watchers.changed(reported.authorization_id);
         }
+        Ok(())
+    }
+
+    /// Takes what a lockbox says of keys outside of transfers; `Ok` means that it is stored durably.
+    pub(crate) async fn custody_report(
+        self: &Arc<Self>,
+        lockbox_id: LockboxId,
+        report: CustodyReport,
+    ) -> Result<(), Refusal> {
+        self.turn(move |_, turn| turn.custody_report(lockbox_id, &report))
+            .await?;
+        self.sessions.heard(lockbox_id, None, now_ms());
         Ok(())
     }
 

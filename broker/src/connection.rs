@@ -13,8 +13,8 @@ use std::sync::Arc;
 
 use lockbox_authz::{AuthorizationId, LockboxId, PublicKey};
 use lockbox_rpc::api::node::{
-    Ack, ConnectRequest, ConnectResponse, OfferTransfer, RevokeTransfer, RosterAdvanced, TransferReport, Welcome,
-    connect_request, connect_response,
+    Ack, ConnectRequest, ConnectResponse, CustodyReport, OfferTransfer, RevokeTransfer, RosterAdvanced, TransferReport,
+    Welcome, connect_request, connect_response,
 };
 use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
@@ -174,6 +174,7 @@ impl Connection {
     async fn take(&mut self, lockbox_id: LockboxId, message: ConnectRequest) -> Result<(), End> {
         match message.message {
             Some(connect_request::Message::TransferReport(report)) => self.report(lockbox_id, report).await,
+            Some(connect_request::Message::CustodyReport(report)) => self.custody(lockbox_id, report).await,
             Some(connect_request::Message::Hello(_)) => Err(End::Told(Status::invalid_argument(
                 "Hello is said once, at the beginning",
             ))),
@@ -183,7 +184,18 @@ impl Connection {
 
     async fn report(&mut self, lockbox_id: LockboxId, report: TransferReport) -> Result<(), End> {
         let report_id = report.report_id;
-        match self.broker.report(lockbox_id, report).await {
+        let outcome = self.broker.report(lockbox_id, report).await;
+        self.answer(lockbox_id, report_id, outcome).await
+    }
+
+    async fn custody(&mut self, lockbox_id: LockboxId, report: CustodyReport) -> Result<(), End> {
+        let report_id = report.report_id;
+        let outcome = self.broker.custody_report(lockbox_id, report).await;
+        self.answer(lockbox_id, report_id, outcome).await
+    }
+
+    async fn answer(&mut self, lockbox_id: LockboxId, report_id: u64, outcome: Result<(), Refusal>) -> Result<(), End> {
+        match outcome {
             Ok(()) => self.send(connect_response::Message::Ack(Ack { report_id })).await,
             Err(refusal @ (Refusal::Store(_) | Refusal::Record(_))) => Err(internal(refusal)),
             Err(refusal) => {

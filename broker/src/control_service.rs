@@ -7,10 +7,11 @@ use lockbox_authz::limits::{MAX_NAME_CHARS, MAX_REQUEST_ID_CHARS, MAX_ROSTER_PAG
 use lockbox_authz::{AuthorizationId, FieldError, KeyId, Operation, Selection, UnverifiedEnvelope, field, wire};
 use lockbox_rpc::api::control::control_service_server::{ControlService, ControlServiceServer};
 use lockbox_rpc::api::control::{
-    AuthorizeTransferRequest, AuthorizeTransferResponse, GetTransferRequest, GetTransferResponse, ListLockboxesRequest,
-    ListLockboxesResponse, ListRosterEntriesRequest, ListRosterEntriesResponse, ListTransfersRequest,
-    ListTransfersResponse, RevokeTransferRequest, RevokeTransferResponse, SubmitRosterEntryRequest,
-    SubmitRosterEntryResponse, Transfer, TransferState, WatchTransferRequest, WatchTransferResponse,
+    AuthorizeTransferRequest, AuthorizeTransferResponse, ExportEvidenceRequest, GetTransferRequest,
+    GetTransferResponse, ListLockboxesRequest, ListLockboxesResponse, ListRosterEntriesRequest,
+    ListRosterEntriesResponse, ListTransfersRequest, ListTransfersResponse, RevokeTransferRequest,
+    RevokeTransferResponse, SubmitRosterEntryRequest, SubmitRosterEntryResponse, Transfer, TransferState,
+    WatchTransferRequest, WatchTransferResponse,
 };
 use lockbox_rpc::transport::{MAX_MESSAGE_BYTES, PeerIdentity};
 use tokio::sync::mpsc;
@@ -20,6 +21,7 @@ use tonic::{Request, Response, Status};
 use crate::broker::Broker;
 use crate::clock::now_ms;
 use crate::decide::{self, TransferRequest};
+use crate::evidence;
 use crate::limits::{DEFAULT_PAGE, MAX_PAGE};
 use crate::refusal::Refusal;
 use crate::registry::{Authorized, is_ended, lapses_at_ms};
@@ -180,6 +182,20 @@ impl ControlService for ControlPort {
         Ok(Response::new(SubmitRosterEntryResponse {
             head: Some(head.to_wire()),
         }))
+    }
+
+    type ExportEvidenceStream = ReceiverStream<evidence::Part>;
+
+    async fn export_evidence(
+        &self,
+        request: Request<ExportEvidenceRequest>,
+    ) -> Result<Response<Self::ExportEvidenceStream>, Status> {
+        let requester = self.requester(&request)?;
+        let lockbox = request.into_inner().lockbox;
+        let lockbox_id = self.broker.evidence_about(&requester, &lockbox).map_err(refused)?;
+        let (parts, stream) = mpsc::channel(WAITING_CHANGES);
+        tokio::spawn(evidence::export(Arc::clone(&self.broker), lockbox_id, parts));
+        Ok(Response::new(ReceiverStream::new(stream)))
     }
 }
 

@@ -22,6 +22,7 @@ pub mod config;
 mod connection;
 pub mod control_service;
 pub mod decide;
+mod evidence;
 pub mod files;
 pub mod init;
 pub mod keyfile;

@@ -4,7 +4,10 @@
 use std::path::Path;
 
 /// Messages that carry a secret: they must not be printable by accident. `record.rs` zeroizes them.
-const SECRETS: [&str; 4] = [
+const SECRETS: [&str; 7] = [
+    ".lockbox.sealed.v1.BackupEntry",
+    ".lockbox.sealed.v1.BackupEntry.what",
+    ".lockbox.sealed.v1.BackupFrame",
     ".lockbox.sealed.v1.BucketTable",
     ".lockbox.sealed.v1.ChunkPayload",
     ".lockbox.sealed.v1.KeyRecord",
@@ -25,7 +28,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     break_on_purpose();
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../proto");
     println!("cargo:rerun-if-changed={}", root.join("lockbox").display());
-    let files = protox::compile(["lockbox/sealed/v1/sealed.proto"], [root])?;
+    let files = protox::compile(
+        ["lockbox/sealed/v1/sealed.proto", "lockbox/sealed/v1/backup.proto"],
+        [root],
+    )?;
     prost_build::Config::new()
         .skip_debug(SECRETS)
         .extern_path(".lockbox.authz.v1", "::lockbox_authz::wire")

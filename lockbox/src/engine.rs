@@ -439,7 +439,8 @@ fn changed_nothing(failure: &StoreFailure) -> bool {
     )
 }
 
-fn open_lockbox(
+/// Reads a lockbox from its store. The batch, if there is one, has to be committed before the lockbox is used.
+pub(crate) fn open_lockbox(
     store: &OpenStore,
     folder: &Folder,
     header: &Header,

@@ -42,6 +42,69 @@ pub(crate) fn write_new(path: &Path, bytes: &[u8], mode: u32) -> Result<(), File
         .map_err(failed("write", path))
 }
 
+/// A private file that comes to its place when it is whole, or not at all.
+pub(crate) struct NewFile {
+    file: File,
+    path: PathBuf,
+    fresh: PathBuf,
+}
+
+impl NewFile {
+    /// Nothing may be at `path`.
+    pub(crate) fn create(path: &Path) -> Result<Self, FileError> {
+        if path.symlink_metadata().is_ok() {
+            return Err(failed("write", path)(io::ErrorKind::AlreadyExists.into()));
+        }
+        let fresh = beside(path, "unfinished");
+        // What an earlier process with this number left behind.
+        let _ = fs::remove_file(&fresh);
+        let file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(PRIVATE)
+            .open(&fresh);
+        Ok(Self {
+            file: file.map_err(failed("write", path))?,
+            path: path.to_owned(),
+            fresh,
+        })
+    }
+
+    pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<(), FileError> {
+        self.file.write_all(bytes).map_err(failed("write", &self.path))
+    }
+
+    pub(crate) fn sync(&self) -> Result<(), FileError> {
+        self.file.sync_all().map_err(failed("sync", &self.path))
+    }
+
+    /// Where it is until it is finished.
+    pub(crate) fn unfinished(&self) -> &Path {
+        &self.fresh
+    }
+
+    /// Syncs it, and moves it to its place. What somebody else put there meanwhile stays.
+    pub(crate) fn finish(self) -> Result<(), FileError> {
+        use rustix::fs::{CWD, RenameFlags, renameat_with};
+        use rustix::io::Errno;
+        self.sync()?;
+        let moved = match renameat_with(CWD, &self.fresh, CWD, &self.path, RenameFlags::NOREPLACE) {
+            // Not every file system knows this flag.
+            Err(Errno::INVAL | Errno::NOSYS) if !self.path.exists() => fs::rename(&self.fresh, &self.path),
+            outcome => outcome.map_err(io::Error::from),
+        };
+        moved.map_err(failed("write", &self.path))?;
+        sync_folder(parent(&self.path))
+    }
+}
+
+impl Drop for NewFile {
+    fn drop(&mut self) {
+        // If it is at its place by now, there is nothing here.
+        let _ = fs::remove_file(&self.fresh);
+    }
+}
+
 /// Writes a file so that a reader sees the old content or the new, and never a part.
 pub(crate) fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
     let fresh = beside(path, "new");

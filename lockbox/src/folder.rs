@@ -12,9 +12,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use lockbox_authz::LockboxId;
+use lockbox_core::backup::{Info, Selected};
 use lockbox_core::lockbox::{Lockbox, LockboxError};
 use lockbox_core::secrets::RootKey;
 use lockbox_core::slots::{Header, PassphraseCost, SlotError, SlotSecret};
+use lockbox_core::step::Step;
 use lockbox_core::vault::Images;
 use lockbox_store::{Media, Store, StoreFailure};
 use lockbox_store_disk::{Converted, Options};
@@ -22,6 +24,7 @@ use lockbox_store_disk::{Converted, Options};
 use crate::anchor_file::AnchorFile;
 use crate::backend::{Backend, OpenStore};
 use crate::clock::now_ms;
+use crate::engine::{OpenError, open_lockbox};
 use crate::entropy::rng;
 use crate::files::{self, FileError, PRIVATE};
 use crate::root_file::RootFile;
@@ -77,7 +80,18 @@ impl Folder {
         name: &str,
         secret: &SlotSecret,
     ) -> Result<(Self, Header), FolderError> {
-        let header = files::make_folder(dir, |dir| fill(&Self::at(dir), backend, name, secret))?;
+        Self::restore_on(backend, dir, name, secret, |_| Ok(()))
+    }
+
+    /// The same, and `fill` puts keys into it before anything of it is at its place.
+    pub(crate) fn restore_on<E: From<FolderError> + From<FileError>>(
+        backend: Backend,
+        dir: &Path,
+        name: &str,
+        secret: &SlotSecret,
+        fill: impl FnOnce(&mut NewLockbox) -> Result<(), E>,
+    ) -> Result<(Self, Header), E> {
+        let header = files::make_folder(dir, |dir| make(&Self::at(dir), backend, name, secret, fill))?;
         Ok((Self::at(dir), header))
     }
 
@@ -172,7 +186,64 @@ impl Folder {
     }
 }
 
-fn fill(folder: &Folder, backend: Backend, name: &str, secret: &SlotSecret) -> Result<Header, FolderError> {
+/// A lockbox that is being made, and is nowhere yet.
+pub(crate) struct NewLockbox {
+    lockbox: Lockbox,
+    store: OpenStore,
+}
+
+impl NewLockbox {
+    /// Takes keys of a backup, durably.
+    pub(crate) fn restore(&mut self, selected: Selected) -> Result<(), FolderError> {
+        let step = self.lockbox.restore(selected, &mut rng())?;
+        self.commit(step)
+    }
+
+    /// Notes which backup it is made of, durably.
+    pub(crate) fn note_restored_from(&mut self, info: &Info, as_of_ms: i64) -> Result<(), FolderError> {
+        let step = self.lockbox.note_restored_from(info, as_of_ms, &mut rng())?;
+        self.commit(step)
+    }
+
+    fn commit(&mut self, step: Step<()>) -> Result<(), FolderError> {
+        let (batches, locked) = step.into_parts();
+        let mut proof = None;
+        for batch in batches {
+            proof = Some(self.store.commit(batch)?);
+        }
+        if let Some(proof) = proof {
+            locked.unlock(&proof);
+            self.lockbox.note_durable(&proof);
+        }
+        Ok(())
+    }
+}
+
+fn make<E: From<FolderError> + From<FileError>>(
+    folder: &Folder,
+    backend: Backend,
+    name: &str,
+    secret: &SlotSecret,
+    fill: impl FnOnce(&mut NewLockbox) -> Result<(), E>,
+) -> Result<Header, E> {
+    let (header, root, store) = format(folder, backend, name, secret)?;
+    let (lockbox, _) = open_lockbox(&store, folder, &header, &root).map_err(FolderError::from)?;
+    let mut made = NewLockbox { lockbox, store };
+    fill(&mut made)?;
+    let NewLockbox { lockbox, store } = made;
+    drop(lockbox);
+    store.close();
+    // Last, as it is what a lockbox is recognized by.
+    files::replace(&folder.header_path(), &header.to_bytes(), PRIVATE)?;
+    Ok(header)
+}
+
+fn format(
+    folder: &Folder,
+    backend: Backend,
+    name: &str,
+    secret: &SlotSecret,
+) -> Result<(Header, RootKey, OpenStore), FolderError> {
     let mut rng = rng();
     let root = RootKey::random(&mut rng);
     let mut id = [0; 16];
@@ -187,10 +258,17 @@ fn fill(folder: &Folder, backend: Backend, name: &str, secret: &SlotSecret) -> R
     let store = folder.open_store()?;
     let shared: Arc<dyn Store> = Arc::new(store.clone());
     Lockbox::format(shared, &header, &root, name, &mut rng)?;
-    store.close();
-    // Last, as it is what a lockbox is recognized by.
-    files::replace(&folder.header_path(), &header.to_bytes(), PRIVATE)?;
-    Ok(header)
+    Ok((header, root, store))
+}
+
+impl From<OpenError> for FolderError {
+    fn from(error: OpenError) -> Self {
+        match error {
+            OpenError::Folder(error) => error,
+            OpenError::Lockbox(error) | OpenError::NotAsCommitted(error) => Self::Lockbox(error),
+            OpenError::Store(error) => Self::Store(error),
+        }
+    }
 }
 
 #[cfg(test)]

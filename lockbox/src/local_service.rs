@@ -2,6 +2,7 @@
 //!
 //! The kernel says who calls. Sealed is silent: only the status and unsealing are answered.
 
+mod backup;
 mod convert;
 
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use lockbox_core::slots::SlotSecret;
 use lockbox_rpc::api::local::local_service_server::{LocalService, LocalServiceServer};
 use lockbox_rpc::api::local::*;
 use lockbox_rpc::transport::{LocalPeer, MAX_MESSAGE_BYTES};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 use zeroize::Zeroizing;
 
@@ -301,6 +303,22 @@ impl LocalService for LocalPort {
         Ok(Response::new(AcceptTransferResponse {
             transfer: status.map(|status| convert::transfer(&status, &self.node.pulls)),
         }))
+    }
+
+    type CreateBackupStream = ReceiverStream<Result<CreateBackupResponse, Status>>;
+
+    async fn create_backup(
+        &self,
+        request: Request<CreateBackupRequest>,
+    ) -> Result<Response<Self::CreateBackupStream>, Status> {
+        let peer = self.unsealed(&request)?;
+        let mut request = request.into_inner();
+        let secret = match &mut request.secret {
+            Some(create_backup_request::Secret::Passphrase(bytes)) => SlotSecret::Passphrase(taken(bytes)),
+            Some(create_backup_request::Secret::KeyFile(bytes)) => SlotSecret::KeyFile(taken(bytes)),
+            None => return Err(status::local(FieldError::new("secret", "is missing"))),
+        };
+        Ok(Response::new(backup::create(Arc::clone(&self.node), secret, peer)))
     }
 }
 

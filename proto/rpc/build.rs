@@ -10,7 +10,9 @@ const FILES: [&str; 4] = [
 ];
 
 /// Messages that carry a secret: they must not be printable by accident, and are zeroized on drop (see `secrets.rs`).
-const SECRETS: [&str; 6] = [
+const SECRETS: [&str; 8] = [
+    ".lockbox.local.v1.CreateBackupRequest",
+    ".lockbox.local.v1.CreateBackupRequest.secret",
     ".lockbox.local.v1.ImportKeyRequest",
     ".lockbox.local.v1.JoinRequest",
     ".lockbox.local.v1.JoinRequest.how",

@@ -161,7 +161,7 @@ fn one_crate_knows_sled_and_one_knows_how_to_open() {
 /// sight of whoever reviews it.
 #[test]
 fn no_field_of_the_brokers_ports_could_carry_a_key() {
-    const KNOWN: [&str; 22] = [
+    const KNOWN: [&str; 24] = [
         // Ids and hashes.
         "authorization_id",
         "cluster_id",
@@ -180,9 +180,11 @@ fn no_field_of_the_brokers_ports_could_carry_a_key() {
         "entry",
         "erasure_records",
         "receipts",
+        "records",
         "request",
         "revocation",
         "roster_entry",
+        "statements",
         "wrapping_certificate",
         // An envelope's own.
         "payload",

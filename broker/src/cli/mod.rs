@@ -4,6 +4,7 @@ mod client;
 mod client_file;
 mod cluster;
 mod error;
+mod evidence;
 mod head_file;
 mod lockbox;
 mod members;
@@ -79,6 +80,9 @@ enum Command {
     /// Transfers of keys between lockboxes
     #[command(subcommand)]
     Transfer(transfer::Transfer),
+    /// What became of a lockbox's keys, for restoring a backup of it
+    #[command(subcommand)]
+    Evidence(evidence::Evidence),
     /// The signed chain that says who belongs to the cluster
     #[command(subcommand)]
     Roster(roster::Roster),
@@ -118,6 +122,7 @@ fn run(cli: Cli) -> Result<(), CliError> {
         Command::Broker(brokers) => brokers.run(&global),
         Command::Admin(admins) => admins.run(&global),
         Command::Transfer(transfer) => transfer.run(&global),
+        Command::Evidence(evidence) => evidence.run(&global),
         Command::Roster(roster) => roster.run(&global),
         Command::Completions { shell } => {
             let mut script = Vec::new();

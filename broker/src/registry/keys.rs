@@ -14,6 +14,8 @@
 //! | `end/` lockbox id | nothing: transfers that this lockbox may still have to hear of |
 //! | `lockbox/` lockbox id | `LockboxRecord` |
 //! | `pending/` identity key | `PendingRecord` |
+//! | `destruction/` lockbox id, hash | envelope of the destruction record |
+//! | `restoration/` predecessor's id, lockbox id | envelope of the restoration record |
 //!
 //! Numbers are big-endian, so that they sort. A time is subtracted from the largest, so that the newest sorts first.
 
@@ -90,4 +92,20 @@ pub(super) fn lockbox(lockbox_id: LockboxId) -> Vec<u8> {
 
 pub(super) fn pending(identity_key: &PublicKey) -> Vec<u8> {
     [PENDING, &identity_key.as_bytes()[..]].concat()
+}
+
+pub(super) fn destructions(lockbox_id: LockboxId) -> Vec<u8> {
+    [b"destruction/", &lockbox_id.0[..]].concat()
+}
+
+pub(super) fn destruction(lockbox_id: LockboxId, hash: Hash) -> Vec<u8> {
+    [&destructions(lockbox_id)[..], &hash.0].concat()
+}
+
+pub(super) fn restorations(predecessor_id: LockboxId) -> Vec<u8> {
+    [b"restoration/", &predecessor_id.0[..]].concat()
+}
+
+pub(super) fn restoration(predecessor_id: LockboxId, lockbox_id: LockboxId) -> Vec<u8> {
+    [&restorations(predecessor_id)[..], &lockbox_id.0].concat()
 }

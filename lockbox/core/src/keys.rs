@@ -4,6 +4,7 @@ use lockbox_authz::field::{FieldError, Labels};
 use lockbox_authz::id::{AuthorizationId, KeyId, MaterialId};
 use rand_core::CryptoRng;
 
+use crate::custody;
 use crate::limits::{DEFAULT_GENERATED_BYTES, MAX_MATERIAL_BYTES, MIN_GENERATED_BYTES};
 use crate::lockbox::{Lockbox, LockboxError};
 use crate::record::{ClonePolicy, Departure, Key, KeyInfo, KeyOrigin, KeyState, Tombstone, TransferPolicy};
@@ -157,6 +158,7 @@ impl Lockbox {
         };
         let mut changes = Changes::default();
         changes.erase_key(tombstone.clone());
+        custody::note_destroyed(key_id, &mut changes);
         let batches = self.vault.stage(changes, rng)?;
         Ok(Step::new(batches, tombstone))
     }

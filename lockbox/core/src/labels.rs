@@ -33,9 +33,15 @@ pub const BOOK_RECORD: &[u8] = b"lockbox/v1/seal/book-record";
 pub const TRANSFER_SESSION: &[u8] = b"lockbox/v1/transfer/session";
 /// aad of a chunk.
 pub const TRANSFER_CHUNK: &[u8] = b"lockbox/v1/transfer/chunk";
+/// HKDF info: the key-encryption key of a backup's slot from a key file.
+pub const BACKUP_KEY_FILE: &[u8] = b"lockbox/v1/backup/key-file";
+/// aad: the backup key in a backup's slot.
+pub const BACKUP_SLOT: &[u8] = b"lockbox/v1/backup/slot";
+/// aad: a frame of a backup.
+pub const BACKUP_FRAME: &[u8] = b"lockbox/v1/backup/frame";
 
 /// All of them.
-pub const ALL: [&[u8]; 16] = [
+pub const ALL: [&[u8]; 19] = [
     SLOT_KEY_FILE,
     SLOT_ROOT,
     EPOCH_SEALING,
@@ -52,6 +58,9 @@ pub const ALL: [&[u8]; 16] = [
     BOOK_RECORD,
     TRANSFER_SESSION,
     TRANSFER_CHUNK,
+    BACKUP_KEY_FILE,
+    BACKUP_SLOT,
+    BACKUP_FRAME,
 ];
 
 #[cfg(test)]

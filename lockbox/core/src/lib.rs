@@ -3,6 +3,8 @@
 //! Time and randomness are arguments. A transition of a state machine yields a [`step::Step`]: durable changes, and a message
 //! that stays locked until a store has proved them. The normative text is `proto/SPEC.md`; section numbers refer to it.
 
+pub mod backup;
+pub mod custody;
 pub mod keys;
 pub mod labels;
 mod ledger;

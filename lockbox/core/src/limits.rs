@@ -55,3 +55,13 @@ pub const MAX_FINDINGS: usize = 1_000;
 
 /// Buckets of the key tree: the table of their keys takes 32 KiB, and a destroy wraps a 1,024th of all keys anew.
 pub const BUCKETS: usize = 1_024;
+
+/// Bytes of a backup's header. Eight slots take about 1 KiB.
+pub const MAX_BACKUP_HEADER_BYTES: usize = 16 * 1024;
+
+/// Plaintext bytes of one frame of a backup. The store takes no larger value, so every key record fits.
+pub const MAX_BACKUP_FRAME_BYTES: usize = 64 * 1024;
+
+/// Keys that may change while a backup is made. They are read again under the lock at its end, which takes less than a
+/// second; a backup during which more change is given up.
+pub const MAX_CHANGED_KEYS: usize = 65_536;

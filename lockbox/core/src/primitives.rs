@@ -44,7 +44,34 @@ pub fn aead_seal(key: &[u8; 32], plaintext: &[u8], aad: &[u8], rng: &mut dyn Cry
 /// The reverse of [`aead_seal`].
 pub fn aead_open(key: &[u8; 32], sealed: &[u8], aad: &[u8]) -> Result<Zeroizing<Vec<u8>>, DoesNotOpen> {
     let (nonce, rest) = sealed.split_first_chunk::<NONCE_BYTES>().ok_or(DoesNotOpen)?;
-    let (ciphertext, tag) = rest.split_last_chunk::<TAG_BYTES>().ok_or(DoesNotOpen)?;
+    aead_open_with_nonce(key, nonce, rest, aad)
+}
+
+/// `AEAD_CHACHA20_POLY1305(key, nonce, plaintext, aad)` (RFC 8439), in place: the plaintext becomes ciphertext and tag. The
+/// caller sees to it that a key never meets a nonce twice.
+pub fn aead_seal_with_nonce(
+    key: &[u8; 32],
+    nonce: &[u8; NONCE_BYTES],
+    mut plaintext: Zeroizing<Vec<u8>>,
+    aad: &[u8],
+) -> Vec<u8> {
+    let tag = ChaCha20Poly1305::new(&AeadKey::from(*key))
+        .encrypt_inout_detached(&Nonce::from(*nonce), aad, plaintext.as_mut_slice().into())
+        .expect("the plaintext is far below the cipher's limit of 256 GiB");
+    // It is ciphertext by now, so the buffer may grow.
+    let mut sealed = std::mem::take(&mut *plaintext);
+    sealed.extend_from_slice(&tag);
+    sealed
+}
+
+/// The reverse of [`aead_seal_with_nonce`].
+pub fn aead_open_with_nonce(
+    key: &[u8; 32],
+    nonce: &[u8; NONCE_BYTES],
+    sealed: &[u8],
+    aad: &[u8],
+) -> Result<Zeroizing<Vec<u8>>, DoesNotOpen> {
+    let (ciphertext, tag) = sealed.split_last_chunk::<TAG_BYTES>().ok_or(DoesNotOpen)?;
     let mut plaintext = Zeroizing::new(ciphertext.to_vec());
     ChaCha20Poly1305::new(&AeadKey::from(*key))
         .decrypt_inout_detached(

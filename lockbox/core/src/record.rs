@@ -185,6 +185,10 @@ impl Tombstone {
     pub fn decode(bytes: &[u8]) -> Result<Self, FieldError> {
         let wire = wire::Tombstone::decode(bytes)
             .map_err(|_| FieldError::new("tombstone", "is not a protobuf message of its type"))?;
+        Self::from_wire(wire)
+    }
+
+    pub(crate) fn from_wire(wire: wire::Tombstone) -> Result<Self, FieldError> {
         field::version(wire.version)?;
         let departure = specified("departure", wire.departure(), Departure::Unspecified)?;
         let moved = (departure == Departure::Moved)
@@ -206,6 +210,10 @@ impl Tombstone {
     }
 
     pub fn encode(&self) -> Vec<u8> {
+        self.to_wire().encode_to_vec()
+    }
+
+    pub(crate) fn to_wire(&self) -> wire::Tombstone {
         wire::Tombstone {
             version: 1,
             key_id: self.key_id.to_vec(),
@@ -216,7 +224,6 @@ impl Tombstone {
             authorization_id: self.moved.map(|(id, _)| id.to_vec()).unwrap_or_default(),
             target_id: self.moved.map(|(_, id)| id.to_vec()).unwrap_or_default(),
         }
-        .encode_to_vec()
     }
 }
 

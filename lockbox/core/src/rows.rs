@@ -32,15 +32,19 @@ pub enum Row {
     OutgoingReport(AuthorizationId),
     /// What the broker has to be told about an incoming transfer.
     IncomingReport(AuthorizationId),
+    /// A key that was destroyed, and of which the broker has not been told.
+    Destruction(KeyId),
+    /// Whose backup this lockbox was made of.
+    RestoredFrom,
 }
 
 impl Row {
     pub fn key(self) -> Vec<u8> {
         let mut key = vec![self.kind()];
         match self {
-            Self::Identity | Self::Membership => {}
+            Self::Identity | Self::Membership | Self::RestoredFrom => {}
             Self::RosterEntry(number) | Self::Alarm(number) => key.extend(number.to_be_bytes()),
-            Self::Tombstone(id) | Self::OutgoingKey(id) => key.extend(id.0),
+            Self::Tombstone(id) | Self::OutgoingKey(id) | Self::Destruction(id) => key.extend(id.0),
             Self::Outgoing(id)
             | Self::Revoked(id)
             | Self::Incoming(id)
@@ -70,6 +74,8 @@ impl Row {
             Self::IncomingChunk(..) => b'c',
             Self::OutgoingReport(_) => b's',
             Self::IncomingReport(_) => b'u',
+            Self::Destruction(_) => b'd',
+            Self::RestoredFrom => b'b',
         }
     }
 }

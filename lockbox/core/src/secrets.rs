@@ -71,6 +71,10 @@ secret_key!(
     DataKey
 );
 secret_key!(
+    /// Seals the frames of one backup.
+    BackupKey
+);
+secret_key!(
     /// The seed of an X-Wing decapsulation key.
     WrappingSeed
 );

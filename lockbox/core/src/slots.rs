@@ -138,22 +138,9 @@ impl Header {
         if self.wire.slots.len() == MAX_SLOTS {
             return Err(SlotError::NoFreeSlot);
         }
-        let mut salt = [0; 32];
-        rng.fill_bytes(&mut salt);
         let slot_id = self.wire.slots.iter().map(|slot| slot.slot_id).max().unwrap_or(0) + 1;
-        let mut slot = wire::SealSlot {
-            slot_id,
-            kind: secret.kind().into(),
-            salt: salt.to_vec(),
-            created_at_ms: now_ms,
-            ..Default::default()
-        };
-        if matches!(secret, SlotSecret::Passphrase(_)) {
-            slot.memory_kib = cost.memory_kib;
-            slot.passes = cost.passes;
-            slot.lanes = cost.lanes;
-        }
-        let key = secret.slot_key(&slot)?;
+        let mut slot = secret.empty_slot(slot_id, cost, now_ms, rng);
+        let key = secret.slot_key(&slot, labels::SLOT_KEY_FILE)?;
         slot.sealed_root = aead_seal(key.expose(), root.expose(), &self.slot_aad(&slot), rng);
         self.wire.slots.push(slot);
         Ok(slot_id)
@@ -164,7 +151,7 @@ impl Header {
         secret.check_length()?;
         let mut refused = SlotError::NoSlotOpens;
         for slot in self.wire.slots.iter().filter(|slot| slot.kind() == secret.kind()) {
-            match secret.slot_key(slot) {
+            match secret.slot_key(slot, labels::SLOT_KEY_FILE) {
                 Ok(key) => {
                     if let Ok(root) = self.open_slot(slot, &key) {
                         return Ok((slot.slot_id, root));
@@ -201,14 +188,39 @@ impl Header {
 }
 
 impl SlotSecret {
-    fn kind(&self) -> wire::SlotKind {
+    pub(crate) fn kind(&self) -> wire::SlotKind {
         match self {
             Self::Passphrase(_) => wire::SlotKind::Passphrase,
             Self::KeyFile(_) => wire::SlotKind::KeyFile,
         }
     }
 
-    fn check_length(&self) -> Result<(), SlotError> {
+    /// A slot for this secret that seals nothing yet, with a new salt.
+    pub(crate) fn empty_slot(
+        &self,
+        slot_id: u32,
+        cost: PassphraseCost,
+        now_ms: i64,
+        rng: &mut dyn CryptoRng,
+    ) -> wire::SealSlot {
+        let mut salt = [0; 32];
+        rng.fill_bytes(&mut salt);
+        let mut slot = wire::SealSlot {
+            slot_id,
+            kind: self.kind().into(),
+            salt: salt.to_vec(),
+            created_at_ms: now_ms,
+            ..Default::default()
+        };
+        if matches!(self, Self::Passphrase(_)) {
+            slot.memory_kib = cost.memory_kib;
+            slot.passes = cost.passes;
+            slot.lanes = cost.lanes;
+        }
+        slot
+    }
+
+    pub(crate) fn check_length(&self) -> Result<(), SlotError> {
         match self {
             Self::Passphrase(bytes) if !(MIN_PASSPHRASE_BYTES..=MAX_PASSPHRASE_BYTES).contains(&bytes.len()) => {
                 Err(SlotError::PassphraseLength)
@@ -220,7 +232,8 @@ impl SlotSecret {
         }
     }
 
-    fn slot_key(&self, slot: &wire::SealSlot) -> Result<SlotKey, SlotError> {
+    /// The key that seals a slot. `label` is the HKDF info for a key file.
+    pub(crate) fn slot_key(&self, slot: &wire::SealSlot, label: &[u8]) -> Result<SlotKey, SlotError> {
         let mut outcome = Ok(());
         let key = SlotKey::init_with(|key| match self {
             Self::Passphrase(passphrase) => {
@@ -231,7 +244,7 @@ impl SlotSecret {
                         .map_err(|_| SlotError::Cost)
                 };
             }
-            Self::KeyFile(bytes) => hkdf_sha256(&slot.salt, bytes, &[labels::SLOT_KEY_FILE], key),
+            Self::KeyFile(bytes) => hkdf_sha256(&slot.salt, bytes, &[label], key),
         });
         outcome.map(|()| key)
     }

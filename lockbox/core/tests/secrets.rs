@@ -1,11 +1,12 @@
 //! What holds a secret can be neither printed, copied nor compared by accident. The assertions are made by the compiler.
 
+use lockbox_core::backup::{Backup, Entry, Writer};
 use lockbox_core::lockbox::{Identity, Lockbox};
 use lockbox_core::permit::Permit;
 use lockbox_core::primitives::{ReceiverContext, SenderContext};
 use lockbox_core::record::Key;
 use lockbox_core::secrets::{
-    BookKey, BucketKey, DataKey, EpochKey, EpochSealingKey, KeyMaterial, RootKey, SlotKey, WrappingSeed,
+    BackupKey, BookKey, BucketKey, DataKey, EpochKey, EpochSealingKey, KeyMaterial, RootKey, SlotKey, WrappingSeed,
 };
 use lockbox_core::slots::SlotSecret;
 use lockbox_core::wire;
@@ -33,6 +34,7 @@ macro_rules! assert_secret {
 }
 
 assert_secret!(
+    BackupKey,
     RootKey,
     SlotKey,
     EpochSealingKey,
@@ -43,12 +45,13 @@ assert_secret!(
     WrappingSeed,
     KeyMaterial,
 );
-assert_secret!(Key, SlotSecret, Identity, Lockbox);
+assert_secret!(Backup, Entry, Writer, Key, SlotSecret, Identity, Lockbox);
 // A context encrypts under a sequence number; a copy would use each of them twice. A permit is used once.
 assert_secret!(SenderContext, ReceiverContext, Permit);
 
 // A generated message is always `Clone`; these are zeroized when dropped, and must at least not be printable.
 assert_is_not!(wire::KeyRecord: std::fmt::Debug, std::fmt::Display);
+assert_is_not!(wire::BackupFrame: std::fmt::Debug, std::fmt::Display);
 assert_is_not!(wire::ChunkPayload: std::fmt::Debug, std::fmt::Display);
 assert_is_not!(wire::SelfRecord: std::fmt::Debug, std::fmt::Display);
 assert_is_not!(wire::BucketTable: std::fmt::Debug, std::fmt::Display);

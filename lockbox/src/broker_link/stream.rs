@@ -11,12 +11,15 @@ use std::time::Duration;
 use lockbox_authz::envelope::UnverifiedEnvelope;
 use lockbox_authz::roster::Head;
 use lockbox_authz::{Authorization, AuthorizationId, Revocation};
+use lockbox_core::custody;
 use lockbox_core::lockbox::LockboxError;
 use lockbox_core::report::{Report, Role, Told};
 use lockbox_core::transfer::target::TargetError;
 use lockbox_core::wire::TransferState;
 use lockbox_rpc::api::node::node_service_client::NodeServiceClient;
-use lockbox_rpc::api::node::{ConnectRequest, Hello, OfferTransfer, TransferReport, connect_request, connect_response};
+use lockbox_rpc::api::node::{
+    ConnectRequest, CustodyReport, Hello, OfferTransfer, TransferReport, connect_request, connect_response,
+};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
@@ -24,6 +27,7 @@ use tonic::transport::Channel;
 use super::report::{self, Gist};
 use super::{LinkError, LinkState};
 use crate::backoff::Backoff;
+use crate::clock::now_ms;
 use crate::engine::{Sealed, StepError};
 use crate::node::Node;
 use crate::roster_sync;
@@ -52,6 +56,8 @@ struct Stream<'a> {
     /// By the number of the report: at most one of each end of a transfer.
     unacknowledged: HashMap<u64, Told>,
     last_sent: HashMap<(AuthorizationId, bool), Sent>,
+    /// What the broker was told last of keys outside of transfers, and in which report, until it is acknowledged.
+    custody: Option<(u64, custody::Told)>,
     /// Where the next page of reports begins. `None`: at the first.
     reports_after: Option<(Role, AuthorizationId)>,
     deferred: Vec<OfferTransfer>,
@@ -90,6 +96,7 @@ pub(super) async fn run(
         reports_sent: 0,
         unacknowledged: HashMap::new(),
         last_sent: HashMap::new(),
+        custody: None,
         reports_after: None,
         deferred: Vec::new(),
     };
@@ -117,6 +124,7 @@ pub(super) async fn run(
                     stream.retry_deferred().await?;
                 }
                 stream.tell_reports().await?;
+                stream.tell_custody().await?;
                 is_due = stream.reports_after.is_some();
             }
         }
@@ -254,6 +262,13 @@ impl Stream<'_> {
 
     /// The broker has a report durably.
     async fn acknowledged(&mut self, report_id: u64) -> Result<(), LinkError> {
+        if let Some((_, told)) = self.custody.take_if(|(number, _)| *number == report_id) {
+            let step = self
+                .node
+                .engine
+                .step(move |lockbox, _, rng| lockbox.custody_told(&told, rng));
+            return Ok(step.await?);
+        }
         let Some(told) = self.unacknowledged.remove(&report_id) else {
             // A refusal's report is in no ledger, and a report that a later one replaced says nothing that it does not.
             return Ok(());
@@ -305,6 +320,29 @@ impl Stream<'_> {
                 break;
             }
         }
+        Ok(())
+    }
+
+    /// Tells of keys that were destroyed or restored, one report at a time. What an acknowledgement leaves untold comes with the next round: the
+    /// step that notes the acknowledgement asks for one.
+    async fn tell_custody(&mut self) -> Result<(), LinkError> {
+        if self.custody.is_some() {
+            return Ok(());
+        }
+        let untold = self
+            .node
+            .engine
+            .read_durable(|lockbox| lockbox.untold_custody(now_ms()));
+        let untold = untold.await?.map_err(|error: LockboxError| StepError::Refused(error))?;
+        let Some(untold) = untold else { return Ok(()) };
+        self.reports_sent += 1;
+        let report = CustodyReport {
+            report_id: self.reports_sent,
+            records: untold.records,
+        };
+        let message = request(connect_request::Message::CustodyReport(report));
+        self.outbound.send(message).await.map_err(|_| LinkError::Closed)?;
+        self.custody = Some((self.reports_sent, untold.told));
         Ok(())
     }
 

@@ -72,6 +72,11 @@ pub(super) enum Command {
         #[command(subcommand)]
         command: StoreCommand,
     },
+    /// Make a sealed copy of every key, check one, or make a new lockbox from one.
+    Backup {
+        #[command(subcommand)]
+        command: BackupCommand,
+    },
     /// Print a shell's completions.
     Completions { shell: Shell },
 }
@@ -327,6 +332,74 @@ pub(super) struct ConvertArgs {
     /// What is to keep the records.
     #[arg(long, value_enum)]
     pub(super) to: Backend,
+}
+
+#[derive(Subcommand)]
+pub(super) enum BackupCommand {
+    /// Copy every key into a sealed file, while the daemon goes on.
+    Create(BackupCreateArgs),
+    /// Check every frame and record of a backup, and count the keys in it.
+    Verify(BackupVerifyArgs),
+    /// Make a new lockbox with the keys of a backup.
+    Restore(Box<BackupRestoreArgs>),
+}
+
+#[derive(Args)]
+pub(super) struct BackupCreateArgs {
+    /// The file to write. It must not exist.
+    #[arg(long, value_name = "FILE")]
+    pub(super) out: PathBuf,
+    #[command(flatten)]
+    pub(super) secret: BackupSecret,
+}
+
+#[derive(Args)]
+pub(super) struct BackupVerifyArgs {
+    /// The backup.
+    pub(super) file: PathBuf,
+    /// List the keys in it.
+    #[arg(long)]
+    pub(super) list: bool,
+    #[command(flatten)]
+    pub(super) secret: BackupSecret,
+}
+
+/// With none of them, a passphrase is asked for.
+#[derive(Args)]
+#[group(multiple = false)]
+pub(super) struct BackupSecret {
+    /// The backup opens with the passphrase in this file (its last newline does not count).
+    #[arg(long, value_name = "FILE")]
+    pub(super) passphrase_file: Option<PathBuf>,
+    /// The backup opens with the passphrase on standard input.
+    #[arg(long)]
+    pub(super) passphrase_stdin: bool,
+    /// The backup opens with the bytes of this file, 32 or more.
+    #[arg(long, value_name = "FILE")]
+    pub(super) key_file: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub(super) struct BackupRestoreArgs {
+    /// The backup.
+    pub(super) file: PathBuf,
+    /// Open the backup with the passphrase in this file; without this and --backup-key-file it is asked for.
+    #[arg(long, value_name = "FILE", conflicts_with = "backup_key_file")]
+    pub(super) backup_passphrase_file: Option<PathBuf>,
+    /// Open the backup with the bytes of this file.
+    #[arg(long, value_name = "FILE")]
+    pub(super) backup_key_file: Option<PathBuf>,
+    /// What became of the keys since, as `lockbox-broker evidence export` writes it.
+    #[arg(long, value_name = "FILE")]
+    pub(super) evidence: Option<PathBuf>,
+    /// Bring every key back, also those that were destroyed or moved to another lockbox since.
+    #[arg(long, conflicts_with = "evidence")]
+    pub(super) without_evidence: bool,
+    /// Bring this key back although the evidence says that it was moved away; repeatable. A destroyed key stays out.
+    #[arg(long, value_name = "KEY ID", requires = "evidence")]
+    pub(super) admit: Vec<KeyId>,
+    #[command(flatten)]
+    pub(super) init: InitArgs,
 }
 
 fn label(text: &str) -> Result<Label, String> {

@@ -1,6 +1,8 @@
-//! The command line: each command asks the daemon over its socket, but for `init`, `serve`, `store` and `completions`.
+//! The command line: each command asks the daemon over its socket, but for `init`, `serve`,
+//! `store`, `backup verify`, `backup restore` and `completions`.
 
 mod args;
+mod backup;
 mod client;
 mod cluster;
 mod daemon;
@@ -17,7 +19,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser};
 
 use crate::memory;
-use args::{Cli, Command};
+use args::{BackupCommand, Cli, Command};
 use client::Client;
 use error::CliError;
 use output::Output;
@@ -54,6 +56,12 @@ fn run(cli: Cli) -> Result<(), CliError> {
         Command::Init(args) => init::run(args, &output, &cli.socket),
         Command::Serve(args) => daemon::serve(args),
         Command::Store { command } => store::run(command, &output),
+        Command::Backup {
+            command: BackupCommand::Verify(args),
+        } => backup::verify(args, &output),
+        Command::Backup {
+            command: BackupCommand::Restore(args),
+        } => backup::restore(*args, &output, &cli.socket),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "lockbox", &mut std::io::stdout());
             Ok(())
@@ -81,6 +89,13 @@ async fn ask(command: Command, client: Client, output: &Output) -> Result<(), Cl
         Command::Alarm { command } => cluster::alarm(command, client, output).await,
         Command::Key { command } => keys::run(command, client, output).await,
         Command::Transfer { command } => transfers::run(command, client, output).await,
-        Command::Init(_) | Command::Serve(_) | Command::Store { .. } | Command::Completions { .. } => Ok(()),
+        Command::Backup {
+            command: BackupCommand::Create(args),
+        } => backup::create(args, client, output).await,
+        Command::Init(_)
+        | Command::Serve(_)
+        | Command::Store { .. }
+        | Command::Backup { .. }
+        | Command::Completions { .. } => Ok(()),
     }
 }

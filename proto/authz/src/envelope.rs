@@ -89,6 +89,11 @@ impl UnverifiedEnvelope {
         self.wire.clone()
     }
 
+    /// What it claims to hold.
+    pub fn payload_type(&self) -> &str {
+        &self.wire.payload_type
+    }
+
     /// The hash of what is signed. It depends on payload type and payload only.
     pub fn hash(&self) -> Hash {
         Hash::of(&pae(&self.wire.payload_type, &self.wire.payload))

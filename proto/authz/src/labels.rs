@@ -9,9 +9,12 @@ pub const WRAPPING_CERTIFICATE: &str = "application/vnd.lockbox.wrapping-certifi
 pub const SESSION_OFFER: &str = "application/vnd.lockbox.session-offer.v1+protobuf";
 pub const RECEIPT: &str = "application/vnd.lockbox.receipt.v1+protobuf";
 pub const ERASURE_RECORD: &str = "application/vnd.lockbox.erasure-record.v1+protobuf";
+pub const DESTRUCTION_RECORD: &str = "application/vnd.lockbox.destruction-record.v1+protobuf";
+pub const RESTORATION_RECORD: &str = "application/vnd.lockbox.restoration-record.v1+protobuf";
+pub const EVIDENCE_SUMMARY: &str = "application/vnd.lockbox.evidence-summary.v1+protobuf";
 
 /// All of them.
-pub const ALL: [&str; 8] = [
+pub const ALL: [&str; 11] = [
     ROSTER_ENTRY,
     JOIN_REQUEST,
     AUTHORIZATION,
@@ -20,6 +23,9 @@ pub const ALL: [&str; 8] = [
     SESSION_OFFER,
     RECEIPT,
     ERASURE_RECORD,
+    DESTRUCTION_RECORD,
+    RESTORATION_RECORD,
+    EVIDENCE_SUMMARY,
 ];
 
 #[cfg(test)]

@@ -10,6 +10,7 @@
 pub mod authorization;
 pub mod certificate;
 pub mod envelope;
+pub mod evidence;
 pub mod field;
 pub mod id;
 pub mod join;
@@ -28,6 +29,7 @@ pub mod wire {
 pub use authorization::{Authorization, Operation, Party, Revocation, Selection};
 pub use certificate::WrappingCertificate;
 pub use envelope::{EnvelopeError, Statement, UnverifiedEnvelope, Verified};
+pub use evidence::{DestructionRecord, Evidence, EvidenceError, EvidenceSummary, RestorationRecord};
 pub use field::{FieldError, Label, Labels};
 pub use id::{AuthorizationId, ClusterId, Hash, KeyId, LockboxId, MaterialId, SessionId};
 pub use join::{JoinRequest, JoinToken};

@@ -56,7 +56,7 @@ pub struct ErasureRecord {
 }
 
 impl ErasureClass {
-    fn from_wire(value: i32) -> Result<Self, FieldError> {
+    pub(crate) fn from_wire(value: i32) -> Result<Self, FieldError> {
         match wire::ErasureClass::try_from(value) {
             Ok(wire::ErasureClass::Software) => Ok(Self::Software),
             Ok(wire::ErasureClass::Hardware) => Ok(Self::Hardware),
@@ -66,7 +66,7 @@ impl ErasureClass {
         }
     }
 
-    fn to_wire(self) -> wire::ErasureClass {
+    pub(crate) fn to_wire(self) -> wire::ErasureClass {
         match self {
             Self::Software => wire::ErasureClass::Software,
             Self::Hardware => wire::ErasureClass::Hardware,

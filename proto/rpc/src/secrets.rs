@@ -5,7 +5,10 @@
 
 use zeroize::Zeroize;
 
-use crate::api::local::{ImportKeyRequest, RevealKeyResponse, UnsealRequest, join_request, unseal_request};
+use crate::api::local::{
+    CreateBackupRequest, ImportKeyRequest, RevealKeyResponse, UnsealRequest, create_backup_request, join_request,
+    unseal_request,
+};
 
 impl Drop for ImportKeyRequest {
     fn drop(&mut self) {
@@ -32,6 +35,17 @@ impl Drop for crate::api::local::JoinRequest {
     fn drop(&mut self) {
         if let Some(join_request::How::Token(token)) = &mut self.how {
             token.zeroize();
+        }
+    }
+}
+
+impl Drop for CreateBackupRequest {
+    fn drop(&mut self) {
+        match &mut self.secret {
+            Some(create_backup_request::Secret::Passphrase(bytes) | create_backup_request::Secret::KeyFile(bytes)) => {
+                bytes.zeroize();
+            }
+            None => {}
         }
     }
 }

@@ -114,7 +114,7 @@ class Keys:
 
 
     def check_anchor(self, rows: dict[bytes, bytes]) -> dict:
-        """9.4 The anchor's record, which must fit all rows of the store that it spans."""
+        """9.9 The anchor's record, which must fit all rows of the store that it spans."""
         anchor = wire.decode_canonical(_SEALED + "AnchorRecord", self.open_book_record(b"A", rows[b"A"]))
         spanned = {place: stored for place, stored in rows.items() if place[:1] not in (b"A", b"N", b"T", b"W")}
         total = 0

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::sync::OnceLock;
 
 /// `lockbox`.
-pub(crate) fn lockbox() -> PathBuf {
+pub fn lockbox() -> PathBuf {
     built().join("lockbox")
 }
 

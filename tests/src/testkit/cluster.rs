@@ -1,12 +1,13 @@
 //! A broker and its lockboxes.
 
+use std::ffi::OsStr;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use lockbox_authz::{KeyId, Operation, Selection};
 use tempfile::TempDir;
 
-use super::{Ask, Broker, Lockbox, Transfer};
+use super::{Ask, Broker, Lockbox, Output, Transfer};
 
 /// A cluster with its processes and its folder. Dropping it kills the processes and removes the folder.
 pub struct Cluster {
@@ -63,6 +64,21 @@ impl Cluster {
         self.lockboxes().push(lockbox.clone());
         lockbox.start();
         lockbox
+    }
+
+    /// Tries to make a lockbox of a backup, with these further arguments of `lockbox backup restore`. It is started if it is
+    /// made, and belongs to no cluster.
+    pub fn restore(&self, name: &str, backup: &Path, args: &[&OsStr]) -> (Lockbox, Output) {
+        let mut command = ["backup", "restore"].map(OsStr::new).to_vec();
+        command.push(backup.as_os_str());
+        command.extend(["--output", "json"].map(OsStr::new));
+        command.extend(args);
+        let (lockbox, made) = Lockbox::make(&self.folder.path().join(name), name, &command);
+        self.lockboxes().push(lockbox.clone());
+        if made.status.success() {
+            lockbox.start();
+        }
+        (lockbox, made)
     }
 
     pub fn move_keys(&self, source: &Lockbox, target: &Lockbox, keys: &[KeyId]) -> Transfer {

@@ -35,6 +35,13 @@ struct Inner {
 impl Lockbox {
     /// Makes a lockbox with a key-file slot and a store on this backend, in a new folder.
     pub(crate) fn init(dir: &Path, name: &str, backend: &str) -> Self {
+        let (lockbox, made) = Self::make(dir, name, &["init", "--store", backend]);
+        made.expect_success("lockbox init");
+        lockbox
+    }
+
+    /// Tries to make a lockbox by this command, which gets the arguments of `init`.
+    pub(crate) fn make(dir: &Path, name: &str, command: &[impl AsRef<OsStr>]) -> (Self, Output) {
         fs::create_dir(dir).expect("the cluster's folder is ours");
         let lockbox = Self(Arc::new(Inner {
             name: name.to_owned(),
@@ -48,8 +55,8 @@ impl Lockbox {
         fs::write(lockbox.key_file(), secret).expect("the folder is ours");
         fs::set_permissions(lockbox.key_file(), fs::Permissions::from_mode(0o600)).expect("the file is ours");
         let mut init = Command::new(binaries::lockbox());
-        init.args(["init", "--name", name, "--store", backend])
-            .args(["--peer-listen", "127.0.0.1:0"])
+        init.args(command)
+            .args(["--name", name, "--peer-listen", "127.0.0.1:0"])
             .args(["--peer-address", &lockbox.0.peer.address()])
             .arg("--state-dir")
             .arg(lockbox.state_dir())
@@ -59,8 +66,8 @@ impl Lockbox {
             .arg(lockbox.config())
             .arg("--socket")
             .arg(lockbox.socket());
-        run(&mut init, b"").expect_success("lockbox init");
-        lockbox
+        let made = run(&mut init, b"");
+        (lockbox, made)
     }
 
     /// Starts the daemon, which unseals itself with its key file, and waits until it answers.

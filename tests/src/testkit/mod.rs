@@ -39,6 +39,7 @@ pub mod thief;
 mod transfer;
 mod wait;
 
+pub use binaries::lockbox as lockbox_binary;
 pub use broker::Broker;
 pub use cluster::Cluster;
 pub use keys::NewKey;

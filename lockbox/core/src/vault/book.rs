@@ -23,6 +23,10 @@ impl Book {
         Self { store_id, key }
     }
 
+    pub(super) fn store_id(&self) -> [u8; 16] {
+        self.store_id
+    }
+
     /// Seals a record for its place, one version above `previous`.
     pub(super) fn seal(
         &self,

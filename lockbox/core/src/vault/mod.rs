@@ -13,6 +13,7 @@ mod anchor;
 mod book;
 mod tree;
 mod verify;
+mod watch;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -28,6 +29,8 @@ use self::book::Book;
 use self::tree::KeyTree;
 use self::verify::Scan;
 pub use self::verify::{Finding, Mismatch, Verification};
+pub(crate) use self::watch::Watch;
+use self::watch::Watches;
 use crate::record::{Key, Tombstone};
 use crate::rows::{self, Row};
 use crate::secrets::RootKey;
@@ -71,6 +74,19 @@ pub(crate) struct Changes {
 }
 
 impl Changes {
+    /// The keys that change, or that a transfer binds or frees.
+    fn touched(&self) -> impl Iterator<Item = KeyId> {
+        let bound = |row: &Row| match row {
+            Row::OutgoingKey(key_id) => Some(*key_id),
+            _ => None,
+        };
+        let put = self.puts.iter().filter_map(move |(row, _)| bound(row));
+        let removed = self.removes.iter().filter_map(bound);
+        let keys = self.put_keys.iter().map(|key| key.info.key_id);
+        let erased = self.erase_keys.iter().map(|tombstone| tombstone.key_id);
+        put.chain(removed).chain(keys).chain(erased)
+    }
+
     pub(crate) fn put(&mut self, row: Row, record: Vec<u8>) {
         self.puts.push((row, record));
     }
@@ -98,6 +114,7 @@ pub struct Vault {
     anchor: Anchor,
     /// A full scan that is under way.
     scan: Option<Scan>,
+    watches: Watches,
 }
 
 impl Vault {
@@ -160,6 +177,7 @@ impl Vault {
             tree,
             anchor,
             scan: None,
+            watches: Watches::default(),
         };
         Ok((vault, unfinished))
     }
@@ -248,6 +266,7 @@ impl Vault {
     ///
     /// Everything that can fail is done before anything changes in memory.
     pub(crate) fn stage(&mut self, changes: Changes, rng: &mut dyn CryptoRng) -> Result<Vec<Batch>, VaultError> {
+        self.watches.note(&changes);
         let doomed: Vec<KeyId> = changes.erase_keys.iter().map(|tombstone| tombstone.key_id).collect();
         let erasure = self.tree.plan_erasure(self.store.as_ref(), &doomed)?;
         let mut before = Before::new();
@@ -305,6 +324,20 @@ impl Vault {
             }
         }
         Ok(batches)
+    }
+
+    /// Watches which keys change from now on.
+    pub(crate) fn watch(&self) -> Arc<Watch> {
+        self.watches.begin()
+    }
+
+    /// Whether this vault still tells the watch of what changes: a vault that was opened anew does not.
+    pub(crate) fn tells(&self, watch: &Arc<Watch>) -> bool {
+        self.watches.have(watch)
+    }
+
+    pub(crate) fn store_id(&self) -> [u8; 16] {
+        self.book.store_id()
     }
 
     /// Learns that a batch is durable. Only housekeeping rests on it.

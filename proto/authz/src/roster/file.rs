@@ -55,6 +55,11 @@ pub fn append_frame(file: &mut Vec<u8>, envelope: &[u8]) {
     file.extend_from_slice(envelope);
 }
 
+/// How much of a file one frame takes.
+pub fn frame_bytes(frame: &[u8]) -> usize {
+    LENGTH_BYTES + frame.len()
+}
+
 /// The frames of a file, undecoded.
 pub fn frames(file: &[u8]) -> Result<Vec<&[u8]>, RosterFileError> {
     let mut frames = Vec::new();

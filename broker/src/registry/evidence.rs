@@ -1,0 +1,111 @@
+//! What was signed about one lockbox's keys, for those who restore a backup of it.
+
+use lockbox_authz::evidence::{DestructionRecord, RestorationRecord};
+use lockbox_authz::{AuthorizationId, FieldError, LockboxId, Operation, Statement, UnverifiedEnvelope};
+use lockbox_rpc::api::node::CustodyReport;
+use lockbox_store::Batch;
+
+use super::transfers::Evidence;
+use super::{Transfer, Turn, keys};
+use crate::limits::{MAX_REPORT_RECEIPTS, SCAN_PAGE};
+use crate::refusal::Refusal;
+
+/// Transfers of one page, and the place after which the next one begins.
+pub type TransferPage = (Vec<AuthorizationId>, Option<Vec<u8>>);
+
+/// Serialized envelopes, and where the next page begins.
+pub type RecordPage = (Vec<Vec<u8>>, Option<Vec<u8>>);
+
+impl Turn<'_> {
+    /// Verifies what a lockbox says of keys that it destroyed, or that came from a backup, and stores it.
+    pub fn custody_report(&mut self, lockbox_id: LockboxId, report: &CustodyReport) -> Result<(), Refusal> {
+        if report.records.is_empty() || report.records.len() > MAX_REPORT_RECEIPTS {
+            return Err(FieldError::new("records", "must be 1 to 64").into());
+        }
+        let member = self.state.roster.lockbox(&lockbox_id).ok_or(Refusal::NotAdmitted)?;
+        let signer = member.lockbox.identity_key;
+        let mut batch = Batch::new();
+        for bytes in &report.records {
+            let envelope = UnverifiedEnvelope::from_bytes(bytes).map_err(Refusal::Envelope)?;
+            let (key, cluster_id, by) = if envelope.payload_type() == RestorationRecord::PAYLOAD_TYPE {
+                let verified = envelope.verify::<RestorationRecord>(&[signer], 1);
+                let record = verified.map_err(Refusal::Envelope)?.statement().clone();
+                let key = keys::restoration(record.predecessor_id, record.lockbox_id);
+                (key, record.cluster_id, record.lockbox_id)
+            } else {
+                let verified = envelope.verify::<DestructionRecord>(&[signer], 1);
+                let verified = verified.map_err(Refusal::Envelope)?;
+                let record = verified.statement();
+                let key = keys::destruction(record.lockbox_id, verified.hash());
+                (key, record.cluster_id, record.lockbox_id)
+            };
+            if cluster_id != self.state.roster.cluster_id() {
+                return Err(Refusal::OtherCluster);
+            }
+            if by != lockbox_id {
+                return Err(FieldError::new("lockbox_id", "must be that of the lockbox that reports").into());
+            }
+            batch.put(key, envelope.to_bytes());
+        }
+        self.commit(batch)
+    }
+
+    /// The lockboxes that were made of a lockbox's backups, and what they said of it, at most 1,000.
+    pub fn restorations(&self, predecessor_id: LockboxId) -> Result<Vec<(LockboxId, Vec<u8>)>, Refusal> {
+        const MOST: usize = 1_000;
+        let prefix = keys::restorations(predecessor_id);
+        let pairs = self.scan(&prefix, None, MOST)?;
+        let restorations = pairs.into_iter().map(|(key, envelope)| {
+            let successor = LockboxId::from_slice("restoration record", &key[prefix.len()..]);
+            Ok((successor.map_err(Refusal::Record)?, envelope))
+        });
+        restorations.collect()
+    }
+
+    /// The transfers by which keys came to a lockbox or left it, the newest first. Goes through all transfers: this is asked
+    /// when a machine was lost.
+    pub fn custody_of(&self, lockbox_id: LockboxId, after: Option<&[u8]>) -> Result<TransferPage, Refusal> {
+        let pairs = self.scan(keys::ALL, after, SCAN_PAGE)?;
+        let mut ids = Vec::new();
+        for (key, _) in &pairs {
+            let id = key.get(keys::ALL.len() + 8..).unwrap_or_default();
+            let id = AuthorizationId::from_slice("place in a list", id).map_err(Refusal::Record)?;
+            let transfer = self.transfer(id)?.ok_or(Refusal::UnknownTransfer)?;
+            if concerns(&transfer, lockbox_id) {
+                ids.push(id);
+            }
+        }
+        let last = pairs.into_iter().next_back();
+        Ok((ids, last.map(|(key, _)| key)))
+    }
+
+    /// A transfer's receipts and erasure records from a chunk on, behind its authorization.
+    pub fn custody(&self, id: AuthorizationId, from_chunk: u32) -> Result<(Vec<Vec<u8>>, Option<u32>), Refusal> {
+        let mut statements = Vec::new();
+        if from_chunk == 0 {
+            statements.push(self.authorization(id)?);
+        }
+        let Evidence {
+            receipts,
+            erasure_records,
+            next_chunk,
+        } = self.evidence(id, from_chunk)?;
+        statements.extend(receipts);
+        statements.extend(erasure_records);
+        Ok((statements, next_chunk))
+    }
+
+    /// What a lockbox said of keys that it destroyed.
+    pub fn destructions(&self, lockbox_id: LockboxId, after: Option<&[u8]>) -> Result<RecordPage, Refusal> {
+        let pairs = self.scan(&keys::destructions(lockbox_id), after, MAX_REPORT_RECEIPTS)?;
+        let last = pairs.last().map(|(key, _)| key.clone());
+        Ok((pairs.into_iter().map(|(_, envelope)| envelope).collect(), last))
+    }
+}
+
+/// A COPY away takes nothing from its source.
+fn concerns(transfer: &Transfer, lockbox_id: LockboxId) -> bool {
+    let left = transfer.source_id == lockbox_id && transfer.operation == Operation::Move;
+    let has_keys = transfer.keys_received > 0 || transfer.keys_erased > 0;
+    has_keys && (left || transfer.target_id == lockbox_id)
+}

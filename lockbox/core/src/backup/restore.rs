@@ -1,0 +1,173 @@
+//! Which keys of a backup may come back, and how they do.
+
+use std::collections::BTreeSet;
+
+use lockbox_authz::evidence::{Evidence, Gone};
+use lockbox_authz::id::{AuthorizationId, KeyId, LockboxId};
+use rand_core::CryptoRng;
+
+use super::{Entry, Held};
+use crate::lockbox::{Lockbox, LockboxError};
+use crate::record::{Departure, Key, Tombstone};
+use crate::rows::Row;
+use crate::step::Step;
+use crate::vault::Changes;
+
+/// How a backup is restored.
+#[derive(Debug, Default)]
+pub struct Plan {
+    /// What became of the keys since. Without it, every key comes back.
+    pub evidence: Option<Evidence>,
+    /// Keys that come back although they were moved away, or were to be: an operator knows that the other copy is no more.
+    pub admitted: BTreeSet<KeyId>,
+}
+
+/// Why a key stays out, or would have to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// It was destroyed.
+    Destroyed,
+    /// It was moved to another lockbox, and did not come back.
+    Moved {
+        authorization_id: AuthorizationId,
+        target_id: LockboxId,
+    },
+    /// A MOVE to another lockbox was open when the backup was made, and nothing says how it ended.
+    Moving {
+        authorization_id: AuthorizationId,
+        target_id: LockboxId,
+    },
+}
+
+/// A key of the backup that an operator has to hear of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NotRestored {
+    pub key_id: KeyId,
+    pub name: String,
+    pub why: Why,
+    /// It came back all the same: it was admitted, or there is no evidence.
+    pub admitted: bool,
+}
+
+/// What becomes of a page of entries.
+#[derive(Default)]
+pub struct Selected {
+    keys: Vec<Key>,
+    tombstones: Vec<Tombstone>,
+    pub findings: Vec<NotRestored>,
+}
+
+impl Plan {
+    pub fn select(&self, entries: Vec<Entry>, now_ms: i64) -> Selected {
+        let mut selected = Selected::default();
+        for entry in entries {
+            let moving = entry.moving;
+            let key = match entry.what {
+                Held::Key(key) => key,
+                Held::Gone(tombstone) => {
+                    selected.tombstones.push(tombstone);
+                    continue;
+                }
+            };
+            let Some(why) = self.objection(key.info.key_id, moving) else {
+                selected.keys.push(*key);
+                continue;
+            };
+            let is_admitted = self.admits(key.info.key_id, why);
+            selected.findings.push(NotRestored {
+                key_id: key.info.key_id,
+                name: key.info.name.clone(),
+                why,
+                admitted: is_admitted,
+            });
+            if is_admitted {
+                selected.keys.push(*key);
+            } else {
+                selected.tombstones.push(why.tombstone(&key, now_ms));
+            }
+        }
+        selected
+    }
+
+    fn objection(&self, key_id: KeyId, moving: Option<(AuthorizationId, LockboxId)>) -> Option<Why> {
+        let evidence = self.evidence.as_ref();
+        match evidence.and_then(|evidence| evidence.gone(key_id)) {
+            Some(Gone::Destroyed) => return Some(Why::Destroyed),
+            Some(Gone::Moved {
+                authorization_id,
+                target_id,
+            }) => {
+                return Some(Why::Moved {
+                    authorization_id,
+                    target_id,
+                });
+            }
+            None => {}
+        }
+        let (authorization_id, target_id) = moving?;
+        let has_returned = evidence.is_some_and(|evidence| evidence.has_returned(key_id, authorization_id));
+        (!has_returned).then_some(Why::Moving {
+            authorization_id,
+            target_id,
+        })
+    }
+
+    fn admits(&self, key_id: KeyId, why: Why) -> bool {
+        self.evidence.is_none() || (why != Why::Destroyed && self.admitted.contains(&key_id))
+    }
+}
+
+impl Why {
+    /// What keeps the key from being brought in by another way unnoticed.
+    fn tombstone(self, key: &Key, now_ms: i64) -> Tombstone {
+        let (departure, moved) = match self {
+            Self::Destroyed => (Departure::Destroyed, None),
+            Self::Moved {
+                authorization_id,
+                target_id,
+            }
+            | Self::Moving {
+                authorization_id,
+                target_id,
+            } => (Departure::Moved, Some((authorization_id, target_id))),
+        };
+        Tombstone {
+            key_id: key.info.key_id,
+            material_id: key.info.material_id,
+            name: key.info.name.clone(),
+            departure,
+            departed_at_ms: now_ms,
+            moved,
+        }
+    }
+}
+
+impl Selected {
+    pub fn key_count(&self) -> u64 {
+        self.keys.len() as u64
+    }
+}
+
+impl Lockbox {
+    /// Takes what was selected into a lockbox that has none of it.
+    pub fn restore(&mut self, selected: Selected, rng: &mut dyn CryptoRng) -> Result<Step<()>, LockboxError> {
+        let mut changes = Changes::default();
+        for key in selected.keys {
+            self.refuse_known(key.info.key_id)?;
+            changes.put_key(key);
+        }
+        for tombstone in selected.tombstones {
+            self.refuse_known(tombstone.key_id)?;
+            changes.put(Row::Tombstone(tombstone.key_id), tombstone.encode());
+        }
+        let batches = self.vault.stage(changes, rng)?;
+        Ok(Step::new(batches, ()))
+    }
+
+    fn refuse_known(&self, key_id: KeyId) -> Result<(), LockboxError> {
+        if self.vault.has_key(key_id)? || self.tombstone(key_id)?.is_some() {
+            return Err(LockboxError::KeyExists(key_id));
+        }
+        Ok(())
+    }
+}

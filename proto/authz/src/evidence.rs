@@ -1,0 +1,550 @@
+//! What became of a lockbox's keys, by what was signed about them. SPEC section 9.8.
+//!
+//! A file of evidence has the frames of a roster file ([`crate::roster::file`]): the roster, then authorizations, receipts,
+//! erasure and destruction records, then one summary by which a broker says that this is all that it has.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+
+use sha2::{Digest, Sha256};
+
+use crate::authorization::{Authorization, Operation};
+use crate::envelope::{EnvelopeError, Statement, UnverifiedEnvelope};
+use crate::field::{self, FieldError};
+use crate::id::{AuthorizationId, ClusterId, Hash, KeyId, LockboxId};
+use crate::keys::PublicKey;
+use crate::limits::{MAX_CHUNK_KEYS, VERSION};
+use crate::roster::file::{self, RosterFileError};
+use crate::roster::{Roster, RosterError};
+use crate::transfer::{ErasureClass, ErasureRecord, Receipt};
+use crate::{labels, wire};
+
+/// Says that a lockbox has destroyed keys on its operator's word.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DestructionRecord {
+    pub cluster_id: ClusterId,
+    pub lockbox_id: LockboxId,
+    /// 1 to 1,024.
+    pub key_ids: Vec<KeyId>,
+    pub erasure_class: ErasureClass,
+    /// The keys were destroyed before.
+    pub signed_at_ms: i64,
+}
+
+/// Says that a lockbox was made of another one's backup.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RestorationRecord {
+    pub cluster_id: ClusterId,
+    /// The new one.
+    pub lockbox_id: LockboxId,
+    /// The one that the backup is of.
+    pub predecessor_id: LockboxId,
+    pub backup_id: [u8; 16],
+    /// The moment that the backup shows.
+    pub as_of_ms: i64,
+    pub signed_at_ms: i64,
+}
+
+/// The last statement of a file of evidence: a broker says that the file is all that it has about one lockbox.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EvidenceSummary {
+    pub cluster_id: ClusterId,
+    pub lockbox_id: LockboxId,
+    /// How many statements stand before it.
+    pub statement_count: u64,
+    /// SHA-256 of the file up to its frame.
+    pub digest: Hash,
+    /// When the broker began to gather it.
+    pub made_at_ms: i64,
+}
+
+/// Why a file of evidence is refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EvidenceError {
+    #[error("the evidence is not whole: {0}")]
+    Frames(#[from] RosterFileError),
+    #[error("the evidence does not end in a broker's summary: it was cut short, or is another file")]
+    NoSummary,
+    #[error("the evidence is not what the broker's summary speaks of: it was changed or cut")]
+    OtherDigest,
+    #[error("the evidence is about lockbox {0}")]
+    OtherLockbox(LockboxId),
+    #[error("the evidence is of another cluster")]
+    OtherCluster,
+    #[error("the roster of the evidence is refused: {0}")]
+    Roster(#[from] RosterError),
+    #[error("the roster of the evidence does not have lockbox {0}")]
+    UnknownLockbox(LockboxId),
+    #[error("statement {number} of the evidence is refused: {source}")]
+    Statement {
+        number: usize,
+        #[source]
+        source: EnvelopeError,
+    },
+    #[error("statement {number} of the evidence {why}")]
+    Content { number: usize, why: &'static str },
+}
+
+/// Why a key is no longer a lockbox's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gone {
+    /// Its operator destroyed it.
+    Destroyed,
+    /// Another lockbox has given a receipt for it under a MOVE, or it was erased after one, and it has not come back.
+    Moved {
+        authorization_id: AuthorizationId,
+        target_id: LockboxId,
+    },
+}
+
+/// What is proved about one lockbox's keys.
+#[derive(Debug)]
+pub struct Evidence {
+    made_at_ms: i64,
+    unretired: Vec<LockboxId>,
+    gone: HashMap<KeyId, Gone>,
+    returned: HashSet<(KeyId, AuthorizationId)>,
+}
+
+impl Evidence {
+    /// Verifies a file of evidence about one lockbox: each statement, and that none is missing that the broker had.
+    pub fn read(file: &[u8], cluster_id: ClusterId, lockbox_id: LockboxId) -> Result<Self, EvidenceError> {
+        let frames = file::frames(file)?;
+        let (last, before) = frames.split_last().ok_or(EvidenceError::NoSummary)?;
+        let parsed = before.iter().enumerate().map(|(number, frame)| {
+            UnverifiedEnvelope::from_bytes(frame).map_err(|source| EvidenceError::Statement { number, source })
+        });
+        let envelopes = parsed.collect::<Result<Vec<_>, _>>()?;
+        let is_entry = |envelope: &UnverifiedEnvelope| envelope.payload_type() == labels::ROSTER_ENTRY;
+        let entry_count = envelopes.iter().take_while(|envelope| is_entry(envelope)).count();
+        let (entries, statements) = envelopes.split_at(entry_count);
+        let roster = Roster::from_chain(entries, Some(cluster_id))?;
+        let summary = summary(last, &roster)?;
+        let digested = file.len() - file::frame_bytes(last);
+        if summary.digest != Hash::of(&file[..digested]) || summary.statement_count != before.len() as u64 {
+            return Err(EvidenceError::OtherDigest);
+        }
+        if summary.cluster_id != cluster_id {
+            return Err(EvidenceError::OtherCluster);
+        }
+        if summary.lockbox_id != lockbox_id {
+            return Err(EvidenceError::OtherLockbox(summary.lockbox_id));
+        }
+        if roster.lockbox(&lockbox_id).is_none() {
+            return Err(EvidenceError::UnknownLockbox(lockbox_id));
+        }
+        let mut custody = Custody::new(&roster);
+        for (index, envelope) in statements.iter().enumerate() {
+            custody
+                .restoration(envelope)
+                .map_err(|refused| refused.at(entry_count + index))?;
+        }
+        custody.begin_with(lockbox_id);
+        for (index, envelope) in statements.iter().enumerate() {
+            custody
+                .take(envelope)
+                .map_err(|refused| refused.at(entry_count + index))?;
+        }
+        let mut evidence = Self {
+            made_at_ms: summary.made_at_ms,
+            unretired: custody.unretired(),
+            gone: HashMap::new(),
+            returned: HashSet::new(),
+        };
+        for (key_id, stay) in custody.stays() {
+            if let Some(gone) = stay.gone() {
+                evidence.gone.insert(key_id, gone);
+            } else {
+                evidence
+                    .returned
+                    .extend(stay.left_under.into_iter().map(|id| (key_id, id)));
+            }
+        }
+        Ok(evidence)
+    }
+
+    /// Why the lockbox has a key no longer; `None` if nothing says so.
+    pub fn gone(&self, key_id: KeyId) -> Option<Gone> {
+        self.gone.get(&key_id).copied()
+    }
+
+    /// Whether the lockbox gave the key away under this authorization, and took it in again later.
+    pub fn has_returned(&self, key_id: KeyId, from: AuthorizationId) -> bool {
+        self.returned.contains(&(key_id, from))
+    }
+
+    /// When the broker began to gather it.
+    pub fn made_at_ms(&self) -> i64 {
+        self.made_at_ms
+    }
+
+    /// The lockbox, and those that were made of its backups, as far as the roster has not retired them: each of them may still
+    /// run, and hold the keys.
+    pub fn unretired(&self) -> &[LockboxId] {
+        &self.unretired
+    }
+}
+
+/// Digests a file of evidence as it is made.
+#[derive(Default)]
+pub struct EvidenceDigest {
+    sha256: Sha256,
+    statement_count: u64,
+}
+
+impl EvidenceDigest {
+    /// The next statement, a serialized envelope.
+    pub fn add(&mut self, envelope: &[u8]) {
+        let mut frame = Vec::with_capacity(envelope.len() + 4);
+        file::append_frame(&mut frame, envelope);
+        self.sha256.update(&frame);
+        self.statement_count += 1;
+    }
+
+    /// The summary to be signed and added last.
+    pub fn summary(self, cluster_id: ClusterId, lockbox_id: LockboxId, made_at_ms: i64) -> EvidenceSummary {
+        EvidenceSummary {
+            cluster_id,
+            lockbox_id,
+            statement_count: self.statement_count,
+            digest: Hash(self.sha256.finalize().into()),
+            made_at_ms,
+        }
+    }
+}
+
+fn summary(frame: &[u8], roster: &Roster) -> Result<EvidenceSummary, EvidenceError> {
+    let envelope = UnverifiedEnvelope::from_bytes(frame).map_err(|_| EvidenceError::NoSummary)?;
+    if envelope.payload_type() != labels::EVIDENCE_SUMMARY {
+        return Err(EvidenceError::NoSummary);
+    }
+    let verified = envelope.verify::<EvidenceSummary>(&roster.broker_keys(), 1);
+    let number = usize::try_from(roster.head().index).unwrap_or(usize::MAX);
+    let verified = verified.map_err(|source| EvidenceError::Statement { number, source })?;
+    Ok(verified.statement().clone())
+}
+
+/// Why one statement is refused.
+enum Refused {
+    Envelope(EnvelopeError),
+    Content(&'static str),
+}
+
+impl From<EnvelopeError> for Refused {
+    fn from(error: EnvelopeError) -> Self {
+        Self::Envelope(error)
+    }
+}
+
+impl Refused {
+    fn at(self, number: usize) -> EvidenceError {
+        match self {
+            Self::Envelope(source) => EvidenceError::Statement { number, source },
+            Self::Content(why) => EvidenceError::Content { number, why },
+        }
+    }
+}
+
+/// A transfer that the lockbox is an end of. The receipts and erasure records name it by its hash and are signed by its ends,
+/// so nothing of it has to be believed that they do not vouch for: whether its brokers are retired by now matters no more.
+struct Transfer {
+    authorization_id: AuthorizationId,
+    source_id: LockboxId,
+    target_id: LockboxId,
+    is_move: bool,
+}
+
+/// When a key came and went. Both by the clock of a lockbox that the evidence is about, so that they can be compared.
+#[derive(Default)]
+struct Stay {
+    destroyed: bool,
+    came_at_ms: Option<i64>,
+    left: Option<Departure>,
+    left_under: Vec<AuthorizationId>,
+}
+
+#[derive(Clone, Copy)]
+struct Departure {
+    at_ms: i64,
+    authorization_id: AuthorizationId,
+    target_id: LockboxId,
+}
+
+struct Custody<'a> {
+    roster: &'a Roster,
+    /// The lockbox that the evidence is about, and those that were made of its backups: a key that one of them gave away or
+    /// destroyed was the same key.
+    holders: BTreeSet<LockboxId>,
+    /// By predecessor.
+    successors: Vec<(LockboxId, LockboxId)>,
+    transfers: HashMap<Hash, Transfer>,
+    /// Chunks that were erased, and when.
+    erased: HashMap<(Hash, u32), i64>,
+    /// Chunks that another lockbox holds under a MOVE.
+    given: Vec<(Hash, u32, Vec<KeyId>)>,
+    stays: HashMap<KeyId, Stay>,
+}
+
+impl<'a> Custody<'a> {
+    fn new(roster: &'a Roster) -> Self {
+        Self {
+            roster,
+            holders: BTreeSet::new(),
+            successors: Vec::new(),
+            transfers: HashMap::new(),
+            erased: HashMap::new(),
+            given: Vec::new(),
+            stays: HashMap::new(),
+        }
+    }
+
+    /// Learns of a lockbox that was made of a backup, if that is what the statement says.
+    fn restoration(&mut self, envelope: &UnverifiedEnvelope) -> Result<(), Refused> {
+        if envelope.payload_type() != labels::RESTORATION_RECORD {
+            return Ok(());
+        }
+        let claimed = envelope.unverified_statement::<RestorationRecord>()?;
+        let record = envelope.verify::<RestorationRecord>(&[self.identity_key(claimed.lockbox_id)?], 1)?;
+        let record = record.statement();
+        self.check_cluster(record.cluster_id)?;
+        self.successors.push((record.predecessor_id, record.lockbox_id));
+        Ok(())
+    }
+
+    /// Whose keys they are: this lockbox's, and those of all that descend from it.
+    fn begin_with(&mut self, lockbox_id: LockboxId) {
+        let mut unseen = vec![lockbox_id];
+        while let Some(holder) = unseen.pop() {
+            if self.holders.insert(holder) {
+                let of_holder = self.successors.iter().filter(|(predecessor, _)| *predecessor == holder);
+                unseen.extend(of_holder.map(|(_, successor)| *successor));
+            }
+        }
+    }
+
+    fn unretired(&self) -> Vec<LockboxId> {
+        let unretired = self.holders.iter().filter(|id| self.roster.admitted(id).is_some());
+        unretired.copied().collect()
+    }
+
+    fn take(&mut self, envelope: &UnverifiedEnvelope) -> Result<(), Refused> {
+        match envelope.payload_type() {
+            labels::AUTHORIZATION => self.authorization(envelope),
+            labels::RECEIPT => self.receipt(envelope),
+            labels::ERASURE_RECORD => self.erasure(envelope),
+            labels::DESTRUCTION_RECORD => self.destruction(envelope),
+            // It was taken before all others.
+            labels::RESTORATION_RECORD => Ok(()),
+            _ => Err(Refused::Content("is of a kind that does not belong here")),
+        }
+    }
+
+    fn authorization(&mut self, envelope: &UnverifiedEnvelope) -> Result<(), Refused> {
+        let authorization = envelope.unverified_statement::<Authorization>()?;
+        self.check_cluster(authorization.cluster_id)?;
+        let transfer = Transfer {
+            authorization_id: authorization.authorization_id,
+            source_id: authorization.source.lockbox_id,
+            target_id: authorization.target.lockbox_id,
+            is_move: authorization.operation == Operation::Move,
+        };
+        self.transfers.insert(envelope.hash(), transfer);
+        Ok(())
+    }
+
+    fn receipt(&mut self, envelope: &UnverifiedEnvelope) -> Result<(), Refused> {
+        let claimed = envelope.unverified_statement::<Receipt>()?;
+        let transfer = self.transfer(claimed.authorization_hash)?;
+        let (source_id, target_id, is_move) = (transfer.source_id, transfer.target_id, transfer.is_move);
+        let receipt = envelope.verify::<Receipt>(&[self.identity_key(target_id)?], 1)?;
+        let receipt = receipt.statement();
+        self.check_cluster(receipt.cluster_id)?;
+        let (is_from_us, is_to_us) = (self.holders.contains(&source_id), self.holders.contains(&target_id));
+        if is_to_us && !is_from_us {
+            for key_id in &receipt.key_ids {
+                let came_at_ms = &mut self.stays.entry(*key_id).or_default().came_at_ms;
+                *came_at_ms = (*came_at_ms).max(Some(receipt.stored_at_ms));
+            }
+        }
+        if is_from_us && !is_to_us && is_move {
+            let hash = receipt.authorization_hash;
+            self.given.push((hash, receipt.chunk, receipt.key_ids.clone()));
+        }
+        Ok(())
+    }
+
+    fn erasure(&mut self, envelope: &UnverifiedEnvelope) -> Result<(), Refused> {
+        let claimed = envelope.unverified_statement::<ErasureRecord>()?;
+        let transfer = self.transfer(claimed.authorization_hash)?;
+        let (source_id, target_id) = (transfer.source_id, transfer.target_id);
+        let erasure = envelope.verify::<ErasureRecord>(&[self.identity_key(source_id)?], 1)?;
+        let erasure = erasure.statement();
+        self.check_cluster(erasure.cluster_id)?;
+        if self.holders.contains(&source_id) && !self.holders.contains(&target_id) {
+            let chunk = (erasure.authorization_hash, erasure.chunk);
+            self.erased.insert(chunk, erasure.erased_at_ms);
+            self.given.push((chunk.0, chunk.1, erasure.key_ids.clone()));
+        }
+        Ok(())
+    }
+
+    fn destruction(&mut self, envelope: &UnverifiedEnvelope) -> Result<(), Refused> {
+        let claimed = envelope.unverified_statement::<DestructionRecord>()?;
+        let record = envelope.verify::<DestructionRecord>(&[self.identity_key(claimed.lockbox_id)?], 1)?;
+        let record = record.statement();
+        self.check_cluster(record.cluster_id)?;
+        if !self.holders.contains(&record.lockbox_id) {
+            return Err(Refused::Content("is about another lockbox"));
+        }
+        for key_id in &record.key_ids {
+            self.stays.entry(*key_id).or_default().destroyed = true;
+        }
+        Ok(())
+    }
+
+    fn transfer(&self, authorization: Hash) -> Result<&Transfer, Refused> {
+        self.transfers.get(&authorization).ok_or(Refused::Content(
+            "speaks of an authorization that does not stand before it",
+        ))
+    }
+
+    /// Retired members signed as well as others while they were none.
+    fn identity_key(&self, lockbox_id: LockboxId) -> Result<PublicKey, Refused> {
+        let member = self.roster.lockbox(&lockbox_id);
+        member
+            .map(|member| member.lockbox.identity_key)
+            .ok_or(Refused::Content("is by a lockbox that the roster does not have"))
+    }
+
+    fn check_cluster(&self, cluster_id: ClusterId) -> Result<(), Refused> {
+        if cluster_id == self.roster.cluster_id() {
+            Ok(())
+        } else {
+            Err(Refused::Content("is of another cluster"))
+        }
+    }
+
+    /// What came last counts. A chunk that was received elsewhere and for which no erasure is on record left last of all:
+    /// its keys were bound from then on, and could not come back.
+    fn stays(mut self) -> HashMap<KeyId, Stay> {
+        for (hash, chunk, key_ids) in &self.given {
+            let Some(transfer) = self.transfers.get(hash) else {
+                continue;
+            };
+            let departure = Departure {
+                at_ms: self.erased.get(&(*hash, *chunk)).copied().unwrap_or(i64::MAX),
+                authorization_id: transfer.authorization_id,
+                target_id: transfer.target_id,
+            };
+            for key_id in key_ids {
+                let Stay { left, left_under, .. } = self.stays.entry(*key_id).or_default();
+                left_under.push(departure.authorization_id);
+                if left.is_none_or(|earlier| earlier.at_ms < departure.at_ms) {
+                    *left = Some(departure);
+                }
+            }
+        }
+        self.stays
+    }
+}
+
+impl Stay {
+    fn gone(&self) -> Option<Gone> {
+        if self.destroyed {
+            return Some(Gone::Destroyed);
+        }
+        let left = self.left?;
+        let came_back = self.came_at_ms.is_some_and(|came_at_ms| came_at_ms > left.at_ms);
+        (!came_back).then_some(Gone::Moved {
+            authorization_id: left.authorization_id,
+            target_id: left.target_id,
+        })
+    }
+}
+
+impl Statement for DestructionRecord {
+    const PAYLOAD_TYPE: &'static str = labels::DESTRUCTION_RECORD;
+    type Wire = wire::DestructionRecord;
+
+    fn from_wire(wire: Self::Wire) -> Result<Self, FieldError> {
+        field::version(wire.version)?;
+        if wire.key_ids.is_empty() || wire.key_ids.len() > MAX_CHUNK_KEYS {
+            return Err(FieldError::new("key_ids", "must be 1 to 1,024"));
+        }
+        let key_ids = wire.key_ids.iter().map(|id| KeyId::from_slice("key_ids", id));
+        Ok(Self {
+            cluster_id: ClusterId::from_slice("cluster_id", &wire.cluster_id)?,
+            lockbox_id: LockboxId::from_slice("lockbox_id", &wire.lockbox_id)?,
+            key_ids: key_ids.collect::<Result<_, _>>()?,
+            erasure_class: ErasureClass::from_wire(wire.erasure_class)?,
+            signed_at_ms: field::time_ms("signed_at_ms", wire.signed_at_ms)?,
+        })
+    }
+
+    fn to_wire(&self) -> Self::Wire {
+        wire::DestructionRecord {
+            version: VERSION,
+            cluster_id: self.cluster_id.to_vec(),
+            lockbox_id: self.lockbox_id.to_vec(),
+            key_ids: self.key_ids.iter().map(|id| id.to_vec()).collect(),
+            erasure_class: self.erasure_class.to_wire().into(),
+            signed_at_ms: self.signed_at_ms,
+        }
+    }
+}
+
+impl Statement for RestorationRecord {
+    const PAYLOAD_TYPE: &'static str = labels::RESTORATION_RECORD;
+    type Wire = wire::RestorationRecord;
+
+    fn from_wire(wire: Self::Wire) -> Result<Self, FieldError> {
+        field::version(wire.version)?;
+        let backup_id = wire.backup_id[..].try_into();
+        Ok(Self {
+            cluster_id: ClusterId::from_slice("cluster_id", &wire.cluster_id)?,
+            lockbox_id: LockboxId::from_slice("lockbox_id", &wire.lockbox_id)?,
+            predecessor_id: LockboxId::from_slice("predecessor_id", &wire.predecessor_id)?,
+            backup_id: backup_id.map_err(|_| FieldError::new("backup_id", "must have 16 bytes"))?,
+            as_of_ms: field::time_ms("as_of_ms", wire.as_of_ms)?,
+            signed_at_ms: field::time_ms("signed_at_ms", wire.signed_at_ms)?,
+        })
+    }
+
+    fn to_wire(&self) -> Self::Wire {
+        wire::RestorationRecord {
+            version: VERSION,
+            cluster_id: self.cluster_id.to_vec(),
+            lockbox_id: self.lockbox_id.to_vec(),
+            predecessor_id: self.predecessor_id.to_vec(),
+            backup_id: self.backup_id.to_vec(),
+            as_of_ms: self.as_of_ms,
+            signed_at_ms: self.signed_at_ms,
+        }
+    }
+}
+
+impl Statement for EvidenceSummary {
+    const PAYLOAD_TYPE: &'static str = labels::EVIDENCE_SUMMARY;
+    type Wire = wire::EvidenceSummary;
+
+    fn from_wire(wire: Self::Wire) -> Result<Self, FieldError> {
+        field::version(wire.version)?;
+        Ok(Self {
+            cluster_id: ClusterId::from_slice("cluster_id", &wire.cluster_id)?,
+            lockbox_id: LockboxId::from_slice("lockbox_id", &wire.lockbox_id)?,
+            statement_count: wire.statement_count,
+            digest: Hash::from_slice("digest", &wire.digest)?,
+            made_at_ms: field::time_ms("made_at_ms", wire.made_at_ms)?,
+        })
+    }
+
+    fn to_wire(&self) -> Self::Wire {
+        wire::EvidenceSummary {
+            version: VERSION,
+            cluster_id: self.cluster_id.to_vec(),
+            lockbox_id: self.lockbox_id.to_vec(),
+            statement_count: self.statement_count,
+            digest: self.digest.0.to_vec(),
+            made_at_ms: self.made_at_ms,
+        }
+    }
+}
