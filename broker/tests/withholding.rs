@@ -12,10 +12,11 @@ use common::{World, stderr};
 use lockbox_authz::{Hash, UnverifiedEnvelope};
 use lockbox_rpc::api::control::control_service_server::{ControlService, ControlServiceServer};
 use lockbox_rpc::api::control::{
-    AuthorizeTransferRequest, AuthorizeTransferResponse, GetTransferRequest, GetTransferResponse, ListLockboxesRequest,
-    ListLockboxesResponse, ListRosterEntriesRequest, ListRosterEntriesResponse, ListTransfersRequest,
-    ListTransfersResponse, RevokeTransferRequest, RevokeTransferResponse, SubmitRosterEntryRequest,
-    SubmitRosterEntryResponse, WatchTransferRequest, WatchTransferResponse,
+    AuthorizeTransferRequest, AuthorizeTransferResponse, ExportEvidenceRequest, ExportEvidenceResponse,
+    GetTransferRequest, GetTransferResponse, ListLockboxesRequest, ListLockboxesResponse, ListRosterEntriesRequest,
+    ListRosterEntriesResponse, ListTransfersRequest, ListTransfersResponse, RevokeTransferRequest,
+    RevokeTransferResponse, SubmitRosterEntryRequest, SubmitRosterEntryResponse, WatchTransferRequest,
+    WatchTransferResponse,
 };
 use lockbox_rpc::tls::x509;
 use lockbox_rpc::transport::{ServerLimits, serve_tls};
@@ -137,6 +138,15 @@ impl ControlService for Thief {
         &self,
         _: Request<ListLockboxesRequest>,
     ) -> Result<Response<ListLockboxesResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    type ExportEvidenceStream = ReceiverStream<Result<ExportEvidenceResponse, Status>>;
+
+    async fn export_evidence(
+        &self,
+        _: Request<ExportEvidenceRequest>,
+    ) -> Result<Response<Self::ExportEvidenceStream>, Status> {
         Err(Status::unimplemented(""))
     }
 }

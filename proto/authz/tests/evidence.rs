@@ -364,12 +364,15 @@ fn rejects_evidence_about_another_lockbox_or_of_another_cluster() {
     let case = Case::new();
     let theirs = LockboxId([THEIRS; 16]);
     let refused = case.read_file(&case.file_about(theirs, BROKER));
-    assert_eq!(refused.unwrap_err(), EvidenceError::OtherLockbox(theirs));
+    assert_eq!(refused.expect_err("it is refused"), EvidenceError::OtherLockbox(theirs));
     let refused = Evidence::read(&case.file(), support::CLUSTER, LockboxId([OURS; 16]));
     assert!(matches!(refused, Err(EvidenceError::Roster(_))), "{refused:?}");
     let stranger = LockboxId([99; 16]);
     let refused = Evidence::read(&case.file_about(stranger, BROKER), case.cluster_id(), stranger);
-    assert_eq!(refused.unwrap_err(), EvidenceError::UnknownLockbox(stranger));
+    assert_eq!(
+        refused.expect_err("it is refused"),
+        EvidenceError::UnknownLockbox(stranger)
+    );
 }
 
 /// A receipt that is left out would bring a key back.
@@ -390,7 +393,10 @@ fn rejects_evidence_without_one_of_its_statements() {
     for length in 0..whole.len() {
         assert!(case.read_file(&whole[..length]).is_err(), "{length} bytes");
     }
-    assert_eq!(case.read_file(&[]).unwrap_err(), EvidenceError::NoSummary);
+    assert_eq!(
+        case.read_file(&[]).expect_err("it is refused"),
+        EvidenceError::NoSummary
+    );
 }
 
 #[test]

@@ -23,7 +23,7 @@ fn key_file() -> SlotSecret {
 fn begin(node: &Node, secret: &SlotSecret) -> (Making, Vec<u8>) {
     let mut rng = TestRng::new(77);
     let info = node.lockbox().backup_info(NOW_MS, &mut rng);
-    let (writer, beginning) = Writer::begin(info, secret, CHEAP, &mut rng).unwrap();
+    let (writer, beginning) = Writer::begin(info, secret, CHEAP, &mut rng).expect("nothing is wrong with it");
     (Making::begin(writer, node.lockbox()), beginning)
 }
 
@@ -77,28 +77,35 @@ fn node_with(keys: usize) -> Node {
 
 /// The state of a lockbox, in the form of [`read`].
 fn state(node: &Node) -> BTreeMap<KeyId, Option<Vec<u8>>> {
-    let keys = node.lockbox().vault.keys_after(None, 100_000).unwrap();
+    let keys = node
+        .lockbox()
+        .vault
+        .keys_after(None, 100_000)
+        .expect("nothing is wrong with it");
     let held = keys
         .iter()
         .map(|key| (key.info.key_id, Some(key.material.expose().to_vec())));
-    let gone = node.lockbox().tombstones_after(None, 100_000).unwrap();
+    let gone = node
+        .lockbox()
+        .tombstones_after(None, 100_000)
+        .expect("nothing is wrong with it");
     held.chain(gone.iter().map(|tombstone| (tombstone.key_id, None)))
         .collect()
 }
 
 fn destroy(node: &mut Node, key_id: KeyId) {
     node.step(|lockbox, now_ms, rng| lockbox.destroy_key(key_id, false, now_ms, rng))
-        .unwrap();
+        .expect("nothing is wrong with it");
 }
 
 fn small() -> Vec<u8> {
-    make(&mut node_with(3), |_, _| {}).unwrap()
+    make(&mut node_with(3), |_, _| {}).expect("nothing is wrong with it")
 }
 
 #[test]
 fn an_empty_lockbox_has_an_empty_backup() {
     assert_eq!(
-        read(&make(&mut node_with(0), |_, _| {}).unwrap()).unwrap(),
+        read(&make(&mut node_with(0), |_, _| {}).expect("nothing is wrong with it")).expect("nothing is wrong with it"),
         BTreeMap::new()
     );
 }
@@ -106,27 +113,37 @@ fn an_empty_lockbox_has_an_empty_backup() {
 #[test]
 fn every_key_comes_back_with_its_bytes() {
     let mut node = node_with(600);
-    let file = make(&mut node, |_, _| {}).unwrap();
-    assert_eq!(read(&file).unwrap(), state(&node));
+    let file = make(&mut node, |_, _| {}).expect("nothing is wrong with it");
+    assert_eq!(read(&file).expect("nothing is wrong with it"), state(&node));
 }
 
 /// What it shows is the state at its end, whatever happened while it was made.
 #[test]
 fn what_changes_while_it_is_made_is_in_it_as_it_is_at_the_end() {
     let mut node = node_with(700);
-    let first = node.lockbox().vault.keys_after(None, 1).unwrap()[0].info.key_id;
+    let first = node
+        .lockbox()
+        .vault
+        .keys_after(None, 1)
+        .expect("nothing is wrong with it")[0]
+        .info
+        .key_id;
     let file = make(&mut node, |node, page| {
         for _ in 0..20 {
             node.create("meanwhile", TransferPolicy::default());
         }
-        let keys = node.lockbox().vault.keys_after(None, 10_000).unwrap();
+        let keys = node
+            .lockbox()
+            .vault
+            .keys_after(None, 10_000)
+            .expect("nothing is wrong with it");
         // Of what was read, and of what was not.
         for key in keys.iter().skip(page + 1).step_by(97) {
             destroy(node, key.info.key_id);
         }
     });
-    let file = file.unwrap();
-    let found = read(&file).unwrap();
+    let file = file.expect("nothing is wrong with it");
+    let found = read(&file).expect("nothing is wrong with it");
     assert_eq!(found, state(&node));
     assert!(found[&first].is_some() && found.values().any(Option::is_none));
 }
@@ -142,10 +159,13 @@ fn a_key_whose_id_is_next_to_be_read_is_in_it_once() {
                     ..KeyRequest::default()
                 };
                 node.step(|lockbox, now_ms, rng| lockbox.create_key(request, None, now_ms, rng))
-                    .unwrap();
+                    .expect("nothing is wrong with it");
             }
         });
-        assert_eq!(read(&file.unwrap()).unwrap(), state(&node));
+        assert_eq!(
+            read(&file.expect("nothing is wrong with it")).expect("nothing is wrong with it"),
+            state(&node)
+        );
     }
 }
 
@@ -197,7 +217,7 @@ fn rejects_what_follows_the_end() {
 #[test]
 fn rejects_a_length_that_no_frame_has() {
     let file = small();
-    let header = u32::from_be_bytes(file[8..12].try_into().unwrap()) as usize;
+    let header = u32::from_be_bytes(file[8..12].try_into().expect("nothing is wrong with it")) as usize;
     for (at, length) in [
         (8, u32::MAX),
         (12 + header, u32::MAX),
@@ -274,7 +294,8 @@ fn rejects_entries_out_of_their_order() {
         let node = node_with(0);
         let mut rng = TestRng::new(77);
         let info = node.lockbox().backup_info(NOW_MS, &mut rng);
-        let (mut writer, mut file) = Writer::begin(info, &key_file(), CHEAP, &mut rng).unwrap();
+        let (mut writer, mut file) =
+            Writer::begin(info, &key_file(), CHEAP, &mut rng).expect("nothing is wrong with it");
         for entry in entries {
             file.extend(writer.push(entry));
         }
@@ -297,7 +318,11 @@ fn a_key_comes_in_once() {
     let node = node_with(2);
     let mut target = Node::new("b", 2);
     let select = || {
-        let keys = node.lockbox().vault.keys_after(None, 10).unwrap();
+        let keys = node
+            .lockbox()
+            .vault
+            .keys_after(None, 10)
+            .expect("nothing is wrong with it");
         let entries = keys.into_iter().map(|key| Entry {
             what: Held::Key(Box::new(key)),
             changed: false,
@@ -305,7 +330,9 @@ fn a_key_comes_in_once() {
         });
         Plan::default().select(entries.collect(), NOW_MS)
     };
-    target.step(|lockbox, _, rng| lockbox.restore(select(), rng)).unwrap();
+    target
+        .step(|lockbox, _, rng| lockbox.restore(select(), rng))
+        .expect("nothing is wrong with it");
     assert_eq!(state(&target), state(&node));
     let again = target.step(|lockbox, _, rng| lockbox.restore(select(), rng));
     assert!(matches!(again, Err(LockboxError::KeyExists(_))));
