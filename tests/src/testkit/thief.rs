@@ -66,12 +66,18 @@ impl Thief {
         u16::from_be_bytes([bits[0], bits[1]]) >> 6
     }
 
-    /// What the lockbox keeps of itself: its seeds.
-    pub fn self_record(&self) -> wire::SelfRecord {
+    /// What the store says stands at a place.
+    pub fn stored(&self, place: &[u8]) -> Vec<u8> {
         let store = Folder::find(&self.folder).and_then(|folder| folder.open_store());
         let store = store.expect("a copy of a good store");
-        let stored = store.get(b"i").expect("a good store").expect("it has an identity");
+        let stored = store.get(place).expect("a good store").expect("every lockbox has it");
         store.close();
+        stored
+    }
+
+    /// What the lockbox keeps of itself: its seeds.
+    pub fn self_record(&self) -> wire::SelfRecord {
+        let stored = self.stored(b"i");
         let (version, rest) = stored.split_at(8);
         let (salt, sealed) = rest.split_at(16);
         let mut key = [0; 32];

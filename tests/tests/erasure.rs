@@ -1,0 +1,343 @@
+//! Destroyed is destroyed, also for somebody with everything: the state folder down to stale bytes in the store's files, the
+//! key file, and the format.
+//!
+//! The finder takes every stretch of bytes that could be a ciphertext, wherever it lies, and every key that can be derived.
+//! On a copy from before the destroy the same procedure finds the key, so it is able to.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use lockbox_core::primitives::aead_open;
+use lockbox_core::{labels, wire};
+use lockbox_tests::testkit::Cluster;
+use lockbox_tests::testkit::attacker::random;
+use lockbox_tests::testkit::thief::{Key, Thief};
+use prost::Message;
+
+/// Nonce and tag.
+const SEALING_BYTES: usize = 12 + 16;
+/// A sealed key.
+const SEALED_KEY_BYTES: usize = SEALING_BYTES + 32;
+/// Epoch and epoch key.
+const IMAGE_BYTES: usize = SEALING_BYTES + 8 + 32;
+/// Sealed key records whose length is tried: more than these keys take.
+const RECORD_BYTES: std::ops::Range<usize> = 160..224;
+/// Random bytes have no longer run of the same.
+const RUN_BYTES: usize = 12;
+const BUCKETS: usize = 1_024;
+/// Keeps room on the disk, and is never written to again: it has no record in it, and is larger than all else.
+const BALLAST: &str = "BALLAST";
+
+#[test]
+fn a_destroyed_key_is_not_in_any_byte_of_a_store_on_sled() {
+    destroyed_is_destroyed("sled");
+}
+
+#[test]
+fn a_destroyed_key_is_not_in_any_byte_of_a_store_on_redb() {
+    destroyed_is_destroyed("redb");
+}
+
+fn destroyed_is_destroyed(backend: &str) {
+    let cluster = Cluster::start();
+    let a = cluster.new_lockbox_on(backend, "a");
+    let [kept, material] = [random::<64>(), random::<64>()];
+    let kept_key = a.import_key("kept", &kept);
+    let key = a.import_key("canary", &material);
+    let copy = |name: &str| {
+        a.kill();
+        let thief = Thief::copy(&a.state_dir(), &a.key_file(), &cluster.folder().join(name));
+        Found::by(&thief, &[key.0, kept_key.0])
+    };
+    let before = copy("before");
+    assert!(
+        before.materials.contains(&material.to_vec()) && before.materials.contains(&kept.to_vec()),
+        "who finds nothing before proves nothing after"
+    );
+
+    a.start();
+    a.destroy(key).expect("nobody uses it");
+    // Killed, so that nothing is tidied up.
+    let after = copy("after");
+    assert!(after.materials.contains(&kept.to_vec()), "the other key went with it");
+    assert!(!after.materials.contains(&material.to_vec()), "the key came back");
+
+    // The ciphertexts of before, should they still lie anywhere, with every key of after.
+    let keys = after.keys();
+    for sealed in &before.opened {
+        let opens = keys
+            .iter()
+            .find(|key| aead_open(key, &sealed.bytes, &sealed.aad).is_ok());
+        if sealed.leads_to_all {
+            assert!(opens.is_none(), "{} of before opens", sealed.what);
+        }
+    }
+    let leading = before.opened.iter().filter(|sealed| sealed.leads_to_all).count();
+    println!(
+        "{backend}: {} stretches tried before, {} after; {} ciphertexts opened before, {leading} of them led to the key; {} keys derived after",
+        before.tried,
+        after.tried,
+        before.opened.len(),
+        keys.len()
+    );
+}
+
+/// A ciphertext that opened.
+struct Opened {
+    what: &'static str,
+    bytes: Vec<u8>,
+    aad: Vec<u8>,
+    /// Whether it is on the way to the first key that was looked for.
+    leads_to_all: bool,
+}
+
+/// What somebody got out of a folder.
+#[derive(Default)]
+struct Found {
+    subkeys: BTreeSet<Key>,
+    epochs: BTreeSet<(u64, Key)>,
+    buckets: BTreeSet<Key>,
+    data_keys: BTreeSet<(Vec<u8>, Key)>,
+    materials: BTreeSet<Vec<u8>>,
+    opened: Vec<Opened>,
+    tried: u64,
+}
+
+impl Found {
+    /// Everything that leads to these keys; the first is the one that is to be destroyed.
+    fn by(thief: &Thief, key_ids: &[[u8; 16]]) -> Self {
+        let mut found = Self {
+            subkeys: labels::ALL.iter().map(|label| thief.subkey(label)).collect(),
+            ..Self::default()
+        };
+        let mut files = Vec::new();
+        read_all(thief.folder(), &mut files);
+        let stretches: Vec<&[u8]> = files.iter().flat_map(|file| dense(file)).collect();
+        found.find_epochs(thief, &stretches);
+        let mut whole = found_in_parts(&files);
+        whole.push(thief.stored(b"T"));
+        let tables = found.find_tables(
+            thief,
+            stretches
+                .iter()
+                .copied()
+                .chain(whole.iter().map(Vec::as_slice))
+                .collect(),
+        );
+        for (number, key_id) in key_ids.iter().enumerate() {
+            found.find_data_keys(thief, &stretches, &tables, key_id, number == 0);
+            found.find_records(thief, &files, key_id, number == 0);
+        }
+        found
+    }
+
+    fn keys(&self) -> BTreeSet<Key> {
+        let epochs = self.epochs.iter().map(|(_, key)| key);
+        let data_keys = self.data_keys.iter().map(|(_, key)| key);
+        self.subkeys
+            .iter()
+            .chain(epochs)
+            .chain(&self.buckets)
+            .chain(data_keys)
+            .copied()
+            .collect()
+    }
+
+    /// Tries each place of each stretch.
+    fn open_all(&mut self, stretches: &[&[u8]], length: usize, key: &Key, sealed: &Sealed) -> Vec<Vec<u8>> {
+        let mut opened = Vec::new();
+        for bytes in stretches.iter().flat_map(|stretch| stretch.windows(length)) {
+            self.tried += 1;
+            if let Ok(content) = aead_open(key, bytes, &sealed.aad) {
+                opened.push(content.to_vec());
+                self.opened.push(Opened {
+                    what: sealed.what,
+                    bytes: bytes.to_vec(),
+                    aad: sealed.aad.clone(),
+                    leads_to_all: sealed.leads_to_all,
+                });
+            }
+        }
+        opened
+    }
+
+    /// From the images, old ones among them, and on from each by what leads to the next.
+    fn find_epochs(&mut self, thief: &Thief, stretches: &[&[u8]]) {
+        let image = Sealed::new("a root image", thief.aad(labels::EPOCH_KEY, &[]));
+        let sealing = thief.subkey(labels::EPOCH_SEALING);
+        let mut waiting: Vec<(u64, Key)> = Vec::new();
+        for content in self.open_all(stretches, IMAGE_BYTES, &sealing, &image) {
+            let (epoch, key) = content.split_first_chunk::<8>().expect("it has 40 bytes");
+            waiting.push((u64::from_be_bytes(*epoch), array(key)));
+        }
+        while let Some((epoch, key)) = waiting.pop() {
+            if self.epochs.insert((epoch, key)) {
+                let aad = thief.aad(labels::NEXT_EPOCH_KEY, &epoch.to_be_bytes());
+                let next = Sealed::new("a next epoch key", aad);
+                let opened = self.open_all(stretches, SEALED_KEY_BYTES, &key, &next);
+                waiting.extend(opened.iter().map(|next| (epoch + 1, array(next))));
+            }
+        }
+    }
+
+    fn find_tables(&mut self, thief: &Thief, stretches: Vec<&[u8]>) -> Vec<Vec<Key>> {
+        let mut tables = Vec::new();
+        for (epoch, key) in self.epochs.clone() {
+            let aad = thief.aad(labels::BUCKET_TABLE, &epoch.to_be_bytes());
+            let sealed = Sealed::leading("a table of bucket keys", aad);
+            for content in self.open_all(&stretches, sealed_table_bytes(), &key, &sealed) {
+                let table = wire::BucketTable::decode(&content[..]).expect("it was sealed so");
+                let keys: Vec<Key> = table.keys.as_chunks().0.to_vec();
+                self.buckets.extend(&keys);
+                tables.push(keys);
+            }
+        }
+        tables
+    }
+
+    fn find_data_keys(
+        &mut self,
+        thief: &Thief,
+        stretches: &[&[u8]],
+        tables: &[Vec<Key>],
+        key_id: &[u8; 16],
+        is_first: bool,
+    ) {
+        let bucket = thief.bucket_of(key_id);
+        let place = [&b"W"[..], &bucket.to_be_bytes(), key_id].concat();
+        let sealed = Sealed {
+            leads_to_all: is_first,
+            ..Sealed::new("a data-encryption key", thief.aad(labels::DATA_KEY, &place))
+        };
+        let keys: BTreeSet<Key> = tables.iter().map(|table| table[usize::from(bucket)]).collect();
+        for key in keys {
+            for content in self.open_all(stretches, SEALED_KEY_BYTES, &key, &sealed) {
+                self.data_keys.insert((key_id.to_vec(), array(&content)));
+            }
+        }
+    }
+
+    /// A record stands behind its version, which is a small number of eight bytes.
+    fn find_records(&mut self, thief: &Thief, files: &[Vec<u8>], key_id: &[u8; 16], is_first: bool) {
+        let place = [b"R", &key_id[..]].concat();
+        let keys: Vec<Key> = self
+            .data_keys
+            .iter()
+            .filter(|(of, _)| of == key_id)
+            .map(|(_, key)| *key)
+            .collect();
+        for (version, rest) in files.iter().flat_map(|file| versioned(file)) {
+            let sealed = Sealed {
+                leads_to_all: is_first,
+                ..Sealed::new(
+                    "a key record",
+                    thief.aad(labels::KEY_RECORD, &[version, &place].concat()),
+                )
+            };
+            for key in &keys {
+                for length in RECORD_BYTES.filter(|length| *length <= rest.len()) {
+                    for content in self.open_all(&[&rest[..length]], length, key, &sealed) {
+                        let record = wire::KeyRecord::decode(&content[..]).expect("it was sealed so");
+                        self.materials.insert(record.material.clone());
+                    }
+                }
+            }
+        }
+    }
+}
+
+struct Sealed {
+    what: &'static str,
+    aad: Vec<u8>,
+    leads_to_all: bool,
+}
+
+impl Sealed {
+    fn new(what: &'static str, aad: Vec<u8>) -> Self {
+        let leads_to_all = false;
+        Self {
+            what,
+            aad,
+            leads_to_all,
+        }
+    }
+
+    fn leading(what: &'static str, aad: Vec<u8>) -> Self {
+        Self {
+            leads_to_all: true,
+            ..Self::new(what, aad)
+        }
+    }
+}
+
+fn sealed_table_bytes() -> usize {
+    let table = wire::BucketTable {
+        version: 1,
+        keys: vec![0; BUCKETS * 32],
+        // Each takes one byte, as long as its bucket got fewer than 128 keys.
+        generations: vec![1; BUCKETS],
+    };
+    SEALING_BYTES + table.encoded_len()
+}
+
+/// What could be a table that the store on sled keeps in parts of 4,096 bytes, in the order in which sled wrote them. sled
+/// puts the length before each (4,096 is `f9 07 10`).
+fn found_in_parts(files: &[Vec<u8>]) -> Vec<Vec<u8>> {
+    const PART: usize = 4_096;
+    let rest = sealed_table_bytes() % PART;
+    let rest_length = [241 + ((rest - 240) / 256) as u8, ((rest - 240) % 256) as u8];
+    let mut tables = Vec::new();
+    for file in files {
+        let mut parts: Vec<&[u8]> = Vec::new();
+        for at in 3..file.len() {
+            if file[..at].ends_with(&[0xf9, 0x07, 0x10]) && file.len() >= at + PART {
+                parts.push(&file[at..at + PART]);
+            } else if file[..at].ends_with(&rest_length) && file.len() >= at + rest {
+                let before = parts.len().saturating_sub(sealed_table_bytes() / PART);
+                tables.push([&parts[before..].concat(), &file[at..at + rest]].concat());
+            }
+        }
+    }
+    tables.retain(|table| table.len() == sealed_table_bytes());
+    tables
+}
+
+fn array(bytes: &[u8]) -> Key {
+    bytes.try_into().expect("a key has 32 bytes")
+}
+
+fn read_all(folder: &Path, files: &mut Vec<Vec<u8>>) {
+    for entry in fs::read_dir(folder).expect("the copy is ours") {
+        let path = entry.expect("the copy is ours").path();
+        if path.is_dir() {
+            read_all(&path, files);
+        } else if path.file_name().is_none_or(|name| name != BALLAST) {
+            files.push(fs::read(&path).expect("the copy is ours"));
+        }
+    }
+}
+
+/// The stretches of a file that may be random: between the runs of one byte that stores pad with.
+fn dense(file: &[u8]) -> Vec<&[u8]> {
+    let mut stretches = Vec::new();
+    let mut start = 0;
+    let mut at = 0;
+    for run in file.chunk_by(|a, b| a == b) {
+        if run.len() > RUN_BYTES {
+            stretches.push(&file[start..at + RUN_BYTES]);
+            start = at + run.len() - RUN_BYTES;
+        }
+        at += run.len();
+    }
+    stretches.push(&file[start..]);
+    stretches.retain(|stretch| stretch.len() >= SEALED_KEY_BYTES);
+    stretches
+}
+
+/// Every place that could be behind a version, with the version.
+fn versioned(file: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
+    let places = file.windows(8).enumerate();
+    let versions = places.filter(|(_, version)| version[..7] == [0; 7] && version[7] > 0);
+    versions.map(|(at, version)| (version, &file[at + 8..]))
+}
