@@ -31,9 +31,11 @@ pub const BOOK_RECORD: &[u8] = b"lockbox/v1/seal/book-record";
 pub const TRANSFER_SESSION: &[u8] = b"lockbox/v1/transfer/session";
 /// aad of a chunk.
 pub const TRANSFER_CHUNK: &[u8] = b"lockbox/v1/transfer/chunk";
+/// HKDF info: that data was opened with a job's new key.
+pub const JOB_OPENED: &[u8] = b"lockbox/v1/job/opened";
 
 /// All of them.
-pub const ALL: [&[u8]; 15] = [
+pub const ALL: [&[u8]; 16] = [
     SLOT_KEY_FILE,
     SLOT_ROOT,
     EPOCH_SEALING,
@@ -49,6 +51,7 @@ pub const ALL: [&[u8]; 15] = [
     BOOK_RECORD,
     TRANSFER_SESSION,
     TRANSFER_CHUNK,
+    JOB_OPENED,
 ];
 
 #[cfg(test)]

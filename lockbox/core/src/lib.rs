@@ -6,6 +6,7 @@
 pub mod keys;
 pub mod labels;
 mod ledger;
+pub mod lifecycle;
 pub mod limits;
 pub mod lockbox;
 pub mod permit;

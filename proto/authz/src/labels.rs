@@ -9,9 +9,10 @@ pub const WRAPPING_CERTIFICATE: &str = "application/vnd.lockbox.wrapping-certifi
 pub const SESSION_OFFER: &str = "application/vnd.lockbox.session-offer.v1+protobuf";
 pub const RECEIPT: &str = "application/vnd.lockbox.receipt.v1+protobuf";
 pub const ERASURE_RECORD: &str = "application/vnd.lockbox.erasure-record.v1+protobuf";
+pub const INVENTORY_REPORT: &str = "application/vnd.lockbox.inventory-report.v1+protobuf";
 
 /// All of them.
-pub const ALL: [&str; 8] = [
+pub const ALL: [&str; 9] = [
     ROSTER_ENTRY,
     JOIN_REQUEST,
     AUTHORIZATION,
@@ -20,6 +21,7 @@ pub const ALL: [&str; 8] = [
     SESSION_OFFER,
     RECEIPT,
     ERASURE_RECORD,
+    INVENTORY_REPORT,
 ];
 
 #[cfg(test)]
