@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
-const FILES: [&str; 4] = [
+const FILES: [&str; 5] = [
     "lockbox/control/v1/control.proto",
+    "lockbox/local/v1/lifecycle.proto",
     "lockbox/local/v1/local.proto",
     "lockbox/node/v1/node.proto",
     "lockbox/peer/v1/peer.proto",
