@@ -5,6 +5,7 @@ mod client_file;
 mod cluster;
 mod error;
 mod head_file;
+mod impact;
 mod lockbox;
 mod members;
 mod output;
@@ -79,6 +80,8 @@ enum Command {
     /// Transfers of keys between lockboxes
     #[command(subcommand)]
     Transfer(transfer::Transfer),
+    /// What a stolen key or lockbox opens, from what the lockboxes have reported
+    Impact(impact::ImpactCommand),
     /// The signed chain that says who belongs to the cluster
     #[command(subcommand)]
     Roster(roster::Roster),
@@ -118,6 +121,7 @@ fn run(cli: Cli) -> Result<(), CliError> {
         Command::Broker(brokers) => brokers.run(&global),
         Command::Admin(admins) => admins.run(&global),
         Command::Transfer(transfer) => transfer.run(&global),
+        Command::Impact(impact) => impact.run(&global),
         Command::Roster(roster) => roster.run(&global),
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -5,6 +5,7 @@
 //! one sync; its answer is held back until everything that the turn could have seen is durable. So nobody is ever told of
 //! a change that a power cut could undo, and a reader needs no lock against the sync.
 
+mod inventory;
 mod joins;
 mod keys;
 mod lockboxes;
@@ -24,6 +25,7 @@ use tokio::sync::watch;
 
 use crate::refusal::Refusal;
 
+pub use inventory::{Exposed, Impact};
 pub use joins::{JoinOutcome, PendingJoin};
 pub use lockboxes::LockboxFacts;
 pub use reports::Reported;
