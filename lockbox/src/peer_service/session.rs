@@ -238,6 +238,11 @@ fn concerns_the_target(refusal: &Refusal) -> bool {
             | Refusal::NothingSelected
             | Refusal::State { .. }
             | Refusal::Policy { .. }
+            | Refusal::Canary(_)
+            | Refusal::MissingAncestor { .. }
+            | Refusal::LayerLeftBehind { .. }
+            | Refusal::TooManyLayers(_)
+            | Refusal::TooManyKeys { .. }
             | Refusal::TooManyChunks
     )
 }
