@@ -587,8 +587,10 @@ fn withholds_a_torn_chain_when_labels_select() {
 
 #[test]
 fn rejects_layers_that_do_not_fit_into_one_chunk() {
-    let mut group = Group::default();
-    group.key_ids = vec![KeyId([1; 16]); MAX_CHUNK_KEYS + 1];
+    let group = Group {
+        key_ids: vec![KeyId([1; 16]); MAX_CHUNK_KEYS + 1],
+        bytes: 0,
+    };
     let refusal = Plan::default().add_group(&group, MAX_CHUNK_KEYS);
     assert!(matches!(refusal, Err(Refusal::TooManyLayers(_))));
 }
