@@ -65,6 +65,10 @@ impl Broker {
         self.registry.roster()
     }
 
+    pub(crate) fn registry(&self) -> &Arc<Registry> {
+        &self.registry
+    }
+
     pub fn requesters(&self) -> &Requesters {
         &self.requesters
     }
@@ -403,7 +407,7 @@ impl Broker {
         .await
     }
 
-    async fn turn<T: Send + 'static>(
+    pub(crate) async fn turn<T: Send + 'static>(
         self: &Arc<Self>,
         work: impl FnOnce(&Self, &mut Turn<'_>) -> Result<T, Refusal> + Send + 'static,
     ) -> Result<T, Refusal> {

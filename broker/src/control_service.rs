@@ -200,23 +200,27 @@ impl ControlService for ControlPort {
 }
 
 impl ControlPort {
-    /// Who asks. A client that no row of the table names gets no further than this.
     fn requester<T>(&self, request: &Request<T>) -> Result<String, Status> {
-        let Some(PeerIdentity::Certificate(certificate)) = request.extensions().get() else {
-            return Err(Status::unauthenticated("the connection has no client certificate"));
-        };
-        let name = requester_name(certificate).map_err(|error| refused(error.into()))?;
-        decide::known(self.broker.requesters(), &name).map_err(|denied| {
-            tracing::warn!(requester = name, refusal = %denied, "a client was turned away");
-            refused(denied.into())
-        })?;
-        Ok(name)
+        requester(&self.broker, request)
     }
 
     async fn authorize(&self, requester: String, request: AuthorizeTransferRequest) -> Result<Authorized, Refusal> {
         let request = transfer_request(requester, request)?;
         self.broker.authorize(request).await
     }
+}
+
+/// Who asks. A client that no row of the table names gets no further than this.
+pub(crate) fn requester<T>(broker: &Broker, request: &Request<T>) -> Result<String, Status> {
+    let Some(PeerIdentity::Certificate(certificate)) = request.extensions().get() else {
+        return Err(Status::unauthenticated("the connection has no client certificate"));
+    };
+    let name = requester_name(certificate).map_err(|error| refused(error.into()))?;
+    decide::known(broker.requesters(), &name).map_err(|denied| {
+        tracing::warn!(requester = name, refusal = %denied, "a client was turned away");
+        refused(denied.into())
+    })?;
+    Ok(name)
 }
 
 /// What the log says of a request for a transfer that is refused.

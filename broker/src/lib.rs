@@ -7,6 +7,7 @@
 //! | [`registry`] | what the broker remembers, durably |
 //! | [`broker`] | the two together with the signing key and the open connections |
 //! | [`node_service`], [`control_service`] | the two ports; they parse, ask and answer |
+//! | [`inventory_service`] | what lockboxes report of their keys, and what a stolen one opens |
 //! | [`admin`], [`init`], [`pki`] | the admins' side: changes of the roster, new clusters, certificates |
 //! | [`cli`] | the command line |
 //!
@@ -25,9 +26,11 @@ pub mod decide;
 mod evidence;
 pub mod files;
 pub mod init;
+pub mod inventory_service;
 pub mod keyfile;
 pub mod limits;
 pub mod node_service;
+pub mod picture;
 pub mod pki;
 pub mod refusal;
 pub mod registry;

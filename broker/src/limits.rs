@@ -27,6 +27,9 @@ pub const MAX_PAGE: usize = 1_000;
 /// Bytes after which a page ends early: a transfer may name 1,024 keys, and a page must fit in one message of 4 MiB.
 pub const MAX_PAGE_BYTES: usize = 2 * 1024 * 1024;
 
+/// Keys that one answer about impact looks at.
+pub const MAX_IMPACT_KEYS: usize = 100_000;
+
 /// From an opened stream to the lockbox's Hello.
 pub const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 

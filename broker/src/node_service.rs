@@ -133,7 +133,7 @@ impl NodeService for NodePort {
     }
 }
 
-fn peer_key<T>(request: &Request<T>) -> Result<PublicKey, Status> {
+pub(crate) fn peer_key<T>(request: &Request<T>) -> Result<PublicKey, Status> {
     let refused = || Status::permission_denied("the connection proves no Ed25519 key that can be used");
     match request.extensions().get() {
         Some(PeerIdentity::RawKey(key)) => PublicKey::from_slice("peer key", key).map_err(|_| refused()),
@@ -141,6 +141,6 @@ fn peer_key<T>(request: &Request<T>) -> Result<PublicKey, Status> {
     }
 }
 
-fn envelope(bytes: &[u8]) -> Result<UnverifiedEnvelope, Status> {
+pub(crate) fn envelope(bytes: &[u8]) -> Result<UnverifiedEnvelope, Status> {
     UnverifiedEnvelope::from_bytes(bytes).map_err(|_| Status::invalid_argument("an envelope is not well-formed"))
 }

@@ -1,6 +1,7 @@
 //! Why the broker did not do what it was asked. What of it the asker learns is said in `status`.
 
 use lockbox_authz::certificate::CertificateError;
+use lockbox_authz::inventory::InventoryError;
 use lockbox_authz::limits::MAX_CLOCK_SKEW_MS;
 use lockbox_authz::{EnvelopeError, FieldError, RosterError};
 use lockbox_store::StoreFailure;
@@ -39,6 +40,10 @@ pub enum Refusal {
     Envelope(EnvelopeError),
     #[error("{0}")]
     Certificate(CertificateError),
+    #[error("{0}")]
+    Inventory(InventoryError),
+    #[error("no lockbox is called {0}; `lockbox-broker lockbox list` shows them")]
+    UnknownLockbox(String),
     #[error("this is about another cluster; check which broker is asked")]
     OtherCluster,
     #[error("this is about another authorization")]

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use lockbox_authz::Signer;
 use lockbox_rpc::tls::raw_key::{self, NodeKey};
 use lockbox_rpc::tls::x509;
-use lockbox_rpc::transport::{ServerLimits, serve_tls};
+use lockbox_rpc::transport::{ServerLimits, Services, serve_tls};
 use lockbox_store::{Media, StoreFailure};
 use lockbox_store_sled::SledStore;
 use tokio::net::TcpListener;
@@ -18,7 +18,7 @@ use crate::broker::Broker;
 use crate::config::{Config, ConfigError, Log, LogFormat};
 use crate::files::{self, FileError};
 use crate::registry::{OpenError, Registry};
-use crate::{control_service, init, keyfile, node_service};
+use crate::{control_service, init, inventory_service, keyfile, node_service};
 
 /// Why the daemon did not start, or stopped by itself.
 #[derive(Debug, thiserror::Error)]
@@ -119,14 +119,18 @@ impl Bound {
         let node = serve_tls(
             self.node_listener,
             self.node_tls,
-            node_service::service(Arc::clone(&broker)),
+            Services::new()
+                .with(node_service::service(Arc::clone(&broker)))
+                .with(inventory_service::inventory(Arc::clone(&broker))),
             node_service::limits(&broker),
             broker.stopping(),
         );
         let control = serve_tls(
             self.control_listener,
             self.control_tls,
-            control_service::service(Arc::clone(&broker)),
+            Services::new()
+                .with(control_service::service(Arc::clone(&broker)))
+                .with(inventory_service::impact(Arc::clone(&broker))),
             ServerLimits::default(),
             broker.stopping(),
         );

@@ -19,7 +19,7 @@ pub(crate) fn for_requester(refusal: &Refusal) -> Status {
 pub(crate) fn for_node(refusal: &Refusal) -> Status {
     match refusal {
         Refusal::Store(_) | Refusal::Record(_) => for_machine(refusal),
-        Refusal::Envelope(_) | Refusal::Certificate(_) => Status::new(
+        Refusal::Envelope(_) | Refusal::Certificate(_) | Refusal::Inventory(_) => Status::new(
             code(refusal),
             "what was sent is not properly signed for this; the broker's log says why",
         ),
@@ -42,9 +42,11 @@ fn code(refusal: &Refusal) -> Code {
     match refusal {
         Refusal::Denied(denied) => code_of_denial(denied),
         Refusal::Field(_) => Code::InvalidArgument,
-        Refusal::Envelope(_) | Refusal::Certificate(_) | Refusal::Roster(_) => Code::PermissionDenied,
+        Refusal::Envelope(_) | Refusal::Certificate(_) | Refusal::Inventory(_) | Refusal::Roster(_) => {
+            Code::PermissionDenied
+        }
         Refusal::RequestIdTaken => Code::AlreadyExists,
-        Refusal::UnknownTransfer => Code::NotFound,
+        Refusal::UnknownTransfer | Refusal::UnknownLockbox(_) => Code::NotFound,
         Refusal::NotNext { .. } => Code::Aborted,
         Refusal::AlreadyComplete
         | Refusal::OtherCluster

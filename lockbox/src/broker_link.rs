@@ -8,6 +8,7 @@
 //! | asks | asks for admission, again and again | syncs |
 //! | streams | see [`stream`] | connects |
 
+mod inventory;
 mod report;
 mod stream;
 
@@ -142,6 +143,16 @@ pub(crate) async fn run(node: Arc<Node>) {
 
 /// A client of a broker's node port that has proved its key.
 pub(crate) async fn connect(node: &Node, broker: &BrokerAddress) -> Result<NodeServiceClient<Channel>, LinkError> {
+    Ok(node_client(connect_channel(node, broker).await?))
+}
+
+fn node_client(channel: Channel) -> NodeServiceClient<Channel> {
+    NodeServiceClient::new(channel)
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES)
+}
+
+async fn connect_channel(node: &Node, broker: &BrokerAddress) -> Result<Channel, LinkError> {
     let key = node.identity().await?;
     let tls = raw_key::client_config(&key, *broker.signing_key.as_bytes());
     let timeouts = ClientTimeouts {
@@ -149,10 +160,7 @@ pub(crate) async fn connect(node: &Node, broker: &BrokerAddress) -> Result<NodeS
         keepalive_timeout: KEEPALIVE_TIMEOUT,
         ..ClientTimeouts::default()
     };
-    let channel = connect_raw_key(&broker.address, tls, &timeouts).await?;
-    Ok(NodeServiceClient::new(channel)
-        .max_decoding_message_size(MAX_MESSAGE_BYTES)
-        .max_encoding_message_size(MAX_MESSAGE_BYTES))
+    Ok(connect_raw_key(&broker.address, tls, &timeouts).await?)
 }
 
 /// Asks for admission without a token. True if the roster has this lockbox already.
@@ -184,7 +192,8 @@ async fn membership(cluster: &mut tokio::sync::watch::Receiver<Option<Arc<Cluste
 
 /// Talks to one broker for as long as that goes.
 async fn talk(node: &Arc<Node>, broker: &BrokerAddress, backoff: &mut Backoff) -> Result<Infallible, LinkError> {
-    let client = connect(node, broker).await?;
+    let channel = connect_channel(node, broker).await?;
+    let client = node_client(channel.clone());
     loop {
         roster_sync::with_broker(node, &client).await?;
         let cluster = node.engine.cluster()?;
@@ -194,7 +203,12 @@ async fn talk(node: &Arc<Node>, broker: &BrokerAddress, backoff: &mut Backoff) -
         }
         match cluster.standing {
             Standing::Retired => return Err(LinkError::SelfRetired),
-            Standing::Admitted => return stream::run(node, client, backoff).await,
+            Standing::Admitted => {
+                return tokio::select! {
+                    ended = stream::run(node, client, backoff) => ended,
+                    ended = inventory::run(node, channel) => ended,
+                };
+            }
             Standing::None | Standing::Pending => {
                 if let Ok(labels) = node.joining.try_lock()
                     && !ask_for_admission(node, &client, labels.clone()).await?

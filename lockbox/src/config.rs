@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use lockbox_authz::field;
 use lockbox_authz::limits::MAX_ADDRESS_CHARS;
+use lockbox_core::lifecycle::caps::{Caps, MAX_TRANSFERS_PER_HOUR};
 use rustix::process::geteuid;
 use serde::{Deserialize, Serialize};
 
@@ -29,6 +30,8 @@ pub struct Config {
     pub allowed_gids: Vec<u32>,
     /// What keeps the store's records.
     pub store: Backend,
+    /// What leaves at most, whatever a broker signs.
+    pub caps: Caps,
     pub log: Log,
 }
 
@@ -133,6 +136,11 @@ impl Config {
              # allowed_uids = []\n\
              # allowed_gids = []\n\
              \n\
+             # What leaves at most, whatever a broker signs; without a line, as much as is authorized.\n\
+             [caps]\n\
+             # transfers_per_hour = 60\n\
+             # keys_per_authorization = 1024\n\
+             \n\
              [log]\n\
              # \"text\" or \"json\"\n\
              format = \"text\"\n\
@@ -170,7 +178,16 @@ struct RawConfig {
     #[serde(default)]
     store: Backend,
     #[serde(default)]
+    caps: RawCaps,
+    #[serde(default)]
     log: Log,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawCaps {
+    transfers_per_hour: Option<u32>,
+    keys_per_authorization: Option<u64>,
 }
 
 impl RawConfig {
@@ -203,6 +220,23 @@ impl RawConfig {
             }
             None => {}
         }
+        let hourly = self.caps.transfers_per_hour;
+        if hourly.is_some_and(|cap| !(1..=MAX_TRANSFERS_PER_HOUR).contains(&cap)) {
+            let problem = format!("it must be 1 to {MAX_TRANSFERS_PER_HOUR}");
+            return Err(refuse(
+                "caps.transfers_per_hour",
+                problem,
+                "correct the value, or remove it",
+            ));
+        }
+        if self.caps.keys_per_authorization == Some(0) {
+            let problem = "it must be 1 or more".to_owned();
+            return Err(refuse(
+                "caps.keys_per_authorization",
+                problem,
+                "correct the value, or pin the keys that must not leave",
+            ));
+        }
         let base = file.parent().unwrap_or(Path::new(""));
         let mut allowed_uids = self.allowed_uids;
         allowed_uids.extend([0, geteuid().as_raw()]);
@@ -215,6 +249,10 @@ impl RawConfig {
             allowed_uids,
             allowed_gids: self.allowed_gids,
             store: self.store,
+            caps: Caps {
+                transfers_per_hour: hourly,
+                keys_per_authorization: self.caps.keys_per_authorization,
+            },
             log: self.log,
         })
     }
@@ -319,6 +357,29 @@ allowed_gids = [107]
     fn rejects_a_store_that_is_not_known() {
         let error = complaint("peer_listen", "store = \"bolt\"\npeer_listen");
         assert!(error.contains("store") && error.contains("redb"), "{error}");
+    }
+
+    #[test]
+    fn caps_are_read() {
+        let text = format!("{GOOD}[caps]\ntransfers_per_hour = 3\nkeys_per_authorization = 10\n");
+        let caps = parse(&text).unwrap().caps;
+        assert_eq!(
+            (caps.transfers_per_hour, caps.keys_per_authorization),
+            (Some(3), Some(10))
+        );
+        assert_eq!(parse(GOOD).unwrap().caps, Caps::default());
+    }
+
+    /// Nothing may leave is said by pinning, and never by a number that looks like no limit.
+    #[test]
+    fn rejects_a_cap_that_is_none() {
+        for line in [
+            "transfers_per_hour = 0",
+            "transfers_per_hour = 5000",
+            "keys_per_authorization = 0",
+        ] {
+            assert!(parse(&format!("{GOOD}[caps]\n{line}\n")).is_err(), "{line}");
+        }
     }
 
     #[test]

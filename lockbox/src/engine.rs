@@ -13,6 +13,7 @@
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use lockbox_authz::{ErasureClass, LockboxId, PublicKey, Roster, Signer};
+use lockbox_core::lifecycle::caps::Caps;
 use lockbox_core::lockbox::{Lockbox, LockboxError, Membership, Standing};
 use lockbox_core::secrets::RootKey;
 use lockbox_core::slots::Header;
@@ -32,6 +33,8 @@ pub struct Engine {
     state: RwLock<Option<Unsealed>>,
     /// Proofs that the lockbox has not been shown yet.
     proofs: Mutex<Vec<Durable>>,
+    /// What the configuration lets leave at most.
+    caps: Mutex<Caps>,
     /// `None` while sealed.
     cluster: watch::Sender<Option<Arc<Cluster>>>,
     /// Counts durable steps.
@@ -108,6 +111,7 @@ impl Engine {
         Arc::new(Self {
             state: RwLock::new(None),
             proofs: Mutex::new(Vec::new()),
+            caps: Mutex::default(),
             cluster: watch::Sender::new(None),
             activity: watch::Sender::new(0),
             durable: watch::Sender::new(0),
@@ -115,13 +119,23 @@ impl Engine {
         })
     }
 
+    /// Sets what may leave at most, from when it is next unsealed.
+    pub fn set_caps(&self, caps: Caps) {
+        *self.caps.lock().unwrap_or_else(PoisonError::into_inner) = caps;
+    }
+
+    fn caps(&self) -> Caps {
+        *self.caps.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Opens the store and the lockbox in it. Blocks. The engine must be sealed.
     pub fn open(&self, folder: &Folder, header: Header, root: RootKey) -> Result<(), OpenError> {
         let store = folder.open_store()?;
-        let (lockbox, unfinished) = open_lockbox(&store, folder, &header, &root)?;
+        let (mut lockbox, unfinished) = open_lockbox(&store, folder, &header, &root)?;
         if let Some(batch) = unfinished {
             store.commit(batch)?;
         }
+        lockbox.set_caps(self.caps());
         let mut state = self.write();
         self.publish(&lockbox);
         *state = Some(Unsealed {
@@ -336,6 +350,7 @@ impl Engine {
                 unsealed.store.commit(batch)?;
             }
             unsealed.lockbox = lockbox;
+            unsealed.lockbox.set_caps(self.caps());
             Ok(())
         });
         match outcome {

@@ -4,6 +4,7 @@
 
 mod backup;
 mod convert;
+pub(crate) mod lifecycle;
 
 use std::sync::Arc;
 
@@ -234,10 +235,12 @@ impl LocalService for LocalPort {
             .node
             .engine
             .step(move |lockbox, now_ms, rng| lockbox.destroy_key(key_id, force, now_ms, rng));
-        let tombstone = step.await.map_err(status::local)?;
-        tracing::info!(key = %key_id, uid = peer.uid, pid = peer.pid, "destroyed");
+        let destroyed = step.await.map_err(status::local)?;
+        let remaining = destroyed.remaining.len();
+        tracing::info!(key = %key_id, remaining, uid = peer.uid, pid = peer.pid, "destroyed");
         Ok(Response::new(DestroyKeyResponse {
-            key: Some(convert::tombstone(&tombstone)),
+            key: Some(convert::tombstone(&destroyed.tombstone)),
+            remaining_key_ids: destroyed.remaining.into_iter().map(KeyId::to_vec).collect(),
         }))
     }
 

@@ -67,6 +67,7 @@ pub enum IdentityError {
 impl Node {
     pub fn new(config: Config, folder: Folder, engine: Arc<Engine>, ports_file: Option<PathBuf>) -> Arc<Self> {
         let ports = PortsFile::new(ports_file, &config);
+        engine.set_caps(config.caps);
         Arc::new(Self {
             config,
             folder,

@@ -75,7 +75,9 @@ async fn serve(config: Config, folder: Folder, options: ServeOptions) -> Result<
     if let Some(path) = &options.unseal_key_file {
         unseal(&node, path).await?;
     }
-    let service = Services::new().with(local_service::service(Arc::clone(&node)));
+    let service = Services::new()
+        .with(local_service::service(Arc::clone(&node)))
+        .with(local_service::lifecycle::service(Arc::clone(&node)));
     announce(&node);
     let stopped = async {
         let name = stop.next().await;

@@ -3,6 +3,7 @@
 //! What another machine is told stands in [`crate::peer_service`]: that is coarse.
 
 use lockbox_authz::{FieldError, RosterError};
+use lockbox_core::lifecycle::LifecycleError;
 use lockbox_core::lockbox::LockboxError;
 use lockbox_core::slots::SlotError;
 use lockbox_core::transfer::target::TargetError;
@@ -83,9 +84,26 @@ impl LocalCode for LockboxError {
             // SPEC section 11.6: the text says which.
             Self::NoKey(_) | Self::NoAlarm(_) | Self::WasDestroyed(_) | Self::WasMoved { .. } => Code::NotFound,
             Self::KeyExists(_) => Code::AlreadyExists,
+            Self::Lifecycle(error) => error.code(),
             Self::OtherCluster { .. } | Self::NoCluster | Self::KeyInTransfer { .. } | Self::KeyInUse { .. } => {
                 Code::FailedPrecondition
             }
+        }
+    }
+}
+
+impl LocalCode for LifecycleError {
+    fn code(&self) -> Code {
+        match self {
+            Self::NoJob(_) | Self::NoConsumer { .. } => Code::NotFound,
+            Self::Proof(_) | Self::Field(_) => Code::InvalidArgument,
+            Self::ClonePolicy { .. } => Code::PermissionDenied,
+            Self::Transition { .. }
+            | Self::State { .. }
+            | Self::Layered { .. }
+            | Self::InJob { .. }
+            | Self::JobState { .. }
+            | Self::TooManyLayers(_) => Code::FailedPrecondition,
         }
     }
 }

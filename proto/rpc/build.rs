@@ -2,9 +2,12 @@
 
 use std::path::Path;
 
-const FILES: [&str; 4] = [
+const FILES: [&str; 7] = [
     "lockbox/control/v1/control.proto",
+    "lockbox/control/v1/impact.proto",
+    "lockbox/local/v1/lifecycle.proto",
     "lockbox/local/v1/local.proto",
+    "lockbox/node/v1/inventory.proto",
     "lockbox/node/v1/node.proto",
     "lockbox/peer/v1/peer.proto",
 ];

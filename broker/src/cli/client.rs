@@ -7,6 +7,7 @@ use lockbox_authz::roster::file::{decode_entries, encode_entries};
 use lockbox_authz::roster::{Change, Roster};
 use lockbox_authz::{ClusterId, SecretKey, UnverifiedEnvelope};
 use lockbox_rpc::api::control::control_service_client::ControlServiceClient;
+use lockbox_rpc::api::control::impact_service_client::ImpactServiceClient;
 use lockbox_rpc::api::control::{ListRosterEntriesRequest, SubmitRosterEntryRequest};
 use lockbox_rpc::tls::x509;
 use lockbox_rpc::transport::{ClientTimeouts, MAX_MESSAGE_BYTES, connect_x509};
@@ -33,6 +34,7 @@ const SUBMISSIONS: usize = 2;
 pub(super) struct Broker {
     pub(super) file: ClientFile,
     pub(super) client: ControlServiceClient<Channel>,
+    pub(super) impact: ImpactServiceClient<Channel>,
     seen: HeadFile,
 }
 
@@ -69,11 +71,17 @@ impl Broker {
             )
         })?;
         let channel = connect_x509(&file.server, &file.server_name, tls, &ClientTimeouts::default()).await?;
+        let impact = ImpactServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
         let client = ControlServiceClient::new(channel)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
         let seen = HeadFile::beside(&global.client);
-        Ok(Self { file, client, seen })
+        Ok(Self {
+            file,
+            client,
+            impact,
+            seen,
+        })
     }
 
     /// The cluster that the client file names.

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::client::{Admin, Broker};
 use super::error::CliError;
 use super::output::{Format, Table, print, print_json};
-use super::{Global, block_on};
+use super::{Global, block_on, impact};
 use crate::clock::rfc3339;
 use crate::decide::find_lockbox;
 
@@ -50,11 +50,27 @@ pub(super) enum Lockbox {
         #[command(flatten)]
         admin: Admin,
     },
+    /// Retire a stolen lockbox, revoke what is open with it, and show everything that it opens
+    Compromise {
+        /// Its name or id
+        lockbox: String,
+        /// For people
+        #[arg(long, default_value = "stolen")]
+        reason: String,
+        /// Don't ask for confirmation
+        #[arg(long)]
+        yes: bool,
+        #[command(flatten)]
+        admin: Admin,
+    },
 }
 
 impl Lockbox {
     pub(super) fn run(self, global: &Global) -> Result<(), CliError> {
         if let Self::Retire {
+            lockbox, yes: false, ..
+        }
+        | Self::Compromise {
             lockbox, yes: false, ..
         } = &self
         {
@@ -84,6 +100,9 @@ impl Lockbox {
                 Self::Retire {
                     lockbox, reason, admin, ..
                 } => retire(global, &mut broker, &admin, &lockbox, reason).await,
+                Self::Compromise {
+                    lockbox, reason, admin, ..
+                } => impact::compromise(global, &mut broker, &admin, &lockbox, reason).await,
             }
         })
     }

@@ -6,6 +6,7 @@ mod cluster;
 mod error;
 mod evidence;
 mod head_file;
+mod impact;
 mod lockbox;
 mod members;
 mod output;
@@ -83,6 +84,8 @@ enum Command {
     /// What became of a lockbox's keys, for restoring a backup of it
     #[command(subcommand)]
     Evidence(evidence::Evidence),
+    /// What a stolen key or lockbox opens, from what the lockboxes have reported
+    Impact(impact::ImpactCommand),
     /// The signed chain that says who belongs to the cluster
     #[command(subcommand)]
     Roster(roster::Roster),
@@ -123,6 +126,7 @@ fn run(cli: Cli) -> Result<(), CliError> {
         Command::Admin(admins) => admins.run(&global),
         Command::Transfer(transfer) => transfer.run(&global),
         Command::Evidence(evidence) => evidence.run(&global),
+        Command::Impact(impact) => impact.run(&global),
         Command::Roster(roster) => roster.run(&global),
         Command::Completions { shell } => {
             let mut script = Vec::new();

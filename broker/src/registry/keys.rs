@@ -16,10 +16,15 @@
 //! | `pending/` identity key | `PendingRecord` |
 //! | `destruction/` lockbox id, hash | envelope of the destruction record |
 //! | `restoration/` predecessor's id, lockbox id | envelope of the restoration record |
+//! | `inventory/` lockbox id, key id | `InventoryEntry` |
+//! | `inventory-at/` lockbox id | when the lockbox last reported |
+//! | `holder/` key id, lockbox id | nothing: the lockboxes that have, or had, a key |
+//! | `material/` material id, key id | nothing: the keys of a material |
+//! | `child/` key id, key id | nothing: the keys that descend from one |
 //!
 //! Numbers are big-endian, so that they sort. A time is subtracted from the largest, so that the newest sorts first.
 
-use lockbox_authz::{AuthorizationId, Hash, LockboxId, PublicKey};
+use lockbox_authz::{AuthorizationId, Hash, KeyId, LockboxId, MaterialId, PublicKey};
 
 pub(super) const ROSTER: &[u8] = b"roster/";
 pub(super) const ALL: &[u8] = b"all/";
@@ -108,4 +113,40 @@ pub(super) fn restorations(predecessor_id: LockboxId) -> Vec<u8> {
 
 pub(super) fn restoration(predecessor_id: LockboxId, lockbox_id: LockboxId) -> Vec<u8> {
     [&restorations(predecessor_id)[..], &lockbox_id.0].concat()
+}
+
+pub(super) fn inventory(lockbox_id: LockboxId) -> Vec<u8> {
+    [b"inventory/", &lockbox_id.0[..]].concat()
+}
+
+pub(super) fn inventory_key(lockbox_id: LockboxId, key_id: KeyId) -> Vec<u8> {
+    [&inventory(lockbox_id)[..], &key_id.0].concat()
+}
+
+pub(super) fn inventory_time(lockbox_id: LockboxId) -> Vec<u8> {
+    [b"inventory-at/", &lockbox_id.0[..]].concat()
+}
+
+pub(super) fn holders(key_id: KeyId) -> Vec<u8> {
+    [b"holder/", &key_id.0[..]].concat()
+}
+
+pub(super) fn holder(key_id: KeyId, lockbox_id: LockboxId) -> Vec<u8> {
+    [&holders(key_id)[..], &lockbox_id.0].concat()
+}
+
+pub(super) fn materials(material_id: MaterialId) -> Vec<u8> {
+    [b"material/", &material_id.0[..]].concat()
+}
+
+pub(super) fn material(material_id: MaterialId, key_id: KeyId) -> Vec<u8> {
+    [&materials(material_id)[..], &key_id.0].concat()
+}
+
+pub(super) fn children(parent: KeyId) -> Vec<u8> {
+    [b"child/", &parent.0[..]].concat()
+}
+
+pub(super) fn child(parent: KeyId, key_id: KeyId) -> Vec<u8> {
+    [&children(parent)[..], &key_id.0].concat()
 }

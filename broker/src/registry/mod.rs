@@ -6,6 +6,7 @@
 //! a change that a power cut could undo, and a reader needs no lock against the sync.
 
 mod evidence;
+mod inventory;
 mod joins;
 mod keys;
 mod lockboxes;
@@ -26,6 +27,7 @@ use tokio::sync::watch;
 use crate::refusal::Refusal;
 
 pub use evidence::{RecordPage, TransferPage};
+pub use inventory::{Exposed, Impact};
 pub use joins::{JoinOutcome, PendingJoin};
 pub use lockboxes::LockboxFacts;
 pub use reports::Reported;

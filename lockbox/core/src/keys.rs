@@ -1,13 +1,18 @@
 //! Making, listing and destroying keys. SPEC section 8.
 
 use lockbox_authz::field::{FieldError, Labels};
-use lockbox_authz::id::{AuthorizationId, KeyId, MaterialId};
+use lockbox_authz::id::{AuthorizationId, KeyId};
 use rand_core::CryptoRng;
 
 use crate::custody;
+use crate::lifecycle::LifecycleError;
+use crate::lifecycle::change::consumer_text;
+use crate::lifecycle::derive::new_ids;
+use crate::lifecycle::family::{index, unindex};
+use crate::lifecycle::state::rules;
 use crate::limits::{DEFAULT_GENERATED_BYTES, MAX_MATERIAL_BYTES, MIN_GENERATED_BYTES};
 use crate::lockbox::{Lockbox, LockboxError};
-use crate::record::{ClonePolicy, Departure, Key, KeyInfo, KeyOrigin, KeyState, Tombstone, TransferPolicy};
+use crate::record::{ClonePolicy, Consumer, Departure, Key, KeyInfo, KeyOrigin, KeyState, Tombstone, TransferPolicy};
 use crate::rows::Row;
 use crate::secrets::KeyMaterial;
 use crate::step::Step;
@@ -22,7 +27,9 @@ pub struct KeyRequest {
     /// `None` for "aes-xts-plain64".
     pub algorithm: Option<String>,
     pub labels: Labels,
+    pub clone_policy: ClonePolicy,
     pub transfer_policy: TransferPolicy,
+    pub consumers: Vec<Consumer>,
 }
 
 /// A key that is here, or what remains of one that was.
@@ -33,6 +40,14 @@ pub enum KeyEntry {
         open_transfer: Option<AuthorizationId>,
     },
     Gone(Tombstone),
+}
+
+/// A key that was destroyed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Destroyed {
+    pub tombstone: Tombstone,
+    /// The keys here that still have its material: it dies with the last of them.
+    pub remaining: Vec<KeyId>,
 }
 
 impl Lockbox {
@@ -70,6 +85,23 @@ impl Lockbox {
 
     /// A key with its material, for a consumer on this machine.
     pub fn reveal_key(&self, key_id: KeyId) -> Result<Key, LockboxError> {
+        let key = self.held_key(key_id)?;
+        let rules = rules(key.info.state);
+        if !rules.reads {
+            let what = "is given to nobody until it is active again";
+            let state = rules.name;
+            return Err(LifecycleError::State {
+                key: key_id,
+                state,
+                what,
+            }
+            .into());
+        }
+        Ok(key)
+    }
+
+    /// A key that is here, or why it is not.
+    pub(crate) fn held_key(&self, key_id: KeyId) -> Result<Key, LockboxError> {
         if let Some(key) = self.vault.key(key_id)? {
             return Ok(key);
         }
@@ -131,36 +163,65 @@ impl Lockbox {
         force: bool,
         now_ms: i64,
         rng: &mut dyn CryptoRng,
-    ) -> Result<Step<Tombstone>, LockboxError> {
+    ) -> Result<Step<Destroyed>, LockboxError> {
         let Some(key) = self.vault.key(key_id)? else {
             return match self.tombstone(key_id)? {
-                Some(tombstone) if tombstone.departure == Departure::Destroyed => Ok(Step::new(Vec::new(), tombstone)),
+                Some(tombstone) if tombstone.departure == Departure::Destroyed => {
+                    let remaining = self.keys_of_material(tombstone.material_id)?;
+                    Ok(Step::new(Vec::new(), Destroyed { tombstone, remaining }))
+                }
                 _ => Err(LockboxError::NoKey(key_id)),
             };
         };
-        if let Some(transfer) = self.open_transfer_of(key_id)? {
-            return Err(LockboxError::KeyInTransfer { key: key_id, transfer });
-        }
+        self.check_destroy(&key, None)?;
         if !force && !key.info.consumers.is_empty() {
-            let names: Vec<_> = key.info.consumers.iter().map(|c| c.resource_id.as_str()).collect();
+            let names: Vec<_> = key.info.consumers.iter().map(consumer_text).collect();
             return Err(LockboxError::KeyInUse {
                 key: key_id,
                 consumers: names.join(", "),
             });
         }
-        let tombstone = Tombstone {
-            key_id,
-            material_id: key.info.material_id,
-            name: key.info.name.clone(),
-            departure: Departure::Destroyed,
-            departed_at_ms: now_ms,
-            moved: None,
-        };
+        let tombstone = Tombstone::destroyed(&key.info, now_ms);
         let mut changes = Changes::default();
+        unindex(&key.info, &mut changes);
         changes.erase_key(tombstone.clone());
         custody::note_destroyed(key_id, &mut changes);
+        let remaining = self.other_keys_of_material(&key.info)?;
         let batches = self.vault.stage(changes, rng)?;
-        Ok(Step::new(batches, tombstone))
+        Ok(Step::new(batches, Destroyed { tombstone, remaining }))
+    }
+
+    /// Whether a key may be destroyed, its consumers aside. The one job that may need it is the one that destroys it.
+    pub(crate) fn check_destroy(&self, key: &Key, by_job: Option<KeyId>) -> Result<(), LockboxError> {
+        let key = key.info.key_id;
+        if let Some(transfer) = self.open_transfer_of(key)? {
+            return Err(LockboxError::KeyInTransfer { key, transfer });
+        }
+        let layers = self.layers_on(key)?;
+        if !layers.is_empty() {
+            let layers: Vec<_> = layers.iter().map(KeyId::to_string).collect();
+            let layers = layers.join(", ");
+            return Err(LifecycleError::Layered { key, layers }.into());
+        }
+        let jobs = self.jobs_holding(key)?;
+        match jobs.into_iter().find(|job| Some(*job) != by_job) {
+            Some(job) => Err(LifecycleError::InJob { key, job }.into()),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether a new key may have this id: none here, none destroyed, none on its way.
+    pub(crate) fn check_new_id(&self, key_id: KeyId) -> Result<(), LockboxError> {
+        if let Some(tombstone) = self.tombstone(key_id)? {
+            return Err(match tombstone.moved {
+                Some((_, target)) => LockboxError::WasMoved { key: key_id, target },
+                None => LockboxError::WasDestroyed(key_id),
+            });
+        }
+        match self.open_transfer_of(key_id)? {
+            Some(transfer) => Err(LockboxError::KeyInTransfer { key: key_id, transfer }),
+            None => Ok(()),
+        }
     }
 
     pub(crate) fn tombstone(&self, key_id: KeyId) -> Result<Option<Tombstone>, LockboxError> {
@@ -190,13 +251,10 @@ impl Lockbox {
         now_ms: i64,
         rng: &mut dyn CryptoRng,
     ) -> Result<Step<KeyInfo>, LockboxError> {
-        let key_id = match request.key_id {
-            Some(key_id) => key_id,
-            None => KeyId::from_random(random(rng)),
-        };
+        let (key_id, material_id) = new_ids(request.key_id, rng);
         let info = KeyInfo {
             key_id,
-            material_id: MaterialId::from_random(random(rng)),
+            material_id,
             algorithm: request.algorithm.unwrap_or_else(|| "aes-xts-plain64".to_owned()),
             length_bytes: material.expose().len(),
             state: KeyState::Active,
@@ -204,8 +262,8 @@ impl Lockbox {
             name: request.name,
             created_at_ms: now_ms,
             labels: request.labels,
-            consumers: Vec::new(),
-            clone_policy: ClonePolicy::default(),
+            consumers: request.consumers,
+            clone_policy: request.clone_policy,
             transfer_policy: request.transfer_policy,
             lineage: None,
         };
@@ -218,16 +276,9 @@ impl Lockbox {
                 Err(LockboxError::KeyExists(key_id))
             };
         }
-        if let Some(tombstone) = self.tombstone(key_id)? {
-            return Err(match tombstone.moved {
-                Some((_, target)) => LockboxError::WasMoved { key: key_id, target },
-                None => LockboxError::WasDestroyed(key_id),
-            });
-        }
-        if let Some(transfer) = self.open_transfer_of(key_id)? {
-            return Err(LockboxError::KeyInTransfer { key: key_id, transfer });
-        }
+        self.check_new_id(key_id)?;
         let mut changes = Changes::default();
+        index(&info, &mut changes);
         changes.put_key(Key {
             info: info.clone(),
             material,

@@ -40,8 +40,11 @@ pub const BACKUP_SLOT: &[u8] = b"lockbox/v1/backup/slot";
 /// aad: a frame of a backup.
 pub const BACKUP_FRAME: &[u8] = b"lockbox/v1/backup/frame";
 
+/// HKDF info: that data was opened with a job's new key.
+pub const JOB_OPENED: &[u8] = b"lockbox/v1/job/opened";
+
 /// All of them.
-pub const ALL: [&[u8]; 19] = [
+pub const ALL: [&[u8]; 20] = [
     SLOT_KEY_FILE,
     SLOT_ROOT,
     EPOCH_SEALING,
@@ -61,6 +64,7 @@ pub const ALL: [&[u8]; 19] = [
     BACKUP_KEY_FILE,
     BACKUP_SLOT,
     BACKUP_FRAME,
+    JOB_OPENED,
 ];
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ pub mod custody;
 pub mod keys;
 pub mod labels;
 mod ledger;
+pub mod lifecycle;
 pub mod limits;
 pub mod lockbox;
 pub mod permit;

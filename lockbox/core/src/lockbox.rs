@@ -18,6 +18,8 @@ use lockbox_store::{Batch, Durable, Store};
 use prost::Message;
 use rand_core::CryptoRng;
 
+use crate::lifecycle::LifecycleError;
+use crate::lifecycle::caps::Caps;
 use crate::limits::MAX_CHUNK_KEYS;
 use crate::primitives;
 use crate::rows::Row;
@@ -36,6 +38,7 @@ pub struct Lockbox {
     pub(crate) alarms: BTreeMap<u64, Alarm>,
     pub(crate) erasure_class: ErasureClass,
     pub(crate) chunk_keys: usize,
+    pub(crate) caps: Caps,
 }
 
 /// Who a lockbox is. Secret but for the public halves.
@@ -109,6 +112,8 @@ pub enum LockboxError {
     KeyInTransfer { key: KeyId, transfer: AuthorizationId },
     #[error("key {key} is used by {consumers}; destroy it with force if that is what you want")]
     KeyInUse { key: KeyId, consumers: String },
+    #[error(transparent)]
+    Lifecycle(#[from] LifecycleError),
 }
 
 impl Lockbox {
@@ -173,6 +178,7 @@ impl Lockbox {
             alarms,
             erasure_class,
             chunk_keys: MAX_CHUNK_KEYS,
+            caps: Caps::default(),
         };
         Ok((lockbox, unfinished))
     }

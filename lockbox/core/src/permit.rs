@@ -8,12 +8,17 @@ use lockbox_authz::keys::PublicKey;
 use lockbox_authz::roster::{self, Head, HeadComparison, Roster};
 
 use crate::ledger::Outgoing;
-use crate::limits::{MAX_CHUNK_BYTES, MAX_CHUNKS, MAX_CLOCK_SKEW_MS};
+use crate::lifecycle::state::rules;
+use crate::limits::{MAX_CHUNK_BYTES, MAX_CHUNK_KEYS, MAX_CHUNKS, MAX_CLOCK_SKEW_MS};
 use crate::lockbox::{Lockbox, LockboxError, Standing};
-use crate::record::{Key, KeyState};
+use crate::record::Key;
 use crate::rows::Row;
 use crate::transfer::Present;
 use crate::wire::TransferState;
+
+use self::bonds::{Bonds, Group, bytes_of};
+
+mod bonds;
 
 /// The source's leave to hand out exactly the planned keys to exactly one wrapping key. It is made by
 /// [`Lockbox::check_authorization`] only, and used up by opening the session.
@@ -88,6 +93,20 @@ pub enum Refusal {
     Busy { key: KeyId, transfer: AuthorizationId },
     #[error("step 14, policy: key {key} {why}")]
     Policy { key: KeyId, why: &'static str },
+    #[error("step 15, canary: key {0} is one that nobody should ask for")]
+    Canary(KeyId),
+    #[error("step 16, jobs: key {key} is needed by the job {job}, which is not done")]
+    InJob { key: KeyId, job: KeyId },
+    #[error("step 17, layers: key {key} is a layer on key {ancestor}, which is not selected or may not leave")]
+    MissingAncestor { key: KeyId, ancestor: KeyId },
+    #[error("step 17, layers: key {layer} is a layer on key {key} and would stay behind")]
+    LayerLeftBehind { key: KeyId, layer: KeyId },
+    #[error("step 17, layers: the layers of key {0} do not fit into one chunk")]
+    TooManyLayers(KeyId),
+    #[error("step 18, caps: {keys} keys would leave, and this lockbox lets {cap} leave under one authorization")]
+    TooManyKeys { keys: u64, cap: u64 },
+    #[error("step 18, caps: this lockbox began {cap} transfers in the last hour, and begins no more in it")]
+    TooManyTransfers { cap: u32 },
     #[error("the selection takes more than {MAX_CHUNKS} chunks")]
     TooManyChunks,
     #[error(transparent)]
@@ -99,7 +118,13 @@ impl Refusal {
     pub fn is_final(&self) -> bool {
         !matches!(
             self,
-            Self::Alarm | Self::RosterBehind | Self::NotYetValid | Self::Busy { .. } | Self::Local(_)
+            Self::Alarm
+                | Self::RosterBehind
+                | Self::NotYetValid
+                | Self::Busy { .. }
+                | Self::InJob { .. }
+                | Self::TooManyTransfers { .. }
+                | Self::Local(_)
         )
     }
 
@@ -118,6 +143,12 @@ impl Refusal {
             | Self::Policy { .. }
             | Self::Expired
             | Self::Revoked
+            | Self::InJob { .. }
+            | Self::MissingAncestor { .. }
+            | Self::LayerLeftBehind { .. }
+            | Self::TooManyLayers(_)
+            | Self::TooManyKeys { .. }
+            | Self::TooManyTransfers { .. }
             | Self::TooManyChunks => self.to_string(),
             _ => self.peer_text().to_owned(),
         }
@@ -164,8 +195,10 @@ impl Lockbox {
         if self.outgoing(statement.authorization_id)?.is_some() {
             return Err(Refusal::OtherAuthorization);
         }
-        // 11 to 14. Every selected key is here and may leave.
+        // 11 to 17. Every selected key is here and may leave.
         let plan = self.plan(statement, target)?;
+        // 18. So many may leave, and so soon after the others.
+        self.check_caps(&plan, now_ms)?;
         Ok(Decision::Open(Box::new(Permit {
             authorization,
             wrapping_key,
@@ -225,38 +258,27 @@ impl Lockbox {
     /// Resolves the selection. Keys that are named must all be allowed to leave; of keys that are selected by label, those
     /// that may not leave are withheld and counted.
     fn plan(&self, statement: &Authorization, target: &roster::Lockbox) -> Result<Plan, Refusal> {
-        const PAGE: usize = 1_000;
         let mut plan = Plan::default();
+        let mut bonds = Bonds::new(self.has_bonds()?, statement.operation);
         match &statement.selection {
             Selection::Ids(ids) => {
-                for id in ids {
-                    let key = self.vault.key(*id).map_err(LockboxError::from)?;
-                    let key = key.ok_or(Refusal::NoKey(*id))?;
+                for key in self.named_keys(ids)? {
                     self.check_key(&key, statement, target)?;
-                    plan.add(&key, self.chunk_keys)?;
-                }
-            }
-            Selection::Labels(_) | Selection::All => {
-                // In the order of the tree, so that the erasure of a chunk touches few buckets.
-                let mut after: Option<Vec<u8>> = None;
-                loop {
-                    let page = self.vault.key_ids_by_bucket(after.as_deref(), PAGE);
-                    let page = page.map_err(LockboxError::from)?;
-                    let Some((last, _)) = page.last() else { break };
-                    after = Some(last.clone());
-                    for (_, key_id) in &page {
-                        let key = self.vault.key(*key_id).map_err(LockboxError::from)?;
-                        let Some(key) = key.filter(|key| is_selected(key, &statement.selection)) else {
-                            continue;
-                        };
-                        match self.check_key(&key, statement, target) {
-                            Ok(()) => plan.add(&key, self.chunk_keys)?,
-                            Err(Refusal::Local(error)) => return Err(Refusal::Local(error)),
-                            Err(_) => plan.withheld_count += 1,
-                        }
+                    self.check_job(&key, statement, &bonds)?;
+                    if !bonds.take(self, &key)? {
+                        plan.add(&key, self.chunk_keys)?;
                     }
                 }
+                // 17. What lies on each other travels as one.
+                bonds.check()?;
             }
+            Selection::Labels(_) | Selection::All => {
+                self.plan_by_bucket(statement, target, &mut plan, &mut bonds)?;
+                plan.withheld_count += bonds.withhold();
+            }
+        }
+        for group in bonds.groups() {
+            plan.add_group(&group, self.chunk_keys)?;
         }
         if plan.chunks.is_empty() {
             return Err(Refusal::NothingSelected);
@@ -264,15 +286,91 @@ impl Lockbox {
         Ok(plan)
     }
 
+    /// The keys that are named. A canary among them is found whatever else is wrong with the selection.
+    fn named_keys(&self, ids: &[KeyId]) -> Result<Vec<Key>, Refusal> {
+        let mut keys = Vec::with_capacity(ids.len());
+        let mut missing = None;
+        for id in ids {
+            match self.vault.key(*id).map_err(LockboxError::from)? {
+                Some(key) => {
+                    check_canary(&key)?;
+                    keys.push(key);
+                }
+                None => missing = missing.or(Some(*id)),
+            }
+        }
+        // 11. Each is here.
+        match missing {
+            Some(id) => Err(Refusal::NoKey(id)),
+            None => Ok(keys),
+        }
+    }
+
+    /// In the order of the tree, so that the erasure of a chunk touches few buckets.
+    fn plan_by_bucket(
+        &self,
+        statement: &Authorization,
+        target: &roster::Lockbox,
+        plan: &mut Plan,
+        bonds: &mut Bonds,
+    ) -> Result<(), Refusal> {
+        const PAGE: usize = 1_000;
+        let mut after: Option<Vec<u8>> = None;
+        loop {
+            let page = self.vault.key_ids_by_bucket(after.as_deref(), PAGE);
+            let page = page.map_err(LockboxError::from)?;
+            let Some((last, _)) = page.last() else { return Ok(()) };
+            after = Some(last.clone());
+            for (_, key_id) in &page {
+                let key = self.vault.key(*key_id).map_err(LockboxError::from)?;
+                let Some(key) = key.filter(|key| is_selected(key, &statement.selection)) else {
+                    continue;
+                };
+                check_canary(&key)?;
+                let checked = self.check_key(&key, statement, target);
+                match checked.and_then(|()| self.check_job(&key, statement, bonds)) {
+                    Ok(()) if bonds.take(self, &key)? => {}
+                    Ok(()) => plan.add(&key, self.chunk_keys)?,
+                    Err(Refusal::Local(error)) => return Err(Refusal::Local(error)),
+                    Err(_) => plan.withheld_count += 1,
+                }
+            }
+        }
+    }
+
+    /// 16. A MOVE takes no key that an open job needs: its old material stays until the job has proved the new one.
+    fn check_job(&self, key: &Key, statement: &Authorization, bonds: &Bonds) -> Result<(), Refusal> {
+        if statement.operation != Operation::Move || !bonds.any {
+            return Ok(());
+        }
+        let key = key.info.key_id;
+        match self.job_holding(key)? {
+            Some(job) => Err(Refusal::InJob { key, job }),
+            None => Ok(()),
+        }
+    }
+
+    fn check_caps(&self, plan: &Plan, now_ms: i64) -> Result<(), Refusal> {
+        let keys = plan.key_count;
+        if let Some(cap) = self.caps.keys_per_authorization.filter(|cap| keys > *cap) {
+            return Err(Refusal::TooManyKeys { keys, cap });
+        }
+        if let Some(cap) = self.caps.transfers_per_hour
+            && self.spent_in_last_hour(now_ms)?.len() >= cap as usize
+        {
+            return Err(Refusal::TooManyTransfers { cap });
+        }
+        Ok(())
+    }
+
     fn check_key(&self, key: &Key, statement: &Authorization, target: &roster::Lockbox) -> Result<(), Refusal> {
         let info = &key.info;
         let id = info.key_id;
         // 12. Its state lets it leave: what is known to strangers is not spread further.
-        if info.state == KeyState::Compromised && statement.operation == Operation::Copy {
-            return Err(Refusal::State {
-                key: id,
-                state: "compromised",
-            });
+        let rules = rules(info.state);
+        if statement.operation == Operation::Copy && !rules.may_copy {
+            let state = rules.name;
+            return Err(Refusal::State { key: id, state });
         }
         // 13. It is not part of another open transfer.
         if let Some(transfer) = self.open_transfer_of(id)?
@@ -301,12 +399,21 @@ impl Lockbox {
 impl Plan {
     /// Puts a key into the last chunk, or into a new one if it does not fit.
     fn add(&mut self, key: &Key, most_keys: usize) -> Result<(), Refusal> {
-        // The field's tag and length take at most 4 bytes.
-        let bytes = key.encode().len() + 4;
-        let fits = self
-            .chunks
-            .last()
-            .is_some_and(|chunk| chunk.len() < most_keys && self.bytes_in_last + bytes <= MAX_CHUNK_BYTES - 8);
+        self.put(&[key.info.key_id], bytes_of(key), most_keys)
+    }
+
+    /// Puts keys that lie on each other into one chunk: a chunk is stored, and erased, as one.
+    fn add_group(&mut self, group: &Group, most_keys: usize) -> Result<(), Refusal> {
+        if group.key_ids.len() > MAX_CHUNK_KEYS || group.bytes > MAX_CHUNK_BYTES - 8 {
+            return Err(Refusal::TooManyLayers(group.key_ids[0]));
+        }
+        self.put(&group.key_ids, group.bytes, most_keys)
+    }
+
+    fn put(&mut self, key_ids: &[KeyId], bytes: usize, most_keys: usize) -> Result<(), Refusal> {
+        let fits = self.chunks.last().is_some_and(|chunk| {
+            chunk.len() + key_ids.len() <= most_keys && self.bytes_in_last + bytes <= MAX_CHUNK_BYTES - 8
+        });
         if !fits {
             if self.chunks.len() == MAX_CHUNKS as usize {
                 return Err(Refusal::TooManyChunks);
@@ -315,10 +422,18 @@ impl Plan {
             self.bytes_in_last = 0;
         }
         let chunk = self.chunks.last_mut().expect("one was pushed if there was none");
-        chunk.push(key.info.key_id);
+        chunk.extend(key_ids);
         self.bytes_in_last += bytes;
-        self.key_count += 1;
+        self.key_count += key_ids.len() as u64;
         Ok(())
+    }
+}
+
+/// 15. Nobody should ask for it. The caller of the check raises the alarm.
+fn check_canary(key: &Key) -> Result<(), Refusal> {
+    match key.info.transfer_policy.canary {
+        true => Err(Refusal::Canary(key.info.key_id)),
+        false => Ok(()),
     }
 }
 

@@ -9,7 +9,7 @@ use crate::limits::{MAX_ALGORITHM_CHARS, MAX_CONSUMERS, MAX_KEY_NAME_CHARS, MAX_
 use crate::secrets::KeyMaterial;
 use crate::wire;
 
-pub use crate::wire::{ClonePolicy, Departure, KeyOrigin, KeyState};
+pub use crate::wire::{ClonePolicy, Consumer, Departure, KeyOrigin, KeyState};
 
 /// A key: its material and everything that belongs to it.
 pub struct Key {
@@ -44,6 +44,8 @@ pub struct TransferPolicy {
     pub deny_move: bool,
     /// The target must have each of these.
     pub required_target_labels: Labels,
+    /// Nobody should ever ask for it: an authorization that selects it is refused, and raises an alarm.
+    pub canary: bool,
 }
 
 /// Where a key stands in its family.
@@ -63,6 +65,7 @@ pub struct Tombstone {
     pub departed_at_ms: i64,
     /// Under which authorization it left, and to whom; `None` unless moved.
     pub moved: Option<(AuthorizationId, LockboxId)>,
+    pub lineage: Option<Lineage>,
 }
 
 impl Key {
@@ -151,6 +154,7 @@ impl TransferPolicy {
             deny_copy: wire.deny_copy,
             deny_move: wire.deny_move,
             required_target_labels: Labels::from_wire(wire.required_target_labels)?,
+            canary: wire.canary,
         })
     }
 
@@ -160,6 +164,7 @@ impl TransferPolicy {
             deny_copy: self.deny_copy,
             deny_move: self.deny_move,
             required_target_labels: self.required_target_labels.to_wire(),
+            canary: self.canary,
         }
     }
 }
@@ -182,6 +187,19 @@ impl Lineage {
 }
 
 impl Tombstone {
+    /// Of a key that is destroyed now.
+    pub(crate) fn destroyed(info: &KeyInfo, now_ms: i64) -> Self {
+        Self {
+            key_id: info.key_id,
+            material_id: info.material_id,
+            name: info.name.clone(),
+            departure: Departure::Destroyed,
+            departed_at_ms: now_ms,
+            moved: None,
+            lineage: info.lineage.clone(),
+        }
+    }
+
     pub fn decode(bytes: &[u8]) -> Result<Self, FieldError> {
         let wire = wire::Tombstone::decode(bytes)
             .map_err(|_| FieldError::new("tombstone", "is not a protobuf message of its type"))?;
@@ -206,6 +224,7 @@ impl Tombstone {
             departure,
             departed_at_ms: wire.departed_at_ms,
             moved,
+            lineage: wire.lineage.map(Lineage::from_wire).transpose()?,
         })
     }
 
@@ -223,6 +242,7 @@ impl Tombstone {
             departed_at_ms: self.departed_at_ms,
             authorization_id: self.moved.map(|(id, _)| id.to_vec()).unwrap_or_default(),
             target_id: self.moved.map(|(_, id)| id.to_vec()).unwrap_or_default(),
+            lineage: self.lineage.as_ref().map(Lineage::to_wire),
         }
     }
 }

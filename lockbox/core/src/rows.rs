@@ -1,7 +1,7 @@
 //! Where each record stands in the store. One byte for the kind, then what names the record; numbers are big-endian, so that
 //! a scan yields them in order.
 
-use lockbox_authz::id::{AuthorizationId, KeyId};
+use lockbox_authz::id::{AuthorizationId, KeyId, MaterialId};
 
 /// A record of the book: everything that is sealed under the book's key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,15 +36,27 @@ pub enum Row {
     Destruction(KeyId),
     /// Whose backup this lockbox was made of.
     RestoredFrom,
+    /// A key that has a material, unless it is the one that the material was made for.
+    MaterialKey(MaterialId, KeyId),
+    /// A key that descends, or descended, from another: parent, then child.
+    Descendant(KeyId, KeyId),
+    /// A layer that is here, and lies on another key: ancestor, then layer.
+    LayerOn(KeyId, KeyId),
+    /// A job that brings data under a new key; named by that key.
+    Job(KeyId),
+    /// A key, and an open job that needs it.
+    HeldBy(KeyId, KeyId),
+    /// When authorizations were spent in the last hour.
+    Spent,
 }
 
 impl Row {
     pub fn key(self) -> Vec<u8> {
         let mut key = vec![self.kind()];
         match self {
-            Self::Identity | Self::Membership | Self::RestoredFrom => {}
+            Self::Identity | Self::Membership | Self::RestoredFrom | Self::Spent => {}
             Self::RosterEntry(number) | Self::Alarm(number) => key.extend(number.to_be_bytes()),
-            Self::Tombstone(id) | Self::OutgoingKey(id) | Self::Destruction(id) => key.extend(id.0),
+            Self::Tombstone(id) | Self::OutgoingKey(id) | Self::Destruction(id) | Self::Job(id) => key.extend(id.0),
             Self::Outgoing(id)
             | Self::Revoked(id)
             | Self::Incoming(id)
@@ -53,6 +65,14 @@ impl Row {
             Self::OutgoingChunk(id, chunk) | Self::IncomingChunk(id, chunk) => {
                 key.extend(id.0);
                 key.extend(chunk.to_be_bytes());
+            }
+            Self::MaterialKey(id, key_id) => {
+                key.extend(id.0);
+                key.extend(key_id.0);
+            }
+            Self::Descendant(first, second) | Self::LayerOn(first, second) | Self::HeldBy(first, second) => {
+                key.extend(first.0);
+                key.extend(second.0);
             }
         }
         key
@@ -74,8 +94,14 @@ impl Row {
             Self::IncomingChunk(..) => b'c',
             Self::OutgoingReport(_) => b's',
             Self::IncomingReport(_) => b'u',
-            Self::Destruction(_) => b'd',
+            Self::Destruction(_) => b'g',
             Self::RestoredFrom => b'b',
+            Self::MaterialKey(..) => b'a',
+            Self::Descendant(..) => b'd',
+            Self::LayerOn(..) => b'l',
+            Self::Job(_) => b'j',
+            Self::HeldBy(..) => b'h',
+            Self::Spent => b'n',
         }
     }
 }

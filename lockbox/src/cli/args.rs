@@ -8,7 +8,11 @@ use clap_complete::Shell;
 use lockbox_authz::field::Label;
 use lockbox_authz::id::{AuthorizationId, ClusterId, KeyId};
 use lockbox_authz::keys::PublicKey;
+use lockbox_authz::wire::InventoryConsumer;
+use lockbox_rpc::api::local::ClonePolicy;
 
+use super::jobs::JobCommand;
+use super::lifecycle::{LifeCommand, clone_policy, consumer};
 use crate::backend::Backend;
 
 const DEFAULT_SOCKET: &str = "/run/lockbox/lockbox.sock";
@@ -47,10 +51,15 @@ pub(super) enum Command {
     Status,
     /// Ask a broker for admission to its cluster.
     Join(JoinArgs),
-    /// Make, import, list, show, reveal and destroy keys.
+    /// Make, import, list, show, reveal, snapshot, clone, rotate and destroy keys.
     Key {
         #[command(subcommand)]
         command: KeyCommand,
+    },
+    /// Follow the jobs that bring data under a new key: rekey, layer, rotate.
+    Job {
+        #[command(subcommand)]
+        command: JobCommand,
     },
     /// Look at transfers, or accept one that was authorized by hand.
     Transfer {
@@ -217,6 +226,8 @@ pub(super) enum KeyCommand {
         #[arg(long)]
         yes: bool,
     },
+    #[command(flatten)]
+    Life(LifeCommand),
 }
 
 #[derive(Args)]
@@ -242,6 +253,15 @@ pub(super) struct Attributes {
     /// It may only go to a lockbox with this label.
     #[arg(long = "require-target-label", value_name = "KEY=VALUE", value_parser = label)]
     pub(super) required_target_labels: Vec<Label>,
+    /// Nobody should ever ask for it: an authorization that selects it is refused and raises an alarm.
+    #[arg(long)]
+    pub(super) canary: bool,
+    /// What a snapshot or clone may do with it: deny, or a list of share, rekey and layer.
+    #[arg(long, value_name = "LIST", value_parser = clone_policy, default_value = "deny")]
+    pub(super) clone_policy: ClonePolicy,
+    /// Who uses it, such as cinder/volume/7bd4b53c.
+    #[arg(long = "consumer", value_name = "SERVICE/TYPE/ID", value_parser = consumer)]
+    pub(super) consumers: Vec<InventoryConsumer>,
     /// Its id, so that repeating the command makes no second key.
     #[arg(long, value_name = "UUID")]
     pub(super) id: Option<KeyId>,
@@ -402,7 +422,7 @@ pub(super) struct BackupRestoreArgs {
     pub(super) init: InitArgs,
 }
 
-fn label(text: &str) -> Result<Label, String> {
+pub(super) fn label(text: &str) -> Result<Label, String> {
     let (key, value) = text.split_once('=').ok_or("a label is written as key=value")?;
     Ok(Label {
         key: key.to_owned(),

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use lockbox_rpc::api::local::lifecycle_service_client::LifecycleServiceClient;
 use lockbox_rpc::api::local::local_service_client::LocalServiceClient;
 use lockbox_rpc::transport::{LocalConnectError, MAX_MESSAGE_BYTES, connect_unix};
 use tonic::transport::Channel;
@@ -11,15 +12,19 @@ use super::error::CliError;
 /// The daemon of this machine.
 pub(super) struct Client {
     pub(super) service: LocalServiceClient<Channel>,
+    pub(super) lifecycle: LifecycleServiceClient<Channel>,
 }
 
 impl Client {
     pub(super) async fn connect(socket: &Path) -> Result<Self, CliError> {
         let channel = connect_unix(socket).await.map_err(explain)?;
+        let lifecycle = LifecycleServiceClient::new(channel.clone())
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES);
         let service = LocalServiceClient::new(channel)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
-        Ok(Self { service })
+        Ok(Self { service, lifecycle })
     }
 }
 

@@ -4,6 +4,8 @@ use std::io::{self, BufRead, IsTerminal, Write};
 
 use lockbox_authz::field::Label;
 use lockbox_authz::id::KeyId;
+use lockbox_core::lifecycle::derive::policy_text;
+use lockbox_core::record::ClonePolicy;
 use lockbox_rpc::api::local::{
     CreateKeyRequest, DestroyKeyRequest, GetKeyRequest, ImportKeyRequest, Key, ListKeysRequest, RevealKeyRequest,
     TransferPolicy,
@@ -13,8 +15,9 @@ use serde_json::{Value, json};
 use super::args::{Attributes, Encoding, KeyCommand, KeyName};
 use super::client::Client;
 use super::error::CliError;
+use super::lifecycle::consumer_text;
 use super::output::{Output, fields, labels_json, labels_text, or_null, table, time_or_null, uuid};
-use super::secrets;
+use super::{lifecycle, secrets};
 use crate::clock::rfc3339;
 
 /// Keys of one request.
@@ -64,9 +67,20 @@ pub(super) async fn run(command: KeyCommand, mut client: Client, output: &Output
             confirm(key_id, yes)?;
             let key_id = key_id.to_vec();
             let request = DestroyKeyRequest { key_id, force };
-            let key = client.service.destroy_key(request).await?.into_inner().key;
-            print(output, &key.unwrap_or_default())
+            let answer = client.service.destroy_key(request).await?.into_inner();
+            let key = answer.key.unwrap_or_default();
+            let remaining: Vec<_> = answer.remaining_key_ids.iter().map(|id| uuid(id)).collect();
+            let mut json = key_json(&key);
+            json["remaining_key_ids"] = json!(remaining);
+            output.print(&json, || {
+                let mut text = key_text(&key);
+                if !remaining.is_empty() {
+                    text += &format!("\nIts material lives on in: {}\n", remaining.join(", "));
+                }
+                text
+            })
         }
+        KeyCommand::Life(command) => lifecycle::run(command, &mut client, output).await,
     }
 }
 
@@ -103,7 +117,10 @@ fn request(attributes: Attributes) -> CreateKeyRequest {
             deny_copy: attributes.deny_copy,
             deny_move: attributes.deny_move,
             required_target_labels: wire_labels(attributes.required_target_labels),
+            canary: attributes.canary,
         }),
+        clone_policy: Some(attributes.clone_policy),
+        consumers: attributes.consumers,
     }
 }
 
@@ -128,7 +145,7 @@ async fn list(client: &mut Client, name: String, include_departed: bool) -> Resu
 
 /// The one key that is meant: one that is here, or else one that is gone. A name that several keys have is refused: the
 /// wrong one might be destroyed.
-async fn resolve(client: &mut Client, key: KeyName, include_departed: bool) -> Result<KeyId, CliError> {
+pub(super) async fn resolve(client: &mut Client, key: KeyName, include_departed: bool) -> Result<KeyId, CliError> {
     let name = match key {
         KeyName::Id(id) => return Ok(id),
         KeyName::Name(name) => name,
@@ -175,11 +192,11 @@ fn confirm(key_id: KeyId, yes: bool) -> Result<(), CliError> {
     }
 }
 
-fn print(output: &Output, key: &Key) -> Result<(), CliError> {
+pub(super) fn print(output: &Output, key: &Key) -> Result<(), CliError> {
     output.print(&key_json(key), || key_text(key))
 }
 
-fn key_json(key: &Key) -> Value {
+pub(super) fn key_json(key: &Key) -> Value {
     let policy = key.transfer_policy.clone().unwrap_or_default();
     json!({
         "key_id": uuid(&key.key_id),
@@ -196,14 +213,19 @@ fn key_json(key: &Key) -> Value {
             "deny_copy": policy.deny_copy,
             "deny_move": policy.deny_move,
             "required_target_labels": labels_json(&policy.required_target_labels),
+            "canary": policy.canary,
         },
+        "clone_policy": clone_policy_text(key),
+        "consumers": key.consumers.iter().map(consumer_text).collect::<Vec<_>>(),
+        "parent_key_id": or_null(uuid(&key.parent_key_id)),
+        "relation": or_null(key.relation.clone()),
         "open_transfer": or_null(uuid(&key.open_transfer)),
         "departed_at_ms": time_or_null(key.departed_at_ms),
         "moved_to": or_null(uuid(&key.moved_to)),
     })
 }
 
-fn key_text(key: &Key) -> String {
+pub(super) fn key_text(key: &Key) -> String {
     let bytes = match key.length_bytes {
         0 => String::new(),
         bytes => bytes.to_string(),
@@ -219,6 +241,13 @@ fn key_text(key: &Key) -> String {
         ("created", time(key.created_at_ms)),
         ("labels", labels_text(&key.labels)),
         ("veto", veto(key)),
+        ("clones", clone_policy_text(key)),
+        (
+            "consumers",
+            key.consumers.iter().map(consumer_text).collect::<Vec<_>>().join(" "),
+        ),
+        ("descends from", uuid(&key.parent_key_id)),
+        ("as its", key.relation.clone()),
         ("in transfer", uuid(&key.open_transfer)),
         ("gone since", time(key.departed_at_ms)),
         ("moved to", uuid(&key.moved_to)),
@@ -248,12 +277,27 @@ fn keys_text(keys: &[Key]) -> String {
     )
 }
 
+/// What a snapshot or clone may do with the key; nothing for one that is gone.
+fn clone_policy_text(key: &Key) -> String {
+    let Some(policy) = key.clone_policy else {
+        return String::new();
+    };
+    policy_text(ClonePolicy {
+        share: policy.share,
+        rekey: policy.rekey,
+        layer: policy.layer,
+    })
+}
+
 /// What the key's own lockbox forbids, in words.
 fn veto(key: &Key) -> String {
     let policy = key.transfer_policy.clone().unwrap_or_default();
     let mut words = Vec::new();
     if policy.pinned {
         words.push("pinned".to_owned());
+    }
+    if policy.canary {
+        words.push("canary".to_owned());
     }
     if policy.deny_copy {
         words.push("no copy".to_owned());

@@ -8,7 +8,9 @@ mod cluster;
 mod daemon;
 mod error;
 mod init;
+mod jobs;
 mod keys;
+mod lifecycle;
 mod output;
 mod secrets;
 mod store;
@@ -88,6 +90,7 @@ async fn ask(command: Command, client: Client, output: &Output) -> Result<(), Cl
         Command::Roster { command } => cluster::roster(command, client, output).await,
         Command::Alarm { command } => cluster::alarm(command, client, output).await,
         Command::Key { command } => keys::run(command, client, output).await,
+        Command::Job { command } => jobs::run(command, client, output).await,
         Command::Transfer { command } => transfers::run(command, client, output).await,
         Command::Backup {
             command: BackupCommand::Create(args),

@@ -3,9 +3,11 @@
 use lockbox_authz::authorization::Operation;
 use lockbox_authz::field::{FieldError, Label, Labels};
 use lockbox_authz::id::KeyId;
+use lockbox_authz::wire::InventoryConsumer;
 use lockbox_core::keys::{KeyEntry, KeyRequest};
+use lockbox_core::lifecycle::state::rules;
 use lockbox_core::lockbox::{Lockbox, LockboxError, Standing};
-use lockbox_core::record::{Departure, KeyInfo, KeyOrigin, KeyState, Tombstone, TransferPolicy};
+use lockbox_core::record::{ClonePolicy, Consumer, Departure, KeyInfo, KeyOrigin, Lineage, Tombstone, TransferPolicy};
 use lockbox_core::report::{Role, TransferStatus};
 use lockbox_core::slots::Header;
 use lockbox_core::wire::TransferState;
@@ -109,19 +111,41 @@ pub(super) fn key_request(wire: local::CreateKeyRequest) -> Result<KeyRequest, F
         true => None,
         false => Some(KeyId::from_slice("key_id", &wire.key_id)?),
     };
-    let policy = wire.transfer_policy.unwrap_or_default();
     Ok(KeyRequest {
         key_id,
         name: wire.name,
         algorithm: (!wire.algorithm.is_empty()).then_some(wire.algorithm),
         labels: labels(wire.labels)?,
-        transfer_policy: TransferPolicy {
-            pinned: policy.pinned,
-            deny_copy: policy.deny_copy,
-            deny_move: policy.deny_move,
-            required_target_labels: labels(policy.required_target_labels)?,
-        },
+        transfer_policy: transfer_policy_from(wire.transfer_policy.unwrap_or_default())?,
+        clone_policy: clone_policy(wire.clone_policy.unwrap_or_default()),
+        consumers: wire.consumers.into_iter().map(consumer).collect(),
     })
+}
+
+pub(super) fn transfer_policy_from(policy: local::TransferPolicy) -> Result<TransferPolicy, FieldError> {
+    Ok(TransferPolicy {
+        pinned: policy.pinned,
+        deny_copy: policy.deny_copy,
+        deny_move: policy.deny_move,
+        required_target_labels: labels(policy.required_target_labels)?,
+        canary: policy.canary,
+    })
+}
+
+pub(super) fn clone_policy(policy: local::ClonePolicy) -> ClonePolicy {
+    ClonePolicy {
+        share: policy.share,
+        rekey: policy.rekey,
+        layer: policy.layer,
+    }
+}
+
+pub(super) fn consumer(wire: InventoryConsumer) -> Consumer {
+    Consumer {
+        service: wire.service,
+        resource_type: wire.resource_type,
+        resource_id: wire.resource_id,
+    }
 }
 
 pub(super) fn key_entry(entry: &KeyEntry) -> local::Key {
@@ -141,11 +165,19 @@ pub(super) fn key_info(info: &KeyInfo) -> local::Key {
         name: info.name.clone(),
         algorithm: info.algorithm.clone(),
         length_bytes: u32::try_from(info.length_bytes).unwrap_or(u32::MAX),
-        state: state(info.state).to_owned(),
+        state: rules(info.state).name.to_owned(),
         origin: origin(info.origin).to_owned(),
         created_at_ms: info.created_at_ms,
         labels: info.labels.to_wire(),
         transfer_policy: Some(transfer_policy(&info.transfer_policy)),
+        clone_policy: Some(local::ClonePolicy {
+            share: info.clone_policy.share,
+            rekey: info.clone_policy.rekey,
+            layer: info.clone_policy.layer,
+        }),
+        consumers: info.consumers.iter().map(consumer_to_wire).collect(),
+        parent_key_id: parent(info.lineage.as_ref()),
+        relation: relation(info.lineage.as_ref()),
         ..local::Key::default()
     }
 }
@@ -158,6 +190,8 @@ pub(super) fn tombstone(tombstone: &Tombstone) -> local::Key {
         state: departure(tombstone.departure).to_owned(),
         departed_at_ms: tombstone.departed_at_ms,
         moved_to: tombstone.moved.map(|(_, target)| target.to_vec()).unwrap_or_default(),
+        parent_key_id: parent(tombstone.lineage.as_ref()),
+        relation: relation(tombstone.lineage.as_ref()),
         ..local::Key::default()
     }
 }
@@ -283,20 +317,30 @@ fn transfer_policy(policy: &TransferPolicy) -> local::TransferPolicy {
         deny_copy: policy.deny_copy,
         deny_move: policy.deny_move,
         required_target_labels: policy.required_target_labels.to_wire(),
+        canary: policy.canary,
     }
+}
+
+fn consumer_to_wire(consumer: &Consumer) -> InventoryConsumer {
+    InventoryConsumer {
+        service: consumer.service.clone(),
+        resource_type: consumer.resource_type.clone(),
+        resource_id: consumer.resource_id.clone(),
+    }
+}
+
+fn parent(lineage: Option<&Lineage>) -> Vec<u8> {
+    lineage
+        .map(|lineage| lineage.parent_key_id.to_vec())
+        .unwrap_or_default()
+}
+
+fn relation(lineage: Option<&Lineage>) -> String {
+    lineage.map(|lineage| lineage.relation.clone()).unwrap_or_default()
 }
 
 fn operation(operation: Operation) -> lockbox_authz::wire::Operation {
     operation.to_wire()
-}
-
-fn state(state: KeyState) -> &'static str {
-    match state {
-        KeyState::Active => "active",
-        KeyState::Deactivated => "deactivated",
-        KeyState::Compromised => "compromised",
-        KeyState::Unspecified => "unknown",
-    }
 }
 
 fn origin(origin: KeyOrigin) -> &'static str {

@@ -73,17 +73,44 @@ impl Talk {
         present: Present,
         id: AuthorizationId,
     ) -> Result<(), SessionError> {
+        let authorization = present.authorization.clone();
         let step = self
             .node
             .engine
             .step(move |lockbox, now_ms, rng| AwaitPresent::new(peer).present(lockbox, &present, now_ms, rng));
-        let (offer, state) = step.await.inspect_err(|error| self.tell_broker(id, error))?;
+        let (offer, state) = match step.await {
+            Ok(opened) => opened,
+            Err(error) => {
+                self.heed_canary(&error, authorization).await?;
+                self.tell_broker(id, &error);
+                return Err(error.into());
+            }
+        };
         tracing::info!(target: "transfer", authorization = %id, step = "offer-sent", role = "source");
         self.send(peer_wire::offer(&offer)).await?;
         match self.resume(session, state, id).await? {
             Some(state) => self.chunks(session, state, id).await,
             None => Ok(()),
         }
+    }
+
+    /// Raises the alarm before the peer hears of the refusal: nothing leaves any more.
+    async fn heed_canary(
+        &self,
+        error: &StepError<SourceError>,
+        authorization: Vec<u8>,
+    ) -> Result<(), StepError<SourceError>> {
+        let StepError::Refused(SourceError::Refused(Refusal::Canary(key_id))) = error else {
+            return Ok(());
+        };
+        let key_id = *key_id;
+        tracing::error!(key = %key_id, "a canary key was asked for: transfers stop until the alarm is cleared");
+        let step = self.node.engine.step(move |lockbox, now_ms, rng| {
+            lockbox
+                .raise_canary_alarm(key_id, &authorization, now_ms, rng)
+                .map_err(SourceError::from)
+        });
+        step.await
     }
 
     /// Settles what the target has of earlier sessions. `None` if that was all.
@@ -211,6 +238,11 @@ fn concerns_the_target(refusal: &Refusal) -> bool {
             | Refusal::NothingSelected
             | Refusal::State { .. }
             | Refusal::Policy { .. }
+            | Refusal::Canary(_)
+            | Refusal::MissingAncestor { .. }
+            | Refusal::LayerLeftBehind { .. }
+            | Refusal::TooManyLayers(_)
+            | Refusal::TooManyKeys { .. }
             | Refusal::TooManyChunks
     )
 }

@@ -12,9 +12,10 @@ pub const ERASURE_RECORD: &str = "application/vnd.lockbox.erasure-record.v1+prot
 pub const DESTRUCTION_RECORD: &str = "application/vnd.lockbox.destruction-record.v1+protobuf";
 pub const RESTORATION_RECORD: &str = "application/vnd.lockbox.restoration-record.v1+protobuf";
 pub const EVIDENCE_SUMMARY: &str = "application/vnd.lockbox.evidence-summary.v1+protobuf";
+pub const INVENTORY_REPORT: &str = "application/vnd.lockbox.inventory-report.v1+protobuf";
 
 /// All of them.
-pub const ALL: [&str; 11] = [
+pub const ALL: [&str; 12] = [
     ROSTER_ENTRY,
     JOIN_REQUEST,
     AUTHORIZATION,
@@ -26,6 +27,7 @@ pub const ALL: [&str; 11] = [
     DESTRUCTION_RECORD,
     RESTORATION_RECORD,
     EVIDENCE_SUMMARY,
+    INVENTORY_REPORT,
 ];
 
 #[cfg(test)]

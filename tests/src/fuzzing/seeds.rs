@@ -204,5 +204,6 @@ fn tombstone(moved: Option<(AuthorizationId, LockboxId)>) -> Tombstone {
         },
         departed_at_ms: 1_800_000_000_000,
         moved,
+        lineage: None,
     }
 }

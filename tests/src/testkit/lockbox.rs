@@ -171,6 +171,13 @@ impl Lockbox {
         self.0.dir.join("ports")
     }
 
+    /// What leaves it at most from its next start on: lines of the configuration's `[caps]`.
+    pub fn set_caps(&self, lines: &str) {
+        let config = fs::read_to_string(self.config()).expect("init wrote it");
+        let (before, after) = config.split_once("[caps]\n").expect("init wrote a place for caps");
+        fs::write(self.config(), format!("{before}[caps]\n{lines}{after}")).expect("the folder is ours");
+    }
+
     /// How much the daemon logs from its next start on.
     pub fn set_log_level(&self, level: &str) {
         let config = fs::read_to_string(self.config()).expect("init wrote it");

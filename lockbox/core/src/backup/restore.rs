@@ -7,6 +7,7 @@ use lockbox_authz::id::{AuthorizationId, KeyId, LockboxId};
 use rand_core::CryptoRng;
 
 use super::{Entry, Held};
+use crate::lifecycle::family;
 use crate::lockbox::{Lockbox, LockboxError};
 use crate::record::{Departure, Key, Tombstone};
 use crate::rows::Row;
@@ -138,6 +139,7 @@ impl Why {
             departure,
             departed_at_ms: now_ms,
             moved,
+            lineage: key.info.lineage.clone(),
         }
     }
 }
@@ -154,10 +156,12 @@ impl Lockbox {
         let mut changes = Changes::default();
         for key in selected.keys {
             self.refuse_known(key.info.key_id)?;
+            family::index(&key.info, &mut changes);
             changes.put_key(key);
         }
         for tombstone in selected.tombstones {
             self.refuse_known(tombstone.key_id)?;
+            family::index_departed(&tombstone, &mut changes);
             changes.put(Row::Tombstone(tombstone.key_id), tombstone.encode());
         }
         let batches = self.vault.stage(changes, rng)?;

@@ -249,6 +249,7 @@ fn rejects_an_entry_of_nothing_and_a_tombstone_on_its_way() {
         departure: crate::record::Departure::Destroyed,
         departed_at_ms: NOW_MS,
         moved: None,
+        lineage: None,
     };
     let good = wire::BackupEntry {
         what: Some(wire::backup_entry::What::Tombstone(tombstone.to_wire())),
@@ -286,6 +287,7 @@ fn rejects_entries_out_of_their_order() {
             departure: crate::record::Departure::Destroyed,
             departed_at_ms: NOW_MS,
             moved: None,
+            lineage: None,
         }),
         changed,
         moving: None,

@@ -8,7 +8,9 @@ use lockbox_authz::roster::{Change, Head};
 use lockbox_authz::{UnverifiedEnvelope, Verified, WrappingCertificate};
 
 use super::*;
-use crate::record::{Key, TransferPolicy};
+use crate::lifecycle::caps::{Caps, HOUR_MS};
+use crate::lifecycle::derive::{DeriveRequest, Relation};
+use crate::record::{Key, KeyState, TransferPolicy};
 use crate::testing::{Cluster, NOW_MS};
 use crate::transfer::Present;
 use crate::transfer::source::{AwaitPresent, SourceError};
@@ -447,6 +449,193 @@ fn withholds_the_pinned_key_and_takes_the_rest_when_all_are_selected() {
         .expect("undamaged")
         .expect("it was opened");
     assert_eq!((status.key_count, status.withheld_count), (1, 1));
+}
+
+fn bonded(relation: Relation) -> (Case, KeyId) {
+    let mut case = Case::new();
+    case.change_key(|key| {
+        key.info.clone_policy = crate::record::ClonePolicy {
+            share: true,
+            rekey: true,
+            layer: true,
+        };
+    });
+    let request = DeriveRequest {
+        parent: case.key_id,
+        relation,
+        key_id: None,
+        name: None,
+        labels: None,
+    };
+    let step = case
+        .cluster
+        .a
+        .step(|lockbox, now, rng| lockbox.derive_key(request, now, rng));
+    (case, step.expect("its policy allows it").key_id)
+}
+
+fn end_job(case: &mut Case, job: KeyId) {
+    let cancelled = case
+        .cluster
+        .a
+        .step(|lockbox, now, rng| lockbox.job_cancel(job, now, rng));
+    cancelled.expect("it is open");
+}
+
+#[test]
+fn rejects_a_canary_whatever_else_is_wrong() {
+    let policy = TransferPolicy {
+        canary: true,
+        pinned: true,
+        ..TransferPolicy::default()
+    };
+    for selection in [None, Some(Selection::All)] {
+        let mut case = Case::with_policy(policy.clone());
+        let unknown = KeyId([0xff; 16]);
+        case.statement.selection = selection.unwrap_or(Selection::Ids(vec![case.key_id, unknown]));
+        let refusal = case.refusal();
+        assert!(matches!(refusal, Refusal::Canary(key) if key == case.key_id));
+        assert_eq!(
+            refusal.requester_text(),
+            "refused",
+            "a thief must not learn what gave it away"
+        );
+    }
+}
+
+/// The alarm is what makes a canary worth having: from then on nothing leaves.
+#[test]
+fn a_canary_stops_everything_until_an_operator_clears_the_alarm() {
+    let mut case = Case::new();
+    let canary = case.cluster.a.create(
+        "canary",
+        TransferPolicy {
+            canary: true,
+            ..TransferPolicy::default()
+        },
+    );
+    let bytes = case.signed();
+    case.cluster
+        .a
+        .step(|lockbox, now, rng| lockbox.raise_canary_alarm(canary, &bytes, now, rng))
+        .expect("memory does not fail");
+    assert!(matches!(case.refusal(), Refusal::Alarm));
+    case.cluster.a.restart();
+    assert!(matches!(case.refusal(), Refusal::Alarm));
+    case.cluster
+        .a
+        .step(|lockbox, _, rng| lockbox.clear_alarm(1, rng))
+        .expect("it stands");
+    let head = case.cluster.roster.head();
+    case.present(bytes, head).expect("the operator has looked at it");
+}
+
+#[test]
+fn rejects_moving_what_a_job_needs() {
+    let (mut case, job) = bonded(Relation::Rekey);
+    for key in [case.key_id, job] {
+        case.statement.selection = Selection::Ids(vec![key]);
+        let refusal = case.refusal();
+        assert!(matches!(refusal, Refusal::InJob { .. }) && !refusal.is_final());
+    }
+    case.statement.operation = Operation::Copy;
+    let (bytes, head) = (case.signed(), case.cluster.roster.head());
+    case.present(bytes, head).expect("a copy takes nothing away");
+}
+
+#[test]
+fn rejects_a_layer_without_what_it_lies_on_and_names_it() {
+    for operation in [Operation::Copy, Operation::Move] {
+        let (mut case, layer) = bonded(Relation::Layer);
+        end_job(&mut case, layer);
+        case.statement.operation = operation;
+        case.statement.selection = Selection::Ids(vec![layer]);
+        let refusal = case.refusal();
+        assert!(matches!(refusal, Refusal::MissingAncestor { ancestor, .. } if ancestor == case.key_id));
+        assert!(refusal.requester_text().contains(&case.key_id.to_string()));
+    }
+}
+
+#[test]
+fn rejects_moving_what_a_layer_lies_on_without_the_layer() {
+    let (mut case, layer) = bonded(Relation::Layer);
+    end_job(&mut case, layer);
+    let refusal = case.refusal();
+    assert!(matches!(refusal, Refusal::LayerLeftBehind { layer: left, .. } if left == layer));
+    case.statement.operation = Operation::Copy;
+    let (bytes, head) = (case.signed(), case.cluster.roster.head());
+    case.present(bytes, head).expect("a copy leaves it in place");
+}
+
+#[test]
+fn withholds_a_torn_chain_when_labels_select() {
+    let (mut case, layer) = bonded(Relation::Layer);
+    end_job(&mut case, layer);
+    case.change_key(|key| key.info.transfer_policy.pinned = true);
+    case.cluster.a.create("free", TransferPolicy::default());
+    case.statement.selection = Selection::All;
+    let (bytes, head) = (case.signed(), case.cluster.roster.head());
+    case.present(bytes, head).expect("one key may leave");
+    let status = case
+        .cluster
+        .a
+        .lockbox()
+        .transfer_status(case.statement.authorization_id);
+    let status = status.expect("undamaged").expect("it was opened");
+    assert_eq!((status.key_count, status.withheld_count), (1, 2));
+}
+
+#[test]
+fn rejects_layers_that_do_not_fit_into_one_chunk() {
+    let group = Group {
+        key_ids: vec![KeyId([1; 16]); MAX_CHUNK_KEYS + 1],
+        bytes: 0,
+    };
+    let refusal = Plan::default().add_group(&group, MAX_CHUNK_KEYS);
+    assert!(matches!(refusal, Err(Refusal::TooManyLayers(_))));
+}
+
+#[test]
+fn rejects_more_keys_than_the_cap_lets_leave() {
+    let mut case = Case::new();
+    case.cluster.a.create("another", TransferPolicy::default());
+    case.statement.selection = Selection::All;
+    case.cluster.a.lockbox_mut().set_caps(Caps {
+        keys_per_authorization: Some(1),
+        ..Caps::default()
+    });
+    let refusal = case.refusal();
+    assert!(matches!(refusal, Refusal::TooManyKeys { keys: 2, cap: 1 }) && refusal.is_final());
+}
+
+#[test]
+fn rejects_more_transfers_in_an_hour_than_the_cap_and_takes_them_after_it() {
+    let mut case = Case::new();
+    let caps = Caps {
+        transfers_per_hour: Some(2),
+        ..Caps::default()
+    };
+    let head = case.cluster.roster.head();
+    for number in 0..2 {
+        case.cluster.a.lockbox_mut().set_caps(caps);
+        case.statement.authorization_id = AuthorizationId([number; 16]);
+        let key = case.cluster.a.create("volume", TransferPolicy::default());
+        case.statement.selection = Selection::Ids(vec![key]);
+        let bytes = case.signed();
+        case.present(bytes, head).expect("below the cap");
+        // A thief must not be helped by a restart.
+        case.cluster.a.restart();
+    }
+    case.cluster.a.lockbox_mut().set_caps(caps);
+    case.statement.authorization_id = AuthorizationId([2; 16]);
+    case.statement.selection = Selection::Ids(vec![case.key_id]);
+    let refusal = case.refusal();
+    assert!(matches!(refusal, Refusal::TooManyTransfers { cap: 2 }) && !refusal.is_final());
+    case.cluster.a.now_ms += HOUR_MS;
+    case.statement.not_before_ms += HOUR_MS;
+    case.statement.expires_at_ms += HOUR_MS;
+    let bytes = case.signed();
+    case.present(bytes, head).expect("the hour is over");
 }
 
 #[test]

@@ -71,4 +71,4 @@ fn chunk_aad(chunk: u32, chunk_count: u32) -> Vec<u8> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

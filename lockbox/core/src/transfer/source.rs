@@ -22,6 +22,7 @@ use zeroize::Zeroizing;
 use super::{Chunk, Offer, Present, Resume, Settlement, chunk_aad, session_info};
 use crate::keys::random;
 use crate::ledger::{Entry, Outgoing, damaged, planned_keys};
+use crate::lifecycle::family::unindex;
 use crate::limits::{CHUNK_WINDOW, RECEIPTS_PER_MESSAGE};
 use crate::lockbox::{Lockbox, LockboxError};
 use crate::permit::{Decision, Permit, Refusal};
@@ -111,7 +112,10 @@ impl AwaitPresent {
     ) -> Result<Step<(Offer, AwaitResume)>, SourceError> {
         let mut changes = Changes::default();
         let (outgoing, wrapping_key) = match lockbox.check_authorization(message, self.peer, now_ms)? {
-            Decision::Open(permit) => record_plan(*permit, now_ms, &mut changes),
+            Decision::Open(permit) => {
+                lockbox.note_spent(now_ms, &mut changes).map_err(Refusal::from)?;
+                record_plan(*permit, now_ms, &mut changes)
+            }
             Decision::Resume(outgoing, wrapping_key) => (*outgoing, wrapping_key),
         };
         open_session(lockbox, outgoing, &wrapping_key, changes, rng)
@@ -469,6 +473,7 @@ fn erase(
     for key_id in &key_ids {
         let key = lockbox.vault.key(*key_id).map_err(LockboxError::from)?;
         let Some(key) = key else { continue };
+        unindex(&key.info, changes);
         let tombstone = Tombstone {
             key_id: *key_id,
             material_id: key.info.material_id,
@@ -476,6 +481,7 @@ fn erase(
             departure: Departure::Moved,
             departed_at_ms: now_ms,
             moved: Some((outgoing.id(), outgoing.authorization.target.lockbox_id)),
+            lineage: key.info.lineage,
         };
         changes.erase_key(tombstone);
     }

@@ -25,10 +25,11 @@ use rand_core::CryptoRng;
 
 use super::{Chunk, Offer, Present, Resume, Settlement, chunk_aad, session_info};
 use crate::ledger::{Entry, Incoming, damaged};
+use crate::lifecycle::family::index;
 use crate::limits::{MAX_CHUNK_BYTES, MAX_CHUNK_KEYS, RECEIPTS_PER_MESSAGE};
 use crate::lockbox::{Lockbox, LockboxError, Standing};
 use crate::primitives::{self, ReceiverContext, hpke_setup_receiver};
-use crate::record::{Departure, Key};
+use crate::record::{Departure, Key, KeyState};
 use crate::report;
 use crate::rows::Row;
 use crate::step::Step;
@@ -76,6 +77,8 @@ pub enum TargetError {
     OnItsWayOut(KeyId),
     #[error("key {0} was destroyed here, and a destroyed key does not come back")]
     WasDestroyed(KeyId),
+    #[error("key {key} is a layer on key {ancestor}, which is not here and did not come with it")]
+    MissingAncestor { key: KeyId, ancestor: KeyId },
     #[error(transparent)]
     Local(#[from] LockboxError),
 }
@@ -86,7 +89,11 @@ impl TargetError {
     pub fn declines(&self) -> bool {
         matches!(
             self,
-            Self::Conflict(_) | Self::OnItsWayOut(_) | Self::WasDestroyed(_) | Self::Field(_)
+            Self::Conflict(_)
+                | Self::OnItsWayOut(_)
+                | Self::WasDestroyed(_)
+                | Self::MissingAncestor { .. }
+                | Self::Field(_)
         )
     }
 
@@ -364,11 +371,13 @@ impl AwaitChunk {
         }
         let keys = self.open_chunk(message)?;
         check_selection(&incoming, &keys)?;
+        check_layers(lockbox, &keys)?;
         let key_ids: Vec<KeyId> = keys.iter().map(|key| key.info.key_id).collect();
         let mut changes = Changes::default();
         for key in keys {
-            if take_key(lockbox, &key)? {
+            if let Some(key) = take_key(lockbox, key)? {
                 changes.remove(Row::Tombstone(key.info.key_id));
+                index(&key.info, &mut changes);
                 #[cfg(not(lockbox_mutant = "keys-not-written"))]
                 changes.put_key(key);
             }
@@ -548,30 +557,48 @@ fn check_selection(incoming: &Incoming, keys: &[Key]) -> Result<(), TargetError>
     Ok(())
 }
 
-/// Whether a key that arrived is to be stored. One that is here already, with the same material, stays as it is.
+/// What is to be stored of a key that arrived. One that is here already, with the same material, stays as it is; but what is
+/// known to be compromised never counts as less again.
 ///
 /// A key that is being moved away is not taken: this lockbox would give a receipt for a copy that the receipt of the other
 /// transfer makes it erase, and the last copy could be lost between the two. It is declined rather than awaited, or two
 /// lockboxes that move the same keys to each other would wait for ever.
-fn take_key(lockbox: &Lockbox, key: &Key) -> Result<bool, TargetError> {
+fn take_key(lockbox: &Lockbox, key: Key) -> Result<Option<Key>, TargetError> {
     let key_id = key.info.key_id;
     if let Some(id) = lockbox.open_transfer_of(key_id)?
         && lockbox.outgoing(id)?.is_some_and(|outgoing| outgoing.is_move())
     {
         return Err(TargetError::OnItsWayOut(key_id));
     }
-    if let Some(existing) = lockbox.vault.key(key_id).map_err(LockboxError::from)? {
+    if let Some(mut existing) = lockbox.vault.key(key_id).map_err(LockboxError::from)? {
         let same = existing.info.material_id == key.info.material_id && existing.material.equals(&key.material);
-        return if same {
-            Ok(false)
-        } else {
-            Err(TargetError::Conflict(key_id))
-        };
+        if !same {
+            return Err(TargetError::Conflict(key_id));
+        }
+        let is_news = key.info.state == KeyState::Compromised && existing.info.state != KeyState::Compromised;
+        existing.info.state = KeyState::Compromised;
+        return Ok(is_news.then_some(existing));
     }
     match lockbox.tombstone(key_id)? {
         Some(tombstone) if tombstone.departure == Departure::Destroyed => Err(TargetError::WasDestroyed(key_id)),
-        _ => Ok(true),
+        _ => Ok(Some(key)),
     }
+}
+
+/// A layer is worth nothing without what it lies on: that comes in the same chunk, or is here.
+fn check_layers(lockbox: &Lockbox, keys: &[Key]) -> Result<(), TargetError> {
+    let arriving: HashSet<KeyId> = keys.iter().map(|key| key.info.key_id).collect();
+    for key in keys {
+        let Some(below) = key.info.lineage.as_ref().filter(|lineage| lineage.is_layer()) else {
+            continue;
+        };
+        let ancestor = below.parent_key_id;
+        if !arriving.contains(&ancestor) && !lockbox.vault.has_key(ancestor).map_err(LockboxError::from)? {
+            let key = key.info.key_id;
+            return Err(TargetError::MissingAncestor { key, ancestor });
+        }
+    }
+    Ok(())
 }
 
 fn check_erasure(

@@ -41,6 +41,17 @@ struct Ends<'n> {
     target: &'n mut Node,
 }
 
+/// Carries an authorized transfer to its end, in one session.
+pub(crate) fn carry(
+    source: &mut Node,
+    target: &mut Node,
+    authorization: &Verified<Authorization>,
+) -> Result<(), SourceError> {
+    let mut ends = Ends { source, target };
+    let id = ends.accept(authorization);
+    ends.session(id, Cut::Never).map(|finished| assert!(finished))
+}
+
 impl Ends<'_> {
     fn accept(&mut self, authorization: &Verified<Authorization>) -> AuthorizationId {
         let bytes = authorization.envelope().to_bytes();
@@ -290,7 +301,7 @@ fn a_moved_key_may_come_back_and_a_destroyed_one_may_not() {
         .target
         .step(|lockbox, now, rng| lockbox.destroy_key(key_id, false, now, rng))
         .expect("it is free");
-    assert_eq!(gone.departure, Departure::Destroyed);
+    assert_eq!(gone.tombstone.departure, Departure::Destroyed);
     let id = ends.accept(&again);
     let (present, await_offer) = ends.target.lockbox().begin_session(id).expect("it is open");
     let peer = ends.target.lockbox().identity().public_key();

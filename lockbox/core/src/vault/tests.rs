@@ -134,6 +134,7 @@ fn tombstone(key_id: KeyId) -> Tombstone {
         departure: Departure::Destroyed,
         departed_at_ms: 1,
         moved: None,
+        lineage: None,
     }
 }
 

@@ -1,0 +1,263 @@
+//! What a stolen key or lockbox opens, and what is done about a stolen lockbox.
+
+use std::cell::RefCell;
+
+use clap::{Args, ValueEnum};
+use lockbox_authz::roster::Change;
+use lockbox_authz::{AuthorizationId, KeyId};
+use lockbox_rpc::api::control::get_impact_request::Subject;
+use lockbox_rpc::api::control::{
+    GetImpactRequest, ImpactFinding, ListTransfersRequest, RevokeTransferRequest, Transfer, TransferState,
+};
+use serde_json::{Value, json};
+
+use super::client::{Admin, Broker, Changed};
+use super::error::CliError;
+use super::output::{Format, Table, print, print_json};
+use super::{Global, block_on};
+use crate::clock::rfc3339;
+use crate::decide::find_lockbox;
+use crate::picture::{self, Node};
+
+/// Transfers of one request.
+const PAGE: u32 = 1_000;
+
+#[derive(Debug, Args)]
+pub(super) struct ImpactCommand {
+    /// The key whose material is known to strangers, by its id
+    #[arg(required_unless_present = "lockbox", conflicts_with = "lockbox")]
+    key: Option<KeyId>,
+    /// Instead of a key: a lockbox, by its name or id, with everything that it held
+    #[arg(long, value_name = "NAME")]
+    lockbox: Option<String>,
+    /// Draw a picture instead: DOT for Graphviz, or SVG
+    #[arg(long, value_enum)]
+    picture: Option<Picture>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Picture {
+    Dot,
+    Svg,
+}
+
+/// What was found, and whether there is more.
+struct Found {
+    findings: Vec<ImpactFinding>,
+    truncated: bool,
+}
+
+impl ImpactCommand {
+    pub(super) fn run(self, global: &Global) -> Result<(), CliError> {
+        let subject = match (self.key, self.lockbox) {
+            (Some(key), _) => Subject::KeyId(key.to_vec()),
+            (None, lockbox) => Subject::Lockbox(lockbox.unwrap_or_default()),
+        };
+        let found = block_on(async {
+            let mut broker = Broker::connect(global).await?;
+            fetch(&mut broker, subject).await
+        })?;
+        let nodes = || found.findings.iter().map(node).collect::<Vec<_>>();
+        match self.picture {
+            Some(Picture::Dot) => print(&picture::dot(&nodes())),
+            Some(Picture::Svg) => print(&picture::svg(&nodes())),
+            None if global.output == Format::Json => print_json(&found.to_json()),
+            None => print(&found.table()),
+        }
+    }
+}
+
+/// Retires a stolen lockbox in one entry of the roster, ends what it may still begin, and says what it opens.
+pub(super) async fn compromise(
+    global: &Global,
+    broker: &mut Broker,
+    admin: &Admin,
+    lockbox: &str,
+    reason: String,
+) -> Result<(), CliError> {
+    let found = fetch(broker, Subject::Lockbox(lockbox.to_owned())).await?;
+    let lockbox_id = RefCell::new(Vec::new());
+    let changed = broker
+        .change(admin, |roster| {
+            let member = find_lockbox(roster, lockbox)
+                .ok_or_else(|| CliError::other(format!("no lockbox is called {lockbox}")))?;
+            *lockbox_id.borrow_mut() = member.lockbox.lockbox_id.to_vec();
+            Ok(Change::RetireLockbox {
+                lockbox_id: member.lockbox.lockbox_id,
+                reason: reason.clone(),
+            })
+        })
+        .await?;
+    changed.tell(&format!("lockbox {lockbox} is retired"));
+    let revoked = match &changed {
+        Changed::Submitted => revoke_open(broker, &lockbox_id.into_inner(), &reason).await?,
+        // Nobody knows of the retirement yet; the entry's submission is somebody else's.
+        Changed::Written(_) => Vec::new(),
+    };
+    if global.output == Format::Json {
+        let mut json = found.to_json();
+        json["retired"] = matches!(changed, Changed::Submitted).into();
+        json["revoked_authorizations"] = json!(revoked);
+        return print_json(&json);
+    }
+    for id in &revoked {
+        eprintln!("authorization {id} is revoked");
+    }
+    print(&found.table())
+}
+
+/// Revokes every authorization that the lockbox is an end of and that has not ended.
+async fn revoke_open(broker: &mut Broker, lockbox_id: &[u8], reason: &str) -> Result<Vec<String>, CliError> {
+    let mut revoked = Vec::new();
+    let mut page_token = String::new();
+    loop {
+        let request = ListTransfersRequest {
+            page_size: PAGE,
+            page_token,
+        };
+        let page = broker.client.list_transfers(request).await;
+        let page = page
+            .map_err(|status| CliError::from_status("the open transfers can't be listed", &status))?
+            .into_inner();
+        for transfer in page
+            .transfers
+            .iter()
+            .filter(|transfer| is_open_at(transfer, lockbox_id))
+        {
+            let request = RevokeTransferRequest {
+                authorization_id: transfer.authorization_id.clone(),
+                reason: reason.to_owned(),
+            };
+            let answer = broker.client.revoke_transfer(request).await;
+            answer.map_err(|status| CliError::from_status("an open transfer was not revoked", &status))?;
+            let id = AuthorizationId::from_slice("authorization_id", &transfer.authorization_id);
+            revoked.extend(id.map(|id| id.to_string()));
+        }
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            return Ok(revoked);
+        }
+    }
+}
+
+fn is_open_at(transfer: &Transfer, lockbox_id: &[u8]) -> bool {
+    let ends = [&transfer.source, &transfer.target];
+    let is_end = ends.into_iter().flatten().any(|end| end.lockbox_id == lockbox_id);
+    let is_over = matches!(
+        transfer.state(),
+        TransferState::Complete | TransferState::Refused | TransferState::Revoked | TransferState::Expired
+    );
+    is_end && !is_over
+}
+
+async fn fetch(broker: &mut Broker, subject: Subject) -> Result<Found, CliError> {
+    let failed = |status: tonic::Status| CliError::from_status("the impact can't be told", &status);
+    let subject = Some(subject);
+    let answer = broker.impact.get_impact(GetImpactRequest { subject }).await;
+    let mut pages = answer.map_err(failed)?.into_inner();
+    let mut found = Found {
+        findings: Vec::new(),
+        truncated: false,
+    };
+    while let Some(page) = pages.message().await.map_err(failed)? {
+        found.findings.extend(page.findings);
+        found.truncated |= page.truncated;
+    }
+    Ok(found)
+}
+
+impl Found {
+    fn to_json(&self) -> Value {
+        json!({
+            "truncated": self.truncated,
+            "findings": self.findings.iter().map(to_json).collect::<Vec<_>>(),
+        })
+    }
+
+    fn table(&self) -> String {
+        let mut table = Table::new(&[
+            "KEY",
+            "LOCKBOX",
+            "STATE",
+            "KINSHIP",
+            "REMEDY",
+            "PROGRESS",
+            "CONSUMERS",
+            "REPORTED",
+        ]);
+        for finding in &self.findings {
+            let node = node(finding);
+            table.row([
+                node.key_id,
+                node.lockbox,
+                node.state,
+                finding.kinship.clone(),
+                node.remedy,
+                node.progress,
+                node.consumers.join(" "),
+                rfc3339(finding.reported_at_ms),
+            ]);
+        }
+        let mut text = table.render();
+        if self.findings.is_empty() {
+            text += "No lockbox has reported such a key.\n";
+        }
+        if self.truncated {
+            text += "There is more than what was looked at.\n";
+        }
+        text
+    }
+}
+
+fn to_json(finding: &ImpactFinding) -> Value {
+    let node = node(finding);
+    let entry = finding.entry.clone().unwrap_or_default();
+    let lockbox_id = finding.lockbox.as_ref().map(|lockbox| id(&lockbox.lockbox_id));
+    json!({
+        "key_id": node.key_id,
+        "material_id": id(&entry.material_id),
+        "lockbox": node.lockbox,
+        "lockbox_id": lockbox_id,
+        "state": node.state,
+        "kinship": finding.kinship,
+        "remedy": node.remedy,
+        "progress": node.progress,
+        "parent_key_id": node.parent,
+        "relation": (!node.relation.is_empty()).then_some(node.relation),
+        "consumers": node.consumers,
+        "reported_at_ms": finding.reported_at_ms,
+    })
+}
+
+fn node(finding: &ImpactFinding) -> Node {
+    let entry = finding.entry.clone().unwrap_or_default();
+    let state = lockbox_authz::inventory::InventoryEntry::from_wire(entry.clone())
+        .map_or("?", |entry| entry.state.name())
+        .to_owned();
+    Node {
+        key_id: id(&entry.key_id),
+        lockbox: finding
+            .lockbox
+            .as_ref()
+            .map_or_else(String::new, |lockbox| lockbox.name.clone()),
+        state,
+        parent: (!entry.parent_key_id.is_empty()).then(|| id(&entry.parent_key_id)),
+        relation: entry.relation,
+        remedy: finding.remedy.clone(),
+        progress: finding.progress.clone(),
+        consumers: entry
+            .consumers
+            .iter()
+            .map(|consumer| {
+                format!(
+                    "{}/{}/{}",
+                    consumer.service, consumer.resource_type, consumer.resource_id
+                )
+            })
+            .collect(),
+    }
+}
+
+fn id(bytes: &[u8]) -> String {
+    KeyId::from_slice("id", bytes).map_or_else(|_| "?".to_owned(), |id| id.to_string())
+}

@@ -1,0 +1,150 @@
+//! The inventory of the lockboxes: what they report on the node port, and what the control plane's port answers of it.
+
+use std::sync::Arc;
+
+use lockbox_authz::impact::Finding;
+use lockbox_authz::{InventoryReport, KeyId, PublicKey, UnverifiedEnvelope};
+use lockbox_rpc::api::control::impact_service_server::{ImpactService, ImpactServiceServer};
+use lockbox_rpc::api::control::{
+    GetImpactRequest, GetImpactResponse, ImpactFinding, LockboxName, get_impact_request::Subject,
+};
+use lockbox_rpc::api::node::inventory_service_server::{InventoryService, InventoryServiceServer};
+use lockbox_rpc::api::node::{ReportInventoryRequest, ReportInventoryResponse};
+use lockbox_rpc::transport::MAX_MESSAGE_BYTES;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use crate::broker::Broker;
+use crate::decide::{self, find_lockbox};
+use crate::node_service::{envelope, peer_key};
+use crate::refusal::Refusal;
+use crate::registry::{Exposed, Impact};
+use crate::requesters::Permission;
+use crate::{control_service, status};
+
+/// Findings in one message: each may have 64 consumers, and a message takes 4 MiB.
+const FINDINGS_PER_PAGE: usize = 100;
+
+/// Answers lockboxes.
+pub struct InventoryPort {
+    broker: Arc<Broker>,
+}
+
+/// Answers the control plane.
+pub struct ImpactPort {
+    broker: Arc<Broker>,
+}
+
+/// For the node port.
+pub fn inventory(broker: Arc<Broker>) -> InventoryServiceServer<InventoryPort> {
+    InventoryServiceServer::new(InventoryPort { broker }).max_decoding_message_size(MAX_MESSAGE_BYTES)
+}
+
+/// For the control plane's port.
+pub fn impact(broker: Arc<Broker>) -> ImpactServiceServer<ImpactPort> {
+    ImpactServiceServer::new(ImpactPort { broker })
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES)
+}
+
+#[tonic::async_trait]
+impl InventoryService for InventoryPort {
+    async fn report_inventory(
+        &self,
+        request: Request<ReportInventoryRequest>,
+    ) -> Result<Response<ReportInventoryResponse>, Status> {
+        let peer = peer_key(&request)?;
+        let report = envelope(&request.into_inner().report)?;
+        let taken = self.broker.take_inventory(peer, report).await;
+        taken.map_err(|refusal| {
+            tracing::warn!(fingerprint = %peer.fingerprint(), %refusal, "an inventory report was refused");
+            status::for_node(&refusal)
+        })?;
+        Ok(Response::new(ReportInventoryResponse {}))
+    }
+}
+
+#[tonic::async_trait]
+impl ImpactService for ImpactPort {
+    type GetImpactStream = ReceiverStream<Result<GetImpactResponse, Status>>;
+
+    async fn get_impact(&self, request: Request<GetImpactRequest>) -> Result<Response<Self::GetImpactStream>, Status> {
+        let requester = control_service::requester(&self.broker, &request)?;
+        let subject = request.into_inner().subject;
+        let impact = self.broker.impact(&requester, subject).await;
+        let impact = impact.map_err(|refusal| status::for_requester(&refusal))?;
+        let (sender, pages) = mpsc::channel(1);
+        let broker = Arc::clone(&self.broker);
+        tokio::spawn(async move {
+            for page in pages_of(&broker, &impact) {
+                if sender.send(Ok(page)).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(pages)))
+    }
+}
+
+impl Broker {
+    /// Takes one range of a lockbox's inventory.
+    async fn take_inventory(self: &Arc<Self>, peer: PublicKey, report: UnverifiedEnvelope) -> Result<(), Refusal> {
+        self.turn(move |_, turn| {
+            let roster = Arc::clone(turn.roster());
+            let lockbox = roster.admitted_by_key(&peer).ok_or(Refusal::NotAdmitted)?;
+            let report =
+                InventoryReport::verify(&report, lockbox.identity_key, roster.cluster_id(), lockbox.lockbox_id)
+                    .map_err(Refusal::Inventory)?;
+            turn.take_inventory(report.statement())
+        })
+        .await
+    }
+
+    async fn impact(self: &Arc<Self>, requester: &str, subject: Option<Subject>) -> Result<Impact, Refusal> {
+        decide::permitted(self.requesters(), requester, Permission::ListAll)?;
+        let exposed = match subject {
+            Some(Subject::KeyId(id)) => Exposed::Key(KeyId::from_slice("key_id", &id)?),
+            Some(Subject::Lockbox(name)) => {
+                let roster = self.roster();
+                let member = find_lockbox(&roster, &name).ok_or(Refusal::UnknownLockbox(name))?;
+                Exposed::Lockbox(member.lockbox.lockbox_id)
+            }
+            None => return Err(lockbox_authz::FieldError::new("subject", "is missing").into()),
+        };
+        self.registry().impact(exposed).await
+    }
+}
+
+fn pages_of(broker: &Broker, impact: &Impact) -> Vec<GetImpactResponse> {
+    let roster = broker.roster();
+    let name_of = |finding: &Finding| {
+        let id = finding.holding.lockbox_id;
+        roster
+            .lockbox(&id)
+            .map_or_else(String::new, |member| member.lockbox.name.clone())
+    };
+    let to_wire = |finding: &Finding| ImpactFinding {
+        lockbox: Some(LockboxName {
+            lockbox_id: finding.holding.lockbox_id.to_vec(),
+            name: name_of(finding),
+        }),
+        entry: Some(finding.holding.entry.to_wire()),
+        kinship: finding.kinship.name().to_owned(),
+        remedy: finding.remedy.name().to_owned(),
+        progress: finding.progress.text(),
+        reported_at_ms: impact
+            .reported_at_ms
+            .get(&finding.holding.lockbox_id)
+            .copied()
+            .unwrap_or(0),
+    };
+    let page = |findings: &[Finding]| GetImpactResponse {
+        findings: findings.iter().map(to_wire).collect(),
+        truncated: impact.truncated,
+    };
+    match impact.findings.is_empty() {
+        true => vec![page(&[])],
+        false => impact.findings.chunks(FINDINGS_PER_PAGE).map(page).collect(),
+    }
+}

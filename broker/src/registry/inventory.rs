@@ -1,0 +1,212 @@
+//! What the lockboxes have reported of their keys, and what a stolen one opens. SPEC sections 13.5 and 13.6.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use lockbox_authz::id::MaterialId;
+use lockbox_authz::impact::{Finding, Holding, assess};
+use lockbox_authz::inventory::InventoryEntry;
+use lockbox_authz::{FieldError, InventoryReport, KeyId, LockboxId};
+use lockbox_store::{Batch, Store};
+use prost::Message;
+
+use super::{Registry, Turn, keys};
+use crate::limits::{MAX_IMPACT_KEYS, SCAN_PAGE};
+use crate::refusal::Refusal;
+
+/// What is thought to be known to strangers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exposed {
+    /// A key's material.
+    Key(KeyId),
+    /// Everything that a lockbox held.
+    Lockbox(LockboxId),
+}
+
+/// What that opens.
+#[derive(Clone, Debug, Default)]
+pub struct Impact {
+    pub findings: Vec<Finding>,
+    /// When each lockbox last reported.
+    pub reported_at_ms: BTreeMap<LockboxId, i64>,
+    /// Whether there is more than what was looked at.
+    pub truncated: bool,
+}
+
+impl Turn<'_> {
+    /// Stores one range of a lockbox's inventory in place of what was known of it. The report was verified.
+    pub fn take_inventory(&mut self, report: &InventoryReport) -> Result<(), Refusal> {
+        let lockbox_id = report.lockbox_id;
+        let mut known = self.inventory_between(report)?;
+        let mut batch = Batch::new();
+        for entry in &report.entries {
+            let bytes = entry.to_wire().encode_to_vec();
+            if known.remove(&entry.key_id).is_some_and(|before| before == bytes) {
+                continue;
+            }
+            batch.put(keys::inventory_key(lockbox_id, entry.key_id), bytes);
+            batch.put(keys::holder(entry.key_id, lockbox_id), Vec::new());
+            // A key's material and parent never change, whoever holds it.
+            batch.put(keys::material(entry.material_id, entry.key_id), Vec::new());
+            if let Some(parent) = &entry.parent {
+                batch.put(keys::child(parent.key_id, entry.key_id), Vec::new());
+            }
+        }
+        for key_id in known.into_keys() {
+            batch.remove(keys::inventory_key(lockbox_id, key_id));
+            batch.remove(keys::holder(key_id, lockbox_id));
+        }
+        if report.last.is_none() || !batch.is_empty() {
+            batch.put(
+                keys::inventory_time(lockbox_id),
+                report.reported_at_ms.to_be_bytes().to_vec(),
+            );
+        }
+        self.commit(batch)
+    }
+
+    fn inventory_between(&self, report: &InventoryReport) -> Result<BTreeMap<KeyId, Vec<u8>>, Refusal> {
+        let prefix = keys::inventory(report.lockbox_id);
+        let mut after = report.after.map(|id| keys::inventory_key(report.lockbox_id, id));
+        let mut known = BTreeMap::new();
+        loop {
+            let page = self.scan(&prefix, after.as_deref(), SCAN_PAGE)?;
+            let Some((last, _)) = page.last() else { return Ok(known) };
+            after = Some(last.clone());
+            for (place, value) in page {
+                let key_id = last_id(&place).map_err(Refusal::Record)?;
+                if report.last.is_some_and(|end| key_id > end) {
+                    return Ok(known);
+                }
+                known.insert(key_id, value);
+            }
+        }
+    }
+}
+
+impl Registry {
+    /// What is opened. It reads much, and holds up nobody: what it sees may not be durable yet, which only a power cut could
+    /// tell.
+    pub async fn impact(self: &Arc<Self>, exposed: Exposed) -> Result<Impact, Refusal> {
+        let store = Arc::clone(&self.store);
+        let read = tokio::task::spawn_blocking(move || Reader { store }.impact(exposed));
+        match read.await {
+            Ok(impact) => impact,
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        }
+    }
+}
+
+struct Reader {
+    store: Arc<dyn Store>,
+}
+
+impl Reader {
+    fn impact(&self, exposed: Exposed) -> Result<Impact, Refusal> {
+        let (materials, start, stolen) = match exposed {
+            Exposed::Key(key_id) => {
+                let holdings = self.holdings(key_id)?;
+                let materials: BTreeSet<MaterialId> = holdings.iter().map(|held| held.entry.material_id).collect();
+                (materials, vec![key_id], None)
+            }
+            Exposed::Lockbox(lockbox_id) => {
+                let entries = self.entries_at(lockbox_id)?;
+                let held = entries.iter().filter(|entry| entry.state.is_held());
+                let materials = held.map(|entry| entry.material_id).collect();
+                let start = entries.iter().map(|entry| entry.key_id).collect();
+                (materials, start, Some(lockbox_id))
+            }
+        };
+        let mut family: BTreeMap<KeyId, Vec<Holding>> = BTreeMap::new();
+        let mut waiting = start;
+        let mut seen_materials = BTreeSet::new();
+        while let Some(key_id) = waiting.pop() {
+            if family.len() >= MAX_IMPACT_KEYS {
+                break;
+            }
+            if family.contains_key(&key_id) {
+                continue;
+            }
+            let holdings = self.holdings(key_id)?;
+            for entry in holdings.iter().map(|held| &held.entry) {
+                waiting.extend(entry.parent.iter().map(|parent| parent.key_id));
+                if seen_materials.insert(entry.material_id) {
+                    waiting.extend(self.ids(&keys::materials(entry.material_id))?);
+                }
+            }
+            waiting.extend(self.ids(&keys::children(key_id))?);
+            family.insert(key_id, holdings);
+        }
+        let truncated = family.len() >= MAX_IMPACT_KEYS;
+        let findings = assess(&materials, stolen, family.into_values().flatten());
+        let mut reported_at_ms = BTreeMap::new();
+        for finding in &findings {
+            let lockbox_id = finding.holding.lockbox_id;
+            if let std::collections::btree_map::Entry::Vacant(slot) = reported_at_ms.entry(lockbox_id) {
+                slot.insert(self.reported_at_ms(lockbox_id)?);
+            }
+        }
+        Ok(Impact {
+            findings,
+            reported_at_ms,
+            truncated,
+        })
+    }
+
+    fn holdings(&self, key_id: KeyId) -> Result<Vec<Holding>, Refusal> {
+        let mut holdings = Vec::new();
+        for id in self.ids(&keys::holders(key_id))? {
+            let lockbox_id = LockboxId(id.0);
+            let bytes = self.store.get(&keys::inventory_key(lockbox_id, key_id));
+            if let Some(bytes) = bytes.map_err(Refusal::Store)? {
+                let entry = decode(&bytes)?;
+                holdings.push(Holding { lockbox_id, entry });
+            }
+        }
+        Ok(holdings)
+    }
+
+    fn entries_at(&self, lockbox_id: LockboxId) -> Result<Vec<InventoryEntry>, Refusal> {
+        let prefix = keys::inventory(lockbox_id);
+        let mut after: Option<Vec<u8>> = None;
+        let mut entries = Vec::new();
+        while entries.len() < MAX_IMPACT_KEYS {
+            let page = self.store.scan(&prefix, after.as_deref(), SCAN_PAGE);
+            let page = page.map_err(Refusal::Store)?;
+            let Some((last, _)) = page.last() else { break };
+            after = Some(last.clone());
+            for (_, bytes) in &page {
+                entries.push(decode(bytes)?);
+            }
+        }
+        Ok(entries)
+    }
+
+    /// The ids that end the places under a prefix.
+    fn ids(&self, prefix: &[u8]) -> Result<Vec<KeyId>, Refusal> {
+        let rows = self.store.scan(prefix, None, MAX_IMPACT_KEYS).map_err(Refusal::Store)?;
+        let ids = rows.iter().map(|(place, _)| last_id(place).map_err(Refusal::Record));
+        ids.collect()
+    }
+
+    fn reported_at_ms(&self, lockbox_id: LockboxId) -> Result<i64, Refusal> {
+        let bytes = self
+            .store
+            .get(&keys::inventory_time(lockbox_id))
+            .map_err(Refusal::Store)?;
+        let number = bytes.and_then(|bytes| bytes.try_into().ok());
+        Ok(number.map_or(0, i64::from_be_bytes))
+    }
+}
+
+fn last_id(place: &[u8]) -> Result<KeyId, FieldError> {
+    let id = place.last_chunk::<16>();
+    id.map(|id| KeyId(*id))
+        .ok_or(FieldError::new("inventory", "has a place that is too short"))
+}
+
+fn decode(bytes: &[u8]) -> Result<InventoryEntry, Refusal> {
+    let malformed = |_| Refusal::Record(FieldError::new("inventory", "is not what the broker writes"));
+    let wire = lockbox_authz::wire::InventoryEntry::decode(bytes).map_err(malformed)?;
+    InventoryEntry::from_wire(wire).map_err(Refusal::Record)
+}

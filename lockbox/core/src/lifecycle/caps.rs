@@ -1,0 +1,75 @@
+//! What leaves a lockbox at most, whatever a broker signs. SPEC sections 6.3 and 13.7.
+
+use lockbox_authz::id::KeyId;
+use prost::Message;
+use rand_core::CryptoRng;
+
+use crate::ledger::damaged;
+use crate::lockbox::{Lockbox, LockboxError};
+use crate::rows::Row;
+use crate::step::Step;
+use crate::vault::Changes;
+use crate::wire;
+
+/// What the hour of [`Caps::transfers_per_hour`] is, in milliseconds.
+pub const HOUR_MS: i64 = 3_600_000;
+
+/// The largest cap of transfers per hour: each is 9 bytes of one record.
+pub const MAX_TRANSFERS_PER_HOUR: u32 = 4_096;
+
+/// The caps of one lockbox. They are its operator's, in its configuration, and no broker can raise them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Caps {
+    /// New authorizations that are acted on as source in any hour, 1 to 4,096; `None` for as many as come.
+    pub transfers_per_hour: Option<u32>,
+    /// Keys that leave under one authorization; `None` for as many as are selected.
+    pub keys_per_authorization: Option<u64>,
+}
+
+impl Lockbox {
+    /// Sets what the configuration says.
+    pub fn set_caps(&mut self, caps: Caps) {
+        self.caps = caps;
+    }
+
+    /// Raises the alarm that an authorization selected a canary: until an operator clears it, nothing leaves. `authorization`
+    /// is kept as the evidence.
+    pub fn raise_canary_alarm(
+        &mut self,
+        key_id: KeyId,
+        authorization: &[u8],
+        now_ms: i64,
+        rng: &mut dyn CryptoRng,
+    ) -> Result<Step<()>, LockboxError> {
+        let what = format!("an authorization asked for the canary key {key_id}");
+        self.raise_alarm(what, authorization, now_ms, rng)
+    }
+
+    /// How many authorizations were spent in the hour before now. What was spent in the future, by a clock that went back,
+    /// counts.
+    pub(crate) fn spent_in_last_hour(&self, now_ms: i64) -> Result<Vec<i64>, LockboxError> {
+        let Some(bytes) = self.vault.read(Row::Spent)? else {
+            return Ok(Vec::new());
+        };
+        let record = wire::SpentRecord::decode(&bytes[..]).map_err(|_| damaged("the last hour's transfers"))?;
+        let mut spent = record.spent_at_ms;
+        spent.retain(|at_ms| *at_ms > now_ms.saturating_sub(HOUR_MS));
+        Ok(spent)
+    }
+
+    /// Counts one more, in the step that spends the authorization.
+    pub(crate) fn note_spent(&self, now_ms: i64, changes: &mut Changes) -> Result<(), LockboxError> {
+        if self.caps.transfers_per_hour.is_none() {
+            return Ok(());
+        }
+        let mut spent_at_ms = self.spent_in_last_hour(now_ms)?;
+        spent_at_ms.push(now_ms);
+        spent_at_ms.sort_unstable();
+        let record = wire::SpentRecord {
+            version: 1,
+            spent_at_ms,
+        };
+        changes.put(Row::Spent, record.encode_to_vec());
+        Ok(())
+    }
+}

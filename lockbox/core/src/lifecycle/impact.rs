@@ -1,0 +1,95 @@
+//! Compromise, and what a key's material opens. SPEC section 13.5.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use lockbox_authz::id::{KeyId, MaterialId};
+use lockbox_authz::impact::{Finding, Holding, assess};
+use rand_core::CryptoRng;
+
+use super::family::MAX_FAMILY;
+use crate::lockbox::{Lockbox, LockboxError};
+use crate::record::{KeyInfo, KeyState};
+use crate::step::Step;
+use crate::vault::Changes;
+
+/// What this lockbox knows of a material's reach.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Impact {
+    pub material_id: MaterialId,
+    pub findings: Vec<Finding>,
+    /// Whether the family is larger than what was looked at.
+    pub truncated: bool,
+}
+
+impl Lockbox {
+    /// Marks every key here that has the material of this one. It is allowed at any time, also while they travel: that
+    /// strangers know a material does not wait.
+    ///
+    /// Gives the keys that were not marked before.
+    pub fn compromise_key(
+        &mut self,
+        key_id: KeyId,
+        rng: &mut dyn CryptoRng,
+    ) -> Result<Step<Vec<KeyInfo>>, LockboxError> {
+        let material_id = self.material_of(key_id)?;
+        let mut changes = Changes::default();
+        let mut marked = Vec::new();
+        for key_id in self.keys_of_material(material_id)? {
+            let mut key = self.held_key(key_id)?;
+            if key.info.state != KeyState::Compromised {
+                key.info.state = KeyState::Compromised;
+                marked.push(key.info.clone());
+                changes.put_key(key);
+            }
+        }
+        let batches = self.vault.stage(changes, rng)?;
+        Ok(Step::new(batches, marked))
+    }
+
+    /// What the material of a key, here or gone, opens, as far as this lockbox knows.
+    pub fn impact(&self, key_id: KeyId) -> Result<Impact, LockboxError> {
+        let material_id = self.material_of(key_id)?;
+        let mut family = BTreeMap::new();
+        let mut waiting = self.keys_of_material(material_id)?;
+        waiting.push(key_id);
+        while let Some(next) = waiting.pop() {
+            if family.len() >= MAX_FAMILY {
+                break;
+            }
+            if family.contains_key(&next) {
+                continue;
+            }
+            let entry = self.inventory_entry(next)?;
+            if let Some(entry) = &entry {
+                waiting.extend(entry.parent.iter().map(|parent| parent.key_id));
+                waiting.extend(self.keys_of_material(entry.material_id)?);
+            }
+            waiting.extend(self.children(next)?);
+            family.insert(next, entry);
+        }
+        let truncated = !waiting.is_empty() && family.len() >= MAX_FAMILY;
+        let lockbox_id = self.identity.lockbox_id;
+        let holdings = family.into_values().flatten();
+        let holdings = holdings.map(|entry| Holding { lockbox_id, entry });
+        Ok(Impact {
+            material_id,
+            findings: assess(&BTreeSet::from([material_id]), None, holdings),
+            truncated,
+        })
+    }
+
+    fn material_of(&self, key_id: KeyId) -> Result<MaterialId, LockboxError> {
+        if let Some(key) = self.vault.key(key_id)? {
+            return Ok(key.info.material_id);
+        }
+        let tombstone = self.tombstone(key_id)?.ok_or(LockboxError::NoKey(key_id))?;
+        Ok(tombstone.material_id)
+    }
+
+    /// The keys here that have a key's material beside it.
+    pub(crate) fn other_keys_of_material(&self, info: &KeyInfo) -> Result<Vec<KeyId>, LockboxError> {
+        let mut keys = self.keys_of_material(info.material_id)?;
+        keys.retain(|other| *other != info.key_id);
+        Ok(keys)
+    }
+}

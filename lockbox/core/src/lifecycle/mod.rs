@@ -1,0 +1,70 @@
+//! The life of a key: states, consumers, snapshots, clones, rotation, compromise. SPEC section 13.
+//!
+//! | module | has |
+//! |---|---|
+//! | [`state`] | which state allows what, and what follows it |
+//! | [`change`] | attributes, policies, consumers |
+//! | `family` | the indexes: keys of a material, descendants, layers, holds |
+//! | [`derive`] | snapshot, clone, rotate |
+//! | [`job`] | rekey, layer and rotate, from pending to done |
+//! | [`impact`] | compromise, and what a key's material opens |
+//! | [`inventory`] | what the broker is told of the keys |
+//! | [`caps`] | what a broker can't raise |
+
+pub mod caps;
+pub mod change;
+pub mod derive;
+pub(crate) mod family;
+pub mod impact;
+pub mod inventory;
+pub mod job;
+pub mod state;
+
+use lockbox_authz::field::FieldError;
+use lockbox_authz::id::KeyId;
+
+/// Why something was refused in the life of a key.
+#[derive(Debug, thiserror::Error)]
+pub enum LifecycleError {
+    #[error("key {key} is {from}, and can't become {to}")]
+    Transition {
+        key: KeyId,
+        from: &'static str,
+        to: &'static str,
+    },
+    #[error("key {key} is {state}, and {what}")]
+    State {
+        key: KeyId,
+        state: &'static str,
+        what: &'static str,
+    },
+    #[error("key {key} has a clone policy that does not allow {wanted:?}; it allows {allowed}")]
+    ClonePolicy {
+        key: KeyId,
+        wanted: &'static str,
+        allowed: String,
+    },
+    #[error("key {key} has no consumer {consumer}")]
+    NoConsumer { key: KeyId, consumer: String },
+    #[error("key {key} is needed by the layers above it: {layers}; destroy those first")]
+    Layered { key: KeyId, layers: String },
+    #[error("key {key} is part of the job {job}, which is not done: finish it, or cancel it")]
+    InJob { key: KeyId, job: KeyId },
+    #[error("there is no job {0}")]
+    NoJob(KeyId),
+    #[error("job {job} is {from}, and can't become {to}")]
+    JobState {
+        job: KeyId,
+        from: &'static str,
+        to: &'static str,
+    },
+    #[error("the proof was not made with the new key of job {0}")]
+    Proof(KeyId),
+    #[error("key {0} has as many layers below it as a chain may have")]
+    TooManyLayers(KeyId),
+    #[error("{0}")]
+    Field(#[from] FieldError),
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,433 @@
+//! The life of volume keys, as the mail thread of 2013 asked for it, through the real binaries.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use lockbox_authz::{KeyId, Operation, Selection, UnverifiedEnvelope};
+use lockbox_rpc::api::local::TransferPolicy;
+use lockbox_tests::testkit::attacker::StolenBroker;
+use lockbox_tests::testkit::{Ask, Cluster, Lockbox, NewKey, TransferState, eventually};
+use serde_json::Value;
+
+/// What `lockbox ... --output json` answers.
+fn ask(lockbox: &Lockbox, args: &[&str]) -> Value {
+    let all: Vec<&str> = args.iter().copied().chain(["--output", "json"]).collect();
+    lockbox.command(all).expect_success(&args.join(" ")).json()
+}
+
+/// What it says on standard error when it refuses.
+fn refusal(lockbox: &Lockbox, args: &[&str]) -> String {
+    let output = lockbox.command(args);
+    assert!(!output.status.success(), "{} was not refused", args.join(" "));
+    output.stderr
+}
+
+fn id(value: &Value) -> KeyId {
+    value.as_str().expect("an id").parse().expect("an id")
+}
+
+fn volume(lockbox: &Lockbox, clone_policy: &str) -> KeyId {
+    let made = ask(
+        lockbox,
+        &[
+            "key",
+            "create",
+            "--name",
+            "vol-1",
+            "--clone-policy",
+            clone_policy,
+            "--consumer",
+            "cinder/volume/vol-1",
+        ],
+    );
+    id(&made["key_id"])
+}
+
+fn clone(lockbox: &Lockbox, key: KeyId, mode: &str) -> KeyId {
+    id(&ask(lockbox, &["key", "clone", &key.to_string(), "--mode", mode])["key_id"])
+}
+
+/// Data that opens with one key: a file that has the hash of it.
+struct Data(PathBuf);
+
+impl Data {
+    fn new(folder: &Path, name: &str) -> Self {
+        Self(folder.join(name))
+    }
+
+    fn encrypt(&self, lockbox: &Lockbox, key: KeyId) {
+        let hash = lockbox_authz::Hash::of(&lockbox.reveal(key));
+        fs::write(&self.0, hash.to_string()).expect("the folder is ours");
+    }
+
+    /// `lockbox job verify` with a command that opens it with the key on its standard input.
+    fn verify(&self, lockbox: &Lockbox, job: KeyId) -> lockbox_tests::testkit::Output {
+        let script = format!(
+            "test \"$(sha256sum | cut -d' ' -f1)\" = \"$(cat {})\"",
+            self.0.display()
+        );
+        // What stands after `--` is the command's; the socket is said before.
+        let socket = lockbox.socket();
+        let socket = socket.to_str().expect("a path of ours");
+        lockbox.command([
+            "job",
+            "verify",
+            &job.to_string(),
+            "--socket",
+            socket,
+            "--",
+            "sh",
+            "-c",
+            &script,
+        ])
+    }
+}
+
+/// Option 1 of the thread: no clones.
+#[test]
+fn option_1_a_volume_with_its_own_key_has_no_clones() {
+    let cluster = Cluster::start();
+    let a = cluster.new_lockbox("a");
+    let key = volume(&a, "deny").to_string();
+    for args in [
+        &["key", "snapshot", &key][..],
+        &["key", "clone", &key, "--mode", "share"],
+        &["key", "clone", &key, "--mode", "rekey"],
+        &["key", "clone", &key, "--mode", "layer"],
+    ] {
+        let why = refusal(&a, args);
+        assert!(why.contains("clone policy") && why.contains("deny"), "{why}");
+    }
+}
+
+/// Option 2: clone with the same key. It is instant, and each use can still be listed and ended by itself.
+#[test]
+fn option_2_a_clone_with_the_same_key_is_a_key_of_its_own() {
+    let cluster = Cluster::start();
+    let a = cluster.new_lockbox("a");
+    let volume = volume(&a, "share");
+    let snapshot = id(&ask(&a, &["key", "snapshot", &volume.to_string()])["key_id"]);
+    let clone = clone(&a, snapshot, "share");
+    let material = a.reveal(volume);
+    assert_eq!(
+        (a.reveal(snapshot), a.reveal(clone)),
+        (material.clone(), material.clone())
+    );
+
+    let why = refusal(&a, &["key", "destroy", &volume.to_string(), "--yes"]);
+    assert!(why.contains("cinder/volume/vol-1"), "{why}");
+    let gone = ask(&a, &["key", "destroy", &volume.to_string(), "--yes", "--force"]);
+    let remaining: BTreeSet<KeyId> = gone["remaining_key_ids"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(id)
+        .collect();
+    assert_eq!(
+        remaining,
+        BTreeSet::from([snapshot, clone]),
+        "the material lives on in these"
+    );
+    assert_eq!(a.reveal(clone), material);
+    a.restart();
+    ask(&a, &["key", "destroy", &snapshot.to_string(), "--yes"]);
+    let last = ask(&a, &["key", "destroy", &clone.to_string(), "--yes"]);
+    assert_eq!(
+        last["remaining_key_ids"],
+        Value::Array(Vec::new()),
+        "it dies with its last key"
+    );
+}
+
+/// Option 3: clone with a different key. The old material stays until the clone's data opens with the new.
+#[test]
+fn option_3_a_clone_with_a_different_key_is_a_job_in_two_phases() {
+    let cluster = Cluster::start();
+    let a = cluster.new_lockbox("a");
+    let parent = volume(&a, "rekey");
+    let data = Data::new(cluster.folder(), "clone");
+    data.encrypt(&a, parent);
+    let job = clone(&a, parent, "rekey");
+    let name = job.to_string();
+    assert_ne!(a.reveal(job), a.reveal(parent));
+
+    assert!(refusal(&a, &["job", "done", &name]).contains("pending"));
+    ask(&a, &["job", "progress", &name, "50"]);
+    // The data is still under the old key, so the tool can't open it: nothing may be let go.
+    let early = data.verify(&a, job);
+    assert!(!early.status.success());
+    assert_eq!(ask(&a, &["job", "show", &name])["state"], "running");
+    let why = refusal(&a, &["key", "destroy", &parent.to_string(), "--yes", "--force"]);
+    assert!(why.contains(&name), "{why}");
+
+    data.encrypt(&a, job);
+    a.restart();
+    data.verify(&a, job).expect_success("the tool opens it now");
+    let shown = ask(&a, &["job", "show", &name]);
+    assert_eq!(
+        (&shown["state"], &shown["verified_by"]),
+        (&"verified".into(), &"sh".into())
+    );
+    ask(&a, &["job", "done", &name]);
+    ask(&a, &["key", "destroy", &parent.to_string(), "--yes", "--force"]);
+    assert!(a.holds(job), "the clone has material of its own");
+    let jobs = ask(&a, &["job", "list"]);
+    assert_eq!(jobs["jobs"][0]["state"], "done");
+}
+
+/// Option 4: layers, as RBD makes them. The chain travels as one.
+#[test]
+fn option_4_layers_travel_as_one_and_not_without_their_ancestor() {
+    let cluster = Cluster::start();
+    let a = cluster.add_lockbox("a");
+    let b = cluster.add_lockbox("b");
+    let base = volume(&a, "layer");
+    let layer = clone(&a, base, "layer");
+    let data = Data::new(cluster.folder(), "layer");
+    data.encrypt(&a, layer);
+    let busy = cluster.move_keys(&a, &b, &[base, layer]);
+    a.log().wait_for(0, "step 16, jobs");
+    busy.revoke().expect("it is open");
+    data.verify(&a, layer).expect_success("the layer opens");
+    ask(&a, &["job", "done", &layer.to_string()]);
+
+    let torn = cluster.move_keys(&a, &b, &[layer]).wait_for_end();
+    assert_eq!(torn.state(), TransferState::Refused);
+    assert!(torn.detail.contains(&base.to_string()), "{}", torn.detail);
+    let torn = cluster.move_keys(&a, &b, &[base]).wait_for_end();
+    assert!(torn.detail.contains(&layer.to_string()), "{}", torn.detail);
+
+    let (bases, layers) = (a.reveal(base), a.reveal(layer));
+    let before = ask(&a, &["key", "show", &layer.to_string()]);
+    cluster.move_keys(&a, &b, &[base, layer]).wait();
+    assert_eq!((b.reveal(base), b.reveal(layer)), (bases, layers));
+    assert_eq!(
+        ask(&b, &["key", "show", &layer.to_string()]),
+        before,
+        "everything about it has travelled"
+    );
+    let why = refusal(&b, &["key", "destroy", &base.to_string(), "--yes", "--force"]);
+    assert!(why.contains(&layer.to_string()), "{why}");
+}
+
+/// "If the key is compromised then what do you do?"
+#[test]
+fn the_key_is_compromised_then_what_do_you_do() {
+    let cluster = Cluster::start();
+    let a = cluster.add_lockbox("a");
+    let b = cluster.add_lockbox("b");
+    let volume = volume(&a, "share,rekey");
+    let snapshot = id(&ask(&a, &["key", "snapshot", &volume.to_string()])["key_id"]);
+    let other = a.create_key("another volume");
+    cluster.copy_keys(&a, &b, &[snapshot]).wait();
+
+    // One learns what it opens, here and at every other lockbox.
+    let marked = ask(&a, &["key", "compromise", &volume.to_string()]);
+    assert_eq!(marked["marked"].as_array().map(Vec::len), Some(2));
+    let seen = |key: KeyId, lockbox: &str, what: &str, wanted: &str| {
+        eventually(
+            &format!("the broker knows that {what} of {key} at {lockbox} is {wanted}"),
+            || {
+                let impact = impact(&cluster, &[&volume.to_string()]);
+                let found = impact["findings"]
+                    .as_array()?
+                    .iter()
+                    .find(|found| found["key_id"] == key.to_string() && found["lockbox"] == lockbox)?;
+                (found[what] == wanted).then(|| found.clone())
+            },
+        )
+    };
+    seen(volume, "a", "state", "compromised");
+    let copied = seen(snapshot, "b", "state", "active");
+    assert_eq!(
+        (&copied["remedy"], &copied["kinship"]),
+        (&"deep".into(), &"same material".into())
+    );
+    let all = impact(&cluster, &[&volume.to_string()]).to_string();
+    assert!(!all.contains(&other.to_string()), "it opens nothing else");
+    assert!(all.contains("cinder/volume/vol-1"));
+    for picture in ["dot", "svg"] {
+        let drawn = cluster
+            .broker()
+            .command(["impact", &volume.to_string(), "--picture", picture]);
+        let drawn = drawn.expect_success("impact").text();
+        assert!(drawn.contains(&snapshot.to_string()), "{drawn}");
+    }
+
+    // It is copied no further.
+    let refused = cluster.copy_keys(&a, &b, &[volume]).wait_for_end();
+    assert!(refused.detail.contains("compromised"), "{}", refused.detail);
+
+    // The volume gets new material; the old one goes when the data was opened with the new.
+    let job = id(&ask(&a, &["key", "rotate", &volume.to_string()])["key_id"]);
+    let data = Data::new(cluster.folder(), "volume");
+    data.encrypt(&a, job);
+    ask(&a, &["job", "progress", &job.to_string(), "70"]);
+    seen(volume, "a", "progress", "running, 70 %");
+    data.verify(&a, job).expect_success("the tool opens it");
+    let done = ask(&a, &["job", "done", &job.to_string()]);
+    assert_eq!(id(&done["destroyed_key_id"]), volume);
+    assert_eq!(
+        id(&done["remaining_key_ids"][0]),
+        snapshot,
+        "the snapshot still has the old material"
+    );
+    seen(volume, "a", "progress", "done");
+    seen(snapshot, "a", "progress", "to do");
+    assert_eq!(seen(job, "a", "remedy", "shallow")["progress"], "done");
+}
+
+fn impact(cluster: &Cluster, args: &[&str]) -> Value {
+    let all = ["impact"].iter().chain(args).chain(&["--output", "json"]).copied();
+    let output = cluster.broker().command(all.collect::<Vec<_>>());
+    output.expect_success("lockbox-broker impact").json()
+}
+
+#[test]
+fn a_stolen_lockbox_is_retired_in_one_entry_and_what_it_held_is_listed() {
+    let cluster = Cluster::start();
+    let a = cluster.add_lockbox("a");
+    let b = cluster.add_lockbox("b");
+    let c = cluster.add_lockbox("c");
+    let stolen = a.create_key("stolen");
+    let left_before = a.create_key("moved before");
+    let elsewhere = b.create_key("elsewhere");
+    cluster.copy_keys(&a, &b, &[stolen]).wait();
+    cluster.move_keys(&a, &c, &[left_before]).wait();
+    let finding = |key: KeyId, lockbox: &str| {
+        let impact = impact(&cluster, &["--lockbox", "a"]);
+        let found = impact["findings"]
+            .as_array()
+            .expect("a list")
+            .iter()
+            .find(|found| found["key_id"] == key.to_string() && found["lockbox"] == lockbox);
+        found.cloned()
+    };
+    eventually("the broker knows of the copy", || finding(stolen, "b"));
+    eventually("the broker knows what was moved away", || {
+        finding(left_before, "a").filter(|found| found["state"] == "moved")
+    });
+    // Something is open with the stolen one.
+    c.stop();
+    let open = cluster.move_keys(&a, &c, &[stolen]);
+    let before = cluster.broker().roster().head().index;
+    let admin = cluster.broker().admin_key_file();
+    let output = cluster.broker().command([
+        "lockbox",
+        "compromise",
+        "a",
+        "--yes",
+        "--output",
+        "json",
+        "--admin-key",
+        admin.to_str().expect("a path of ours"),
+    ]);
+    let answer = output.expect_success("lockbox compromise").json();
+    let roster = cluster.broker().roster();
+    assert_eq!(roster.head().index, before + 1, "one entry");
+    assert!(roster.admitted(&a_id(&roster, "a")).is_none());
+    assert_eq!(answer["revoked_authorizations"][0], open.id.to_string());
+    assert_eq!(open.wait_for_end().state(), TransferState::Revoked);
+    let remedy = |key: KeyId, lockbox: &str| finding(key, lockbox).map(|found| found["remedy"].clone());
+    assert_eq!(remedy(stolen, "a"), Some("deep".into()));
+    assert_eq!(remedy(stolen, "b"), Some("deep".into()), "the thief has its material");
+    assert_eq!(
+        remedy(left_before, "a"),
+        Some("shallow".into()),
+        "it was erased there before"
+    );
+    assert_eq!(remedy(elsewhere, "b"), None);
+}
+
+fn a_id(roster: &lockbox_authz::Roster, name: &str) -> lockbox_authz::LockboxId {
+    let named = roster.lockboxes().find(|member| member.lockbox.name == name);
+    named.expect("it is in the roster").lockbox.lockbox_id
+}
+
+/// A broker that signs everything: the cap is the lockbox's own.
+#[test]
+fn a_mass_exfiltration_by_a_broker_that_signs_everything_stops_at_the_cap() {
+    const PER_HOUR: usize = 3;
+    const PER_AUTHORIZATION: usize = 2;
+    let cluster = Cluster::start();
+    let a = cluster.add_lockbox("a");
+    let b = cluster.add_lockbox("b");
+    a.set_caps(&format!(
+        "transfers_per_hour = {PER_HOUR}\nkeys_per_authorization = {PER_AUTHORIZATION}\n"
+    ));
+    a.restart();
+    a.wait_until_connected();
+    let keys = a.create_keys(20);
+
+    let all = cluster
+        .authorize(Ask::new(Operation::Copy, &a, &b, Selection::All))
+        .wait_for_end();
+    assert!(all.detail.contains("20 keys would leave"), "{}", all.detail);
+
+    let broker = StolenBroker::steal(cluster.broker(), &cluster.folder().join("stolen"));
+    let certificate = UnverifiedEnvelope::from_bytes(&b.status().wrapping_certificate).expect("it has joined");
+    let mut mark = 0;
+    for pair in keys.chunks(PER_AUTHORIZATION) {
+        let selection = Selection::from_unsorted_ids(pair.to_vec()).expect("two keys");
+        let authorization = broker.statement(
+            Operation::Copy,
+            broker.party(&a),
+            broker.party(&b),
+            &certificate,
+            selection,
+        );
+        let id = authorization.authorization_id;
+        let signed = broker.sign(authorization);
+        b.accept_transfer(&signed, &a.peer_address())
+            .expect("it is signed by a broker");
+        if b.keys().len() < PER_HOUR * PER_AUTHORIZATION {
+            b.wait_for_transfer(id, "complete");
+        } else {
+            a.log().wait_for(mark, "step 18, caps");
+        }
+        mark = a.log().mark();
+    }
+    assert_eq!(b.keys().len(), PER_HOUR * PER_AUTHORIZATION, "what left before the cap");
+    a.restart();
+    a.log().wait_for(mark, "step 18, caps");
+    assert_eq!(
+        b.keys().len(),
+        PER_HOUR * PER_AUTHORIZATION,
+        "a restart lets nothing more go"
+    );
+}
+
+/// Who asks for everything asks for the canary, too.
+#[test]
+fn a_canary_raises_an_alarm_and_nothing_leaves_until_an_operator_says_otherwise() {
+    let cluster = Cluster::start();
+    let a = cluster.add_lockbox("a");
+    let b = cluster.add_lockbox("b");
+    let key = a.create_key("volume");
+    let canary = a.create(&NewKey {
+        policy: TransferPolicy {
+            canary: true,
+            ..TransferPolicy::default()
+        },
+        ..NewKey::named("volume")
+    });
+    let refused = cluster
+        .authorize(Ask::new(Operation::Copy, &a, &b, Selection::All))
+        .wait_for_end();
+    assert_eq!(refused.state(), TransferState::Refused);
+    assert!(
+        !refused.detail.contains("canary"),
+        "a thief must not learn what gave it away"
+    );
+    let alarm = eventually("the alarm stands", || a.status().alarms.into_iter().next());
+    assert!(alarm.what.contains(&canary.to_string()), "{}", alarm.what);
+    let waiting = cluster.copy_keys(&a, &b, &[key]);
+    let mark = a.log().mark();
+    a.log().wait_for(mark, "an alarm stops transfers");
+    assert_eq!(b.keys(), [], "not even what nobody minds");
+    a.command(["alarm", "clear", &alarm.alarm_id.to_string()])
+        .expect_success("alarm clear");
+    waiting.wait();
+    assert_eq!(b.keys(), [key]);
+}
