@@ -52,7 +52,7 @@ fn destroyed_is_destroyed(backend: &str) {
     };
     let before = copy("before");
     assert!(
-        before.materials.contains(&material.to_vec()) && before.materials.contains(&kept.to_vec()),
+        before.materials.contains(material.as_slice()) && before.materials.contains(kept.as_slice()),
         "who finds nothing before proves nothing after"
     );
 
@@ -60,8 +60,8 @@ fn destroyed_is_destroyed(backend: &str) {
     a.destroy(key).expect("nobody uses it");
     // Killed, so that nothing is tidied up.
     let after = copy("after");
-    assert!(after.materials.contains(&kept.to_vec()), "the other key went with it");
-    assert!(!after.materials.contains(&material.to_vec()), "the key came back");
+    assert!(after.materials.contains(kept.as_slice()), "the other key went with it");
+    assert!(!after.materials.contains(material.as_slice()), "the key came back");
 
     // The ciphertexts of before, should they still lie anywhere, with every key of after.
     let keys = after.keys();

@@ -27,13 +27,17 @@ pub(crate) fn of(value: &impl Hash) -> Digest {
 pub(crate) fn of_world(world: &World) -> Digest {
     let nodes: Vec<Digest> = world.nodes.iter().map(|node| of_node(node, world)).collect();
     let sessions: Vec<Digest> = world.sessions.values().map(of_session).collect();
-    let revoked: Vec<bool> = world.issued.iter().map(|issued| issued.revocation.is_some()).collect();
+    let issued: Vec<_> = world
+        .issued
+        .iter()
+        .map(|issued| (issued.source, issued.target, issued.revocation.is_some()))
+        .collect();
     let mut destroyed = world.destroyed.clone();
     destroyed.sort_unstable();
     of(&(
         nodes,
         sessions,
-        revoked,
+        issued,
         destroyed,
         &world.retired,
         world.roster.head().index,
@@ -43,7 +47,9 @@ pub(crate) fn of_world(world: &World) -> Digest {
 
 /// What a node has durably, what each of its unsynced batches makes of that, and who waits for the batch.
 fn of_node(node: &Node, world: &World) -> Digest {
-    let states: Vec<Digest> = (0..=node.unsynced()).map(|batches| of(&rows(node, batches))).collect();
+    let states: Vec<Digest> = (0..=node.unsynced())
+        .map(|batches| of(&rows(node, world, batches)))
+        .collect();
     let waits: Vec<Option<usize>> = node
         .waiting_sessions()
         .map(|session| world.sessions.keys().position(|number| Some(*number) == session))
@@ -51,36 +57,57 @@ fn of_node(node: &Node, world: &World) -> Digest {
     of(&(states, waits, node.clock_skew_ms))
 }
 
-fn rows(node: &Node, batches: usize) -> Vec<(Vec<u8>, Digest)> {
+fn rows(node: &Node, world: &World, batches: usize) -> Vec<(u8, Vec<u8>, Digest)> {
     let rows = node.rows_after(batches).into_iter();
-    rows.filter_map(|(key, sealed)| {
-        let kind = *key.first()?;
-        let digest = match kind {
-            // Told apart by their place: volume keys (what else hangs on the tree follows from them), entries of the roster,
-            // alarms, revocations.
-            b'R' | b'e' | b'!' | b'v' => 0,
-            b'x' | b'k' | b'o' | b'p' | b't' | b'c' => of_record(kind, &node.open_row(&key, &sealed)),
-            _ => return None,
-        };
-        Some((key, digest))
-    })
-    .collect()
+    let mut rows: Vec<_> = rows
+        .filter_map(|(key, sealed)| {
+            let (kind, name) = key.split_first()?;
+            let record = || node.open_row(&key, &sealed);
+            Some(match kind {
+                // Told apart by their names: volume keys (what else hangs on the tree follows from them), entries of the
+                // roster, alarms.
+                b'R' | b'e' | b'!' => (*kind, name.to_vec(), 0),
+                b'x' => (
+                    *kind,
+                    name.to_vec(),
+                    of(&decode::<wire::Tombstone>(&record()).departure),
+                ),
+                b'k' => (*kind, name.to_vec(), of(&numbered(world, &record()))),
+                b'v' => (*kind, numbered(world, name), 0),
+                b'o' | b'p' | b't' | b'c' => (*kind, numbered(world, name), of_record(*kind, &record())),
+                _ => return None,
+            })
+        })
+        .collect();
+    rows.sort_unstable();
+    rows
+}
+
+/// A name that begins with the id of an authorization, with its number instead: ids differ with the history.
+fn numbered(world: &World, name: &[u8]) -> Vec<u8> {
+    let (id, rest) = name.split_at(16);
+    [&[number(world, id)], rest].concat()
+}
+
+/// The number of an authorization.
+pub(crate) fn number(world: &World, id: &[u8]) -> u8 {
+    let mut ids = world.issued.iter().map(|issued| issued.statement.authorization_id.0);
+    let place = ids.position(|issued| issued == id).expect("the broker has issued it");
+    u8::try_from(place).expect("there are a few")
 }
 
 fn of_record(kind: u8, record: &[u8]) -> Digest {
     match kind {
-        b'x' => of(&decode::<wire::Tombstone>(record).departure),
         b'o' => of_outgoing(record),
+        b't' => of_incoming(record),
         b'p' => {
             let chunk: wire::OutgoingChunk = decode(record);
             of(&(&chunk.key_ids, chunk.receipt.is_some(), chunk.erasure_record.is_some()))
         }
-        b't' => of_incoming(record),
-        b'c' => {
+        _ => {
             let chunk: wire::IncomingChunk = decode(record);
             of(&(chunk.receipt.is_some(), chunk.erasure_record.is_some()))
         }
-        _ => of(&record),
     }
 }
 
@@ -139,6 +166,7 @@ fn of_session(session: &Session) -> Digest {
         source_end,
         target_end,
         session.taken,
+        session.is_broken,
         to_source,
         to_target,
     ))

@@ -22,7 +22,7 @@ pub struct Budget {
     pub crashes: u8,
     /// A message is delivered twice.
     pub duplicates: u8,
-    /// A message is lost.
+    /// A message is lost, and with it, sooner or later, its connection.
     pub drops: u8,
     /// Two messages change places.
     pub reorders: u8,
@@ -111,6 +111,7 @@ impl Scope {
     /// The state that follows.
     pub fn after(&self, state: &State, event: Event) -> State {
         let mut watched = self.world_of(state);
+        let budget = spend(&watched.world, state.budget, event);
         watched.world.apply(event);
         watched.tempt();
         watched.check(event);
@@ -118,26 +119,14 @@ impl Scope {
             event,
             before: state.history.clone(),
         });
-        let next = self.state(&watched, Some(Arc::clone(&history)), spend(state.budget, event));
+        let next = self.state(&watched, Some(Arc::clone(&history)), budget);
         LAST.with_borrow_mut(|last| *last = Some((history, watched)));
         next
     }
 
-    /// Whether an event is the doing of nobody: what is left when the faults end.
-    pub fn is_ordinary(&self, event: Event) -> bool {
-        let all = Budget {
-            crashes: 1,
-            duplicates: 1,
-            drops: 1,
-            reorders: 1,
-            cuts: 1,
-            expiries: 1,
-            revocations: 1,
-            destroys: 1,
-            retirements: 1,
-            returns: 1,
-        };
-        spend(all, event) == all
+    /// Whether the step between two states is part of an ordinary run: what is left when the faults end.
+    pub fn is_ordinary(&self, before: &State, after: &State) -> bool {
+        before.budget == after.budget
     }
 
     /// The event file of a state: what [`crate::replay`] reads.
@@ -194,7 +183,12 @@ impl Scope {
         let is_quiet = world.sessions.is_empty() && world.nodes.iter().all(|node| node.unsynced() == 0);
         State {
             history,
-            digest: digest::of(&(digest::of_world(world), observer.digest(), violation.is_some(), budget)),
+            digest: digest::of(&(
+                digest::of_world(world),
+                observer.digest(world),
+                violation.is_some(),
+                budget,
+            )),
             budget,
             possible: if violation.is_some() {
                 Vec::new()
@@ -242,12 +236,13 @@ fn events(state: &State) -> Vec<Event> {
     events
 }
 
-fn spend(mut budget: Budget, event: Event) -> Budget {
+fn spend(world: &World, mut budget: Budget, event: Event) -> Budget {
     let spent = match event {
         Event::Crash { .. } => &mut budget.crashes,
         Event::Duplicate { .. } => &mut budget.duplicates,
         Event::Drop { .. } => &mut budget.drops,
         Event::Reorder { .. } => &mut budget.reorders,
+        Event::Cut { session } if is_broken(world, session as u64) => return budget,
         Event::Cut { .. } => &mut budget.cuts,
         Event::Wait { .. } => &mut budget.expiries,
         Event::Revoke { .. } => &mut budget.revocations,
@@ -357,7 +352,12 @@ fn of_session(world: &World, budget: Budget, number: u64, events: &mut Vec<Event
             events.push(Event::Reorder { session, to_source });
         }
     }
-    if budget.cuts > 0 {
+    if budget.cuts > 0 || is_broken(world, number) {
         events.push(Event::Cut { session });
     }
+}
+
+/// Whether the end of a session follows from what happened to it, and is no further fault.
+fn is_broken(world: &World, number: u64) -> bool {
+    world.sessions.get(&number).is_some_and(|session| session.is_broken)
 }

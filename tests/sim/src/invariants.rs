@@ -35,9 +35,9 @@ struct Presence {
 
 impl Observer {
     /// What it remembers that the world does not show.
-    pub(crate) fn digest(&self) -> Digest {
+    pub(crate) fn digest(&self, world: &World) -> Digest {
         let mut ever_durable: Vec<_> = self.ever_durable.iter().collect();
-        let mut completed: Vec<_> = self.completed.iter().collect();
+        let mut completed: Vec<_> = self.completed.iter().map(|id| digest::number(world, &id.0)).collect();
         ever_durable.sort_unstable();
         completed.sort_unstable();
         digest::of(&(ever_durable, completed))

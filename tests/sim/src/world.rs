@@ -75,6 +75,8 @@ pub(crate) struct Session {
     pub(crate) taken: [Digest; 2],
     pub(crate) to_source: VecDeque<ToSource>,
     pub(crate) to_target: VecDeque<ToTarget>,
+    /// Whether a message was lost. A stream loses none, so its connection is gone, and somebody will notice.
+    pub(crate) is_broken: bool,
 }
 
 /// An authorization that the broker has signed.
@@ -360,6 +362,7 @@ impl World {
                     taken: [0; 2],
                     to_source: VecDeque::from([ToSource::Present(present)]),
                     to_target: VecDeque::new(),
+                    is_broken: false,
                 };
                 self.sessions.insert(self.next_session, session);
                 self.next_session += 1;
@@ -516,6 +519,7 @@ impl World {
 
     fn lose(&mut self, number: u64, to_source: bool) {
         if let Some(session) = self.sessions.get_mut(&number) {
+            session.is_broken = true;
             if to_source {
                 session.to_source.pop_front();
             } else {
