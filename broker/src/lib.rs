@@ -6,6 +6,7 @@
 //! | [`decide`] | who may transfer what where; pure |
 //! | [`registry`] | what the broker remembers, durably |
 //! | [`broker`] | the two together with the signing key and the open connections |
+//! | `evidence` | what is given out about one lockbox's keys, for restoring a backup of it |
 //! | [`node_service`], [`control_service`] | the two ports; they parse, ask and answer |
 //! | [`inventory_service`] | what lockboxes report of their keys, and what a stolen one opens |
 //! | [`admin`], [`init`], [`pki`] | the admins' side: changes of the roster, new clusters, certificates |
