@@ -45,11 +45,7 @@ fn store(lockbox: &Lockbox, command: &str) -> (bool, Value, String) {
         .chain([dir.as_os_str(), "--key-file".as_ref(), key_file.as_os_str()]);
     let output = lockbox.command(args);
     let json = serde_json::from_slice(&output.stdout).expect("one JSON value");
-    (
-        output.status.success(),
-        json,
-        output.stderr,
-    )
+    (output.status.success(), json, output.stderr)
 }
 
 fn unseal(lockbox: &Lockbox) -> (bool, String) {

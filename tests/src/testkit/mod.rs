@@ -16,6 +16,7 @@
 //! | [`proxy`] | the loopback wire: it is in front of every port, records what passes and cuts where it is told to |
 //! | [`attacker`], [`fake_broker`] | machines that follow no rule |
 //! | [`canary`] | a key whose bytes are looked for everywhere |
+//! | [`key_client`] | systemd, as the key socket sees it |
 //! | `process`, `binaries`, `wait`, `runtime` | processes, and waiting for what they do |
 //!
 //! Every process is killed when its handle is dropped, also by a panic; then the logs of all of them are printed. Nothing
@@ -27,6 +28,7 @@ mod broker;
 pub mod canary;
 mod cluster;
 pub mod fake_broker;
+pub mod key_client;
 mod keys;
 mod lockbox;
 pub mod process;
