@@ -141,10 +141,10 @@ async fn reveal(node: &Node, key_id: KeyId) -> Result<KeyMaterial, Refusal> {
 fn log(asked: Option<&Asked>, peer: LocalPeer, outcome: Result<KeyId, &Refusal>) {
     let asked = asked.map_or_else(|| "nothing".to_owned(), Asked::to_string);
     match outcome {
-        Ok(key) => tracing::info!(%key, asked, uid = peer.uid, pid = peer.pid, "served"),
+        Ok(key) => tracing::info!(%key, %asked, uid = peer.uid, pid = peer.pid, "served"),
         Err(refusal) => {
             let why = crate::chain(refusal);
-            tracing::warn!(asked, why, uid = peer.uid, pid = peer.pid, "not served");
+            tracing::warn!(%asked, %why, uid = peer.uid, pid = peer.pid, "not served");
         }
     }
 }

@@ -63,8 +63,9 @@ impl LocalListener {
     pub async fn accept(&self) -> (UnixStream, LocalPeer, SocketAddr) {
         loop {
             let accepted = self.listener.accept().await;
-            match accepted.and_then(|(stream, address)| caller(&stream).map(|peer| (stream, peer, address))) {
-                Ok(accepted) => return accepted,
+            // mio's accept gives an abstract address as if there were none, so the socket is asked once more.
+            match accepted.and_then(|(stream, _)| Ok((caller(&stream)?, stream.peer_addr()?, stream))) {
+                Ok((peer, address, stream)) => return (stream, peer, address),
                 Err(error) => pause_after(&error).await,
             }
         }
