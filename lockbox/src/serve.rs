@@ -17,7 +17,7 @@ use crate::engine::{Engine, Stop};
 use crate::files::{self, FileError};
 use crate::folder::{Folder, FolderError};
 use crate::node::{Node, UnsealError};
-use crate::{key_socket, local_service, memory};
+use crate::{key_socket, local_service, memory, notify};
 
 /// Threads that may wait for the lockbox's lock or for the disk. Each step of a transfer needs one.
 const BLOCKING_THREADS: usize = 64;
@@ -112,6 +112,7 @@ fn announce(node: &Node) {
     // Whoever started it may have closed its end.
     let mut stdout = std::io::stdout();
     let _ = writeln!(stdout, "ready {socket} {state}").and_then(|()| stdout.flush());
+    notify::ready();
 }
 
 /// A user that is not let in is told so, and can do no more: few connections, and short ones. One that is let in can't take
