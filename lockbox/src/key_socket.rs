@@ -27,6 +27,7 @@ use lockbox_authz::KeyId;
 use lockbox_core::lockbox::LockboxError;
 use lockbox_core::secrets::KeyMaterial;
 use lockbox_rpc::transport::{LocalListener, LocalPeer};
+use rustix::process::geteuid;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
@@ -39,8 +40,12 @@ use address::{Asked, MalformedAddress};
 pub use settings::{KeyName, KeySocket};
 pub(crate) use settings::{RawKeySocket, beside};
 
-/// Connections at once, those that wait for unsealing included: many times the volumes and units of one machine.
+/// Connections of root and of the daemon's own user at once, those that wait for unsealing included: many times the volumes
+/// and units of one machine.
 const CONNECTIONS: usize = 256;
+
+/// Those of all other users together, so that they keep no volume from being opened.
+const CONNECTIONS_OF_OTHERS: usize = 64;
 
 /// For a client to take the bytes. They fit into the socket's buffer, so this is for one that made the buffer tiny.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -50,6 +55,8 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 enum Refusal {
     #[error("this user may not use the key socket: see allowed_uids of [key_socket]")]
     NotAllowed,
+    #[error("as many connections as it may have are open")]
+    Full,
     #[error(transparent)]
     Address(#[from] MalformedAddress),
     #[error("the lockbox stayed sealed: run `lockbox unseal`, and start the unit again")]
@@ -67,6 +74,7 @@ enum Refusal {
 /// Serves until it is dropped, which closes the socket and its connections.
 pub(crate) async fn run(node: Arc<Node>, listener: LocalListener) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let places_of_others = Arc::new(Semaphore::new(CONNECTIONS_OF_OTHERS));
     let mut connections = JoinSet::new();
     loop {
         let (stream, peer, address) = tokio::select! {
@@ -77,12 +85,10 @@ pub(crate) async fn run(node: Arc<Node>, listener: LocalListener) {
             log(None, peer, Err(&refusal));
             continue;
         }
-        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
-            tracing::warn!(
-                uid = peer.uid,
-                pid = peer.pid,
-                "the key socket has as many connections as it may have"
-            );
+        let is_owner = [0, geteuid().as_raw()].contains(&peer.uid);
+        let places = if is_owner { &places } else { &places_of_others };
+        let Ok(place) = Arc::clone(places).try_acquire_owned() else {
+            log(None, peer, Err(&Refusal::Full));
             continue;
         };
         let asked = Asked::from_address(address.as_abstract_name());

@@ -128,6 +128,32 @@ fn rejects_a_user_that_is_not_let_in() {
     assert_eq!(as_user(12_345, || key_client::volume(&socket, "data")), a.reveal(key));
 }
 
+/// A user that may have keys may still not keep the machine's volumes from being opened at boot.
+#[test]
+fn rejects_more_connections_of_other_users_and_none_of_roots() {
+    const OF_OTHERS: usize = 64;
+    let cluster = Cluster::start();
+    let a = cluster.add_lockbox("a");
+    let key = a.create_key("data");
+    for folder in [cluster.folder(), a.key_socket().parent().expect("it is in a folder")] {
+        fs::set_permissions(folder, Permissions::from_mode(0o711)).expect("it is ours");
+    }
+    a.configure_key_socket("allowed_uids = [12345]");
+    a.seal();
+    let connect = || {
+        let name = volume("data");
+        KeyClient::connect(&a.key_socket(), Some(name.as_bytes())).expect("the key socket listens")
+    };
+    let waiting = as_user(12_345, || (0..OF_OTHERS).map(|_| connect()).collect::<Vec<_>>());
+    assert_eq!(as_user(12_345, || connect().read()), b"");
+    let own = connect();
+    a.unseal();
+    assert_eq!(own.read(), a.reveal(key));
+    for client in waiting {
+        assert_eq!(client.read(), a.reveal(key));
+    }
+}
+
 /// A machine that boots asks before its operator has come.
 #[test]
 fn a_client_waits_for_a_sealed_lockbox_to_be_unsealed() {
