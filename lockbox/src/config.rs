@@ -13,6 +13,7 @@ use rustix::process::geteuid;
 use serde::{Deserialize, Serialize};
 
 use crate::backend::Backend;
+use crate::key_socket::{KeySocket, RawKeySocket, beside};
 
 /// A configuration that was checked. The folder that it names was not.
 #[derive(Clone, Debug)]
@@ -32,6 +33,8 @@ pub struct Config {
     pub store: Backend,
     /// What leaves at most, whatever a broker signs.
     pub caps: Caps,
+    /// Where systemd and crypttab(5) fetch keys; `None` for nowhere.
+    pub key_socket: Option<KeySocket>,
     pub log: Log,
 }
 
@@ -145,10 +148,23 @@ impl Config {
              # \"text\" or \"json\"\n\
              format = \"text\"\n\
              # \"error\", \"warn\", \"info\" or \"debug\"\n\
-             level = \"info\"\n",
+             level = \"info\"\n\
+             \n\
+             # Serves keys to systemd: to volumes of crypttab(5), and to LoadCredential= of systemd.exec(5). A volume gets the\n\
+             # key that has its name, a credential the key named UNIT/CREDENTIAL. Without this section there is no such socket.\n\
+             [key_socket]\n\
+             path = {}\n\
+             # Who may use it, besides root and the daemon's own user: whoever may can ask for any key in any name.\n\
+             # allowed_uids = []\n\
+             # How long an asker waits for a sealed lockbox.\n\
+             # unseal_wait_s = 90\n\
+             # Other keys than those of the same name, by id or name.\n\
+             # volumes = {{ data = \"8c6f...\" }}\n\
+             # credentials = {{ \"postgres.service/tls\" = \"8c6f...\" }}\n",
             path(state_dir),
             path(socket),
             quoted(&peer_listen.to_string()),
+            path(&beside(socket)),
         )
     }
 }
@@ -177,6 +193,7 @@ struct RawConfig {
     allowed_gids: Vec<u32>,
     #[serde(default)]
     store: Backend,
+    key_socket: Option<RawKeySocket>,
     #[serde(default)]
     caps: RawCaps,
     #[serde(default)]
@@ -238,12 +255,17 @@ impl RawConfig {
             ));
         }
         let base = file.parent().unwrap_or(Path::new(""));
+        let socket = base.join(self.socket);
+        let key_socket = match self.key_socket.map(|raw| raw.check(base, &socket)).transpose() {
+            Ok(key_socket) => key_socket,
+            Err((key, problem, mend)) => return Err(refuse(key, problem, mend)),
+        };
         let mut allowed_uids = self.allowed_uids;
         allowed_uids.extend([0, geteuid().as_raw()]);
         Ok(Config {
             file: file.to_owned(),
             state_dir: base.join(self.state_dir),
-            socket: base.join(self.socket),
+            socket,
             peer_listen,
             peer_address: self.peer_address,
             allowed_uids,
@@ -253,6 +275,7 @@ impl RawConfig {
                 transfers_per_hour: hourly,
                 keys_per_authorization: self.caps.keys_per_authorization,
             },
+            key_socket,
             log: self.log,
         })
     }
@@ -345,12 +368,28 @@ allowed_gids = [107]
         assert_eq!(config.state_dir, Path::new("/var/lib/a \"b\""));
         assert_eq!(config.store, Backend::Redb);
         assert_eq!(config.peer_address.as_deref(), Some("host:7401"));
+        let key_socket = config
+            .key_socket
+            .expect("a line of crypttab is all that is to be added");
+        assert_eq!(key_socket.path, Path::new("/run/s-keys.sock"));
     }
 
     /// Configurations from before there was a choice go on as they are.
     #[test]
     fn the_store_is_on_sled_unless_it_says_otherwise() {
         assert_eq!(parse(GOOD).unwrap().store, Backend::Sled);
+    }
+
+    /// Configurations from before there was a key socket do not open one.
+    #[test]
+    fn there_is_no_key_socket_unless_it_says_so() {
+        assert!(parse(GOOD).unwrap().key_socket.is_none());
+    }
+
+    #[test]
+    fn rejects_a_key_socket_in_the_other_one_s_place() {
+        let error = complaint("allowed_gids = [107]", "[key_socket]\npath = \"/run/lockbox.sock\"");
+        assert!(error.contains(": key_socket.path: "), "{error}");
     }
 
     #[test]

@@ -464,7 +464,7 @@ pub(crate) fn open_lockbox(
     let images = folder.images()?;
     let shared: Arc<dyn Store> = Arc::new(store.clone());
     let class = ErasureClass::Software;
-    Ok(Lockbox::open(shared, header, root, &images, class, &mut rng()).map_err(OpenError::of)?)
+    Lockbox::open(shared, header, root, &images, class, &mut rng()).map_err(OpenError::of)
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@
 //! | [`offline`] | what is done while no daemon runs |
 //! | [`node`] | the engine together with the daemon's parts; unsealing and sealing |
 //! | `local_service` | the Unix socket: this machine's programs |
+//! | [`key_socket`] | the Unix socket where systemd and crypttab(5) fetch keys |
 //! | `peer_port`, `peer_service` | the peer port: other lockboxes, and the source's end of transfers |
 //! | `puller` | the target's end of transfers |
 //! | `broker_link`, `join` | the broker |
@@ -31,10 +32,12 @@ pub mod entropy;
 pub mod files;
 pub mod folder;
 mod join;
+pub mod key_socket;
 mod local_service;
 pub mod log;
 pub mod memory;
 pub mod node;
+mod notify;
 pub mod offline;
 mod peer_port;
 mod peer_service;

@@ -10,13 +10,14 @@ use lockbox_core::slots::SlotSecret;
 use lockbox_rpc::transport::{BindError, LocalListener, Peer, ServerLimits, Services, Strangers, serve_unix};
 use rustix::process::geteuid;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::JoinSet;
 
 use crate::config::Config;
 use crate::engine::{Engine, Stop};
 use crate::files::{self, FileError};
 use crate::folder::{Folder, FolderError};
 use crate::node::{Node, UnsealError};
-use crate::{local_service, memory};
+use crate::{key_socket, local_service, memory, notify};
 
 /// Threads that may wait for the lockbox's lock or for the disk. Each step of a transfer needs one.
 const BLOCKING_THREADS: usize = 64;
@@ -69,7 +70,11 @@ pub fn run(config: Config, options: ServeOptions) -> Result<(), ServeError> {
 
 async fn serve(config: Config, folder: Folder, options: ServeOptions) -> Result<(), ServeError> {
     let mut stop = StopSignals::new()?;
-    let listener = LocalListener::bind(&config.socket, socket_mode(&config)).await?;
+    let listener = LocalListener::bind(&config.socket, socket_mode(&config.allowed_uids, &config.allowed_gids)).await?;
+    let keys = match &config.key_socket {
+        Some(keys) => Some(LocalListener::bind(&keys.path, socket_mode(&keys.allowed_uids, &[])).await?),
+        None => None,
+    };
     let node = Node::new(config, folder, Engine::new(stop_at_once()), options.ports_file);
     node.ports.write(None);
     if let Some(path) = &options.unseal_key_file {
@@ -78,12 +83,18 @@ async fn serve(config: Config, folder: Folder, options: ServeOptions) -> Result<
     let service = Services::new()
         .with(local_service::service(Arc::clone(&node)))
         .with(local_service::lifecycle::service(Arc::clone(&node)));
+    // Dropping the task closes the socket and its connections.
+    let mut key_server = JoinSet::new();
+    if let Some(keys) = keys {
+        key_server.spawn(key_socket::run(Arc::clone(&node), keys));
+    }
     announce(&node);
     let stopped = async {
         let name = stop.next().await;
         tracing::info!(signal = name, "stopping");
     };
     serve_unix(listener, service, socket_limits(&node), stopped).await;
+    key_server.shutdown().await;
     node.seal().await;
     tracing::info!("stopped");
     Ok(())
@@ -103,6 +114,7 @@ fn announce(node: &Node) {
     // Whoever started it may have closed its end.
     let mut stdout = std::io::stdout();
     let _ = writeln!(stdout, "ready {socket} {state}").and_then(|()| stdout.flush());
+    notify::ready();
 }
 
 /// A user that is not let in is told so, and can do no more: few connections, and short ones. One that is let in can't take
@@ -125,9 +137,9 @@ fn socket_limits(node: &Arc<Node>) -> ServerLimits {
 
 /// Only the daemon's own user and root by the file's mode, unless others are to be let in: then the kernel's word on who
 /// calls decides.
-fn socket_mode(config: &Config) -> u32 {
+fn socket_mode(uids: &[u32], gids: &[u32]) -> u32 {
     let own = [0, geteuid().as_raw()];
-    let only_own = config.allowed_uids.iter().all(|uid| own.contains(uid)) && config.allowed_gids.is_empty();
+    let only_own = uids.iter().all(|uid| own.contains(uid)) && gids.is_empty();
     if only_own { 0o600 } else { 0o666 }
 }
 

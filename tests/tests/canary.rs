@@ -20,9 +20,9 @@ use lockbox_core::transfer::source::{AwaitPresent, Next};
 use lockbox_core::transfer::target::AwaitChunk;
 use lockbox_core::vault::Images;
 use lockbox_store::{EffaceableRoot, MemoryStore, Store};
-use lockbox_tests::testkit::Cluster;
 use lockbox_tests::testkit::attacker::{now_ms, random, rng};
 use lockbox_tests::testkit::canary::Canary;
+use lockbox_tests::testkit::{Cluster, key_client};
 use rand_core::CryptoRng;
 
 #[test]
@@ -55,6 +55,7 @@ fn a_key_is_in_no_file_no_log_and_on_no_wire() {
     assert_nowhere("after the import");
     cluster.move_keys(&a, &b, &[key]).wait();
     assert_eq!(b.reveal(key), canary.material);
+    assert_eq!(key_client::volume(&b.key_socket(), "canary"), canary.material);
     assert_nowhere("after the move");
     cluster.copy_keys(&b, &a, &[key]).wait();
     assert_eq!(a.reveal(key), canary.material);

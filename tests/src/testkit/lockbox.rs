@@ -159,6 +159,11 @@ impl Lockbox {
         self.0.dir.join("s")
     }
 
+    /// Where systemd fetches keys.
+    pub fn key_socket(&self) -> PathBuf {
+        self.0.dir.join("s-keys.sock")
+    }
+
     pub fn key_file(&self) -> PathBuf {
         self.0.dir.join("unseal.key")
     }
@@ -184,6 +189,14 @@ impl Lockbox {
         let (before, after) = config.split_once("level = \"").expect("init wrote a level");
         let (_, after) = after.split_once('"').expect("init wrote a level");
         fs::write(self.config(), format!("{before}level = \"{level}\"{after}")).expect("the folder is ours");
+    }
+
+    /// Adds lines to the configuration's last section, `[key_socket]`, and starts the daemon again with them.
+    pub fn configure_key_socket(&self, lines: &str) {
+        self.kill();
+        let config = fs::read_to_string(self.config()).expect("init wrote it");
+        fs::write(self.config(), format!("{config}{lines}\n")).expect("the folder is ours");
+        self.start();
     }
 
     /// Runs the command line.

@@ -18,6 +18,7 @@
 //! | [`thief`] | a copy of a state folder, and what unseals it |
 //! | [`memory`] | what a process has in its memory |
 //! | [`canary`] | a key whose bytes are looked for everywhere |
+//! | [`key_client`] | systemd, as the key socket sees it |
 //! | `process`, `binaries`, `wait`, `runtime` | processes, and waiting for what they do |
 //!
 //! Every process is killed when its handle is dropped, also by a panic; then the logs of all of them are printed. Nothing
@@ -29,6 +30,7 @@ mod broker;
 pub mod canary;
 mod cluster;
 pub mod fake_broker;
+pub mod key_client;
 mod keys;
 mod lockbox;
 pub mod memory;

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use http::Uri;
 use hyper_util::rt::TokioIo;
+use tokio::net::unix::SocketAddr;
 use tokio::net::{UnixListener, UnixSocket, UnixStream};
 use tokio::time::timeout;
 use tonic::transport::{Channel, Endpoint};
@@ -56,6 +57,18 @@ impl LocalListener {
             file: (metadata.dev(), metadata.ino()),
             _lock: lock,
         })
+    }
+
+    /// The next connection, for a face that is not gRPC: who connected, and the address that they bound their end to.
+    pub async fn accept(&self) -> (UnixStream, LocalPeer, SocketAddr) {
+        loop {
+            let accepted = self.listener.accept().await;
+            // mio's accept gives an abstract address as if there were none, so the socket is asked once more.
+            match accepted.and_then(|(stream, _)| Ok((caller(&stream)?, stream.peer_addr()?, stream))) {
+                Ok((peer, address, stream)) => return (stream, peer, address),
+                Err(error) => pause_after(&error).await,
+            }
+        }
     }
 }
 
@@ -111,14 +124,7 @@ async fn accept_all<S: RequestService>(
 ) {
     let gate = Arc::new(Gate::new(limits, false));
     loop {
-        let accepted = listener.listener.accept().await;
-        let (stream, peer) = match accepted.and_then(|(stream, _)| caller(&stream).map(|peer| (stream, peer))) {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                pause_after(&error).await;
-                continue;
-            }
-        };
+        let (stream, peer, _) = listener.accept().await;
         // Whoever may not use the socket is a stranger by the limits, and takes no place of those who may.
         let place = match gate.admit(&Caller::Local(peer)) {
             Ok(place) => place,

@@ -1,0 +1,156 @@
+//! Where systemd fetches keys: a Unix socket that stands as key file in crypttab(5), or as source of `LoadCredential=` in
+//! systemd.exec(5).
+//!
+//! There is no request. A client binds its end to an abstract address that says what it asks for, connects, and reads the
+//! key's bytes to the end. A refusal is an end without bytes, since the protocol has no other; the log says the reason.
+//!
+//! | asked for | the key |
+//! |---|---|
+//! | volume NAME | the one that `volumes` names for it, else the only key here that is named NAME |
+//! | credential CREDENTIAL of UNIT | the one that `credentials` names for it, else the only key here that is named UNIT/CREDENTIAL |
+//!
+//! A volume's name has no slash, so neither can be asked for as the other. What is in the address is the client's word; who
+//! the client is, is the kernel's. So it is the user that decides, and a user that is let in may have any key by name.
+//!
+//! A sealed lockbox answers nothing. The client's connection is kept for a while, so that a machine that boots waits for
+//! its operator to unseal; then it is closed.
+
+mod address;
+mod lookup;
+mod settings;
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use lockbox_authz::KeyId;
+use lockbox_core::lockbox::LockboxError;
+use lockbox_core::secrets::KeyMaterial;
+use lockbox_rpc::transport::{LocalListener, LocalPeer};
+use rustix::process::geteuid;
+use tokio::io::AsyncWriteExt;
+use tokio::net::UnixStream;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use crate::engine::Sealed;
+use crate::node::Node;
+use address::{Asked, MalformedAddress};
+pub use settings::{KeyName, KeySocket};
+pub(crate) use settings::{RawKeySocket, beside};
+
+/// Connections of root and of the daemon's own user at once, those that wait for unsealing included: many times the volumes
+/// and units of one machine.
+const CONNECTIONS: usize = 256;
+
+/// Those of all other users together, so that they keep no volume from being opened.
+const CONNECTIONS_OF_OTHERS: usize = 64;
+
+/// For a client to take the bytes. They fit into the socket's buffer, so this is for one that made the buffer tiny.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why a client got nothing.
+#[derive(Debug, thiserror::Error)]
+enum Refusal {
+    #[error("this user may not use the key socket: see allowed_uids of [key_socket]")]
+    NotAllowed,
+    #[error("as many connections as it may have are open")]
+    Full,
+    #[error(transparent)]
+    Address(#[from] MalformedAddress),
+    #[error("the lockbox stayed sealed: run `lockbox unseal`, and start the unit again")]
+    Sealed(#[from] Sealed),
+    #[error("there is no key named {0:?}: create it, or name another one in [key_socket]")]
+    NoKey(String),
+    #[error("several keys are named {name:?} ({ids}): name one by its id in [key_socket]")]
+    Ambiguous { name: String, ids: String },
+    #[error(transparent)]
+    Lockbox(#[from] LockboxError),
+    #[error("the key could not be sent: {0}")]
+    Send(#[from] io::Error),
+}
+
+/// Serves until it is dropped, which closes the socket and its connections.
+pub(crate) async fn run(node: Arc<Node>, listener: LocalListener) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let places_of_others = Arc::new(Semaphore::new(CONNECTIONS_OF_OTHERS));
+    let mut connections = JoinSet::new();
+    loop {
+        let (stream, peer, address) = tokio::select! {
+            accepted = listener.accept() => accepted,
+            Some(_) = connections.join_next() => continue,
+        };
+        if let Err(refusal) = admit(&node, peer) {
+            log(None, peer, Err(&refusal));
+            continue;
+        }
+        let is_owner = [0, geteuid().as_raw()].contains(&peer.uid);
+        let places = if is_owner { &places } else { &places_of_others };
+        let Ok(place) = Arc::clone(places).try_acquire_owned() else {
+            log(None, peer, Err(&Refusal::Full));
+            continue;
+        };
+        let asked = Asked::from_address(address.as_abstract_name());
+        let node = Arc::clone(&node);
+        connections.spawn(async move {
+            let _place = place;
+            match asked {
+                Ok(asked) => {
+                    let outcome = answer(&node, stream, &asked).await;
+                    log(Some(&asked), peer, outcome.as_ref().copied());
+                }
+                Err(error) => log(None, peer, Err(&error.into())),
+            }
+        });
+    }
+}
+
+fn admit(node: &Node, peer: LocalPeer) -> Result<(), Refusal> {
+    let settings = node.config.key_socket.as_ref();
+    match settings.is_some_and(|settings| settings.allowed_uids.contains(&peer.uid)) {
+        true => Ok(()),
+        false => Err(Refusal::NotAllowed),
+    }
+}
+
+/// Gives the key that was sent.
+async fn answer(node: &Arc<Node>, mut stream: UnixStream, asked: &Asked) -> Result<KeyId, Refusal> {
+    let settings = node.config.key_socket.as_ref().ok_or(Refusal::NotAllowed)?;
+    wait_for_unseal(node, settings.unseal_wait).await?;
+    let key_id = lookup::find(&node.engine, settings.key_for(asked)).await?;
+    let material = reveal(node, key_id).await?;
+    timeout(WRITE_TIMEOUT, async {
+        stream.write_all(material.expose()).await?;
+        stream.shutdown().await
+    })
+    .await
+    .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+    Ok(key_id)
+}
+
+async fn wait_for_unseal(node: &Node, at_most: Duration) -> Result<(), Sealed> {
+    let mut cluster = node.engine.watch_cluster();
+    let unsealed = cluster.wait_for(Option::is_some);
+    match timeout(at_most, unsealed).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(_)) | Err(_) => Err(Sealed),
+    }
+}
+
+/// Durable before it is served: a volume must not be made with a key that a power cut could still take away.
+async fn reveal(node: &Node, key_id: KeyId) -> Result<KeyMaterial, Refusal> {
+    let revealed = node.engine.read_durable(move |lockbox| lockbox.reveal_key(key_id));
+    Ok(revealed.await??.material)
+}
+
+fn log(asked: Option<&Asked>, peer: LocalPeer, outcome: Result<KeyId, &Refusal>) {
+    let asked = asked.map_or_else(|| "nothing".to_owned(), Asked::to_string);
+    match outcome {
+        Ok(key) => tracing::info!(%key, %asked, uid = peer.uid, pid = peer.pid, "served"),
+        Err(refusal) => {
+            let why = crate::chain(refusal);
+            tracing::warn!(%asked, %why, uid = peer.uid, pid = peer.pid, "not served");
+        }
+    }
+}
