@@ -2,13 +2,17 @@
 
 use std::net::TcpStream;
 
+use lockbox_rpc::api::local::lifecycle_service_client::LifecycleServiceClient;
 use lockbox_rpc::api::local::{
-    AcceptTransferRequest, ApplyRosterRequest, ClearAlarmRequest, CreateKeyRequest, DestroyKeyRequest, GetKeyRequest,
-    GetRosterRequest, GetTransferRequest, ImportKeyRequest, JoinRequest, ListKeysRequest, ListTransfersRequest,
-    RevealKeyRequest, UnsealRequest, unseal_request,
+    AcceptTransferRequest, AddConsumerRequest, ApplyRosterRequest, CancelJobRequest, ClearAlarmRequest,
+    CompromiseKeyRequest, CreateKeyRequest, DeriveKeyRequest, DestroyKeyRequest, FinishJobRequest, GetImpactRequest,
+    GetJobRequest, GetKeyRequest, GetRosterRequest, GetTransferRequest, ImportKeyRequest, JoinRequest, ListJobsRequest,
+    ListKeysRequest, ListTransfersRequest, RemoveConsumerRequest, ReportJobProgressRequest, RevealKeyRequest,
+    SetKeyRequest, UnsealRequest, VerifyJobRequest, unseal_request,
 };
+use lockbox_rpc::transport::connect_unix;
 use lockbox_tests::testkit::proxy::Direction;
-use lockbox_tests::testkit::{Cluster, Lockbox, TransferState, eventually};
+use lockbox_tests::testkit::{Cluster, Lockbox, TransferState, block_on, eventually};
 use tonic::{Code, Status};
 
 /// Whether the broker's command line shows the lockbox as connected.
@@ -53,6 +57,32 @@ fn everything_else(lockbox: &Lockbox) -> Vec<(&'static str, Result<(), Status>)>
         }
     );
     ask!(accept_transfer, AcceptTransferRequest::default());
+    answers.extend(the_life_of_keys(lockbox));
+    answers
+}
+
+fn the_life_of_keys(lockbox: &Lockbox) -> Vec<(&'static str, Result<(), Status>)> {
+    let channel = block_on(connect_unix(&lockbox.socket())).expect("the daemon runs");
+    let client = LifecycleServiceClient::new(channel);
+    let mut answers = Vec::new();
+    macro_rules! ask {
+        ($call:ident, $request:expr) => {
+            let answer = block_on(client.clone().$call($request));
+            answers.push((stringify!($call), answer.map(drop)));
+        };
+    }
+    ask!(set_key, SetKeyRequest::default());
+    ask!(add_consumer, AddConsumerRequest::default());
+    ask!(remove_consumer, RemoveConsumerRequest::default());
+    ask!(derive_key, DeriveKeyRequest::default());
+    ask!(compromise_key, CompromiseKeyRequest::default());
+    ask!(get_impact, GetImpactRequest::default());
+    ask!(list_jobs, ListJobsRequest::default());
+    ask!(get_job, GetJobRequest::default());
+    ask!(report_job_progress, ReportJobProgressRequest::default());
+    ask!(verify_job, VerifyJobRequest::default());
+    ask!(finish_job, FinishJobRequest::default());
+    ask!(cancel_job, CancelJobRequest::default());
     answers
 }
 

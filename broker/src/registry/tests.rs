@@ -666,3 +666,55 @@ async fn rejects_what_a_lockbox_says_of_keys_for_another() {
     let kept = registry.turn(|turn| turn.destructions(id(ALPHA), None)).await.unwrap();
     assert!(kept.0.is_empty(), "a part of a refused report was kept");
 }
+
+fn held(number: u8, material: u8) -> lockbox_authz::inventory::InventoryEntry {
+    lockbox_authz::inventory::InventoryEntry {
+        key_id: KeyId([number; 16]),
+        material_id: lockbox_authz::MaterialId([material; 16]),
+        state: lockbox_authz::inventory::InventoryState::Active,
+        parent: None,
+        consumers: Vec::new(),
+        job: None,
+    }
+}
+
+async fn tell(registry: &Arc<Registry>, lockbox: u8, range: (Option<u8>, Option<u8>), entries: &[(u8, u8)]) {
+    let report = lockbox_authz::InventoryReport {
+        cluster_id: registry.roster().cluster_id(),
+        lockbox_id: id(lockbox),
+        reported_at_ms: NOW_MS,
+        after: range.0.map(|number| KeyId([number; 16])),
+        last: range.1.map(|number| KeyId([number; 16])),
+        entries: entries.iter().map(|(key, material)| held(*key, *material)).collect(),
+    };
+    registry.turn(move |turn| turn.take_inventory(&report)).await.unwrap();
+}
+
+async fn opened_by(registry: &Arc<Registry>, key: u8) -> Vec<(u8, LockboxId)> {
+    let impact = registry.impact(Exposed::Key(KeyId([key; 16]))).await.unwrap();
+    let at = |finding: &lockbox_authz::impact::Finding| (finding.holding.entry.key_id.0[0], finding.holding.lockbox_id);
+    impact.findings.iter().map(at).collect()
+}
+
+/// An operator who looks for what a thief can open must not be shown what is no more, nor miss what another range has.
+#[tokio::test]
+async fn a_range_of_an_inventory_replaces_that_range_and_no_other() {
+    let store = MemoryStore::new();
+    let registry = registry(&store).await;
+    tell(&registry, ALPHA, (None, Some(4)), &[(2, 2), (4, 2)]).await;
+    tell(&registry, ALPHA, (Some(4), None), &[(6, 2)]).await;
+    tell(&registry, BETA, (None, None), &[(2, 2), (9, 9)]).await;
+    let mut all = opened_by(&registry, 2).await;
+    all.sort();
+    let mut expected = vec![(2, id(ALPHA)), (2, id(BETA)), (4, id(ALPHA)), (6, id(ALPHA))];
+    expected.sort();
+    assert_eq!(all, expected);
+    tell(&registry, ALPHA, (None, Some(4)), &[(2, 2)]).await;
+    let registry = reopen(&store);
+    let mut all = opened_by(&registry, 6).await;
+    all.sort();
+    expected.retain(|found| *found != (4, id(ALPHA)));
+    assert_eq!(all, expected);
+    assert_eq!(opened_by(&registry, 9).await, [(9, id(BETA))]);
+    assert_eq!(opened_by(&registry, 77).await, []);
+}

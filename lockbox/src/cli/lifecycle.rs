@@ -3,7 +3,7 @@
 use clap::{Args, Subcommand, ValueEnum};
 use lockbox_authz::field::Label;
 use lockbox_authz::id::KeyId;
-use lockbox_authz::wire::{InventoryConsumer, InventoryEntry, InventoryJob, InventoryState};
+use lockbox_authz::wire::{InventoryConsumer, InventoryEntry, InventoryState};
 use lockbox_rpc::api::local::{
     AddConsumerRequest, ClonePolicy, CompromiseKeyRequest, DeriveKeyRequest, Finding, GetImpactRequest,
     GetImpactResponse, GetKeyRequest, Key, LabelSet, Relation, RemoveConsumerRequest, SetKeyRequest,
@@ -304,7 +304,6 @@ fn impact_text(impact: &GetImpactResponse) -> String {
 }
 
 fn state(entry: &InventoryEntry) -> &'static str {
-    debug_assert!(InventoryJob::try_from(entry.job).is_ok(), "the daemon has this version");
     match entry.state() {
         InventoryState::Active => "active",
         InventoryState::Suspended => "suspended",

@@ -1,0 +1,101 @@
+//! Inventory reports: each field's rule, and whom they speak for.
+
+mod support;
+
+use lockbox_authz::envelope::Statement;
+use lockbox_authz::id::{ClusterId, Hash, KeyId, MaterialId};
+use lockbox_authz::inventory::{
+    Consumer, InventoryEntry, InventoryError, InventoryReport, InventoryState, JobProgress, JobState, Parent,
+};
+use lockbox_authz::{SecretKey, Signer, Verified, wire};
+use support::{CLUSTER, SOURCE, TARGET, refused_field};
+
+fn entry(number: u8) -> InventoryEntry {
+    InventoryEntry {
+        key_id: KeyId([number; 16]),
+        material_id: MaterialId([number; 16]),
+        state: InventoryState::Moved { to: TARGET },
+        parent: Some(Parent {
+            key_id: KeyId([1; 16]),
+            relation: "rekey".to_owned(),
+        }),
+        consumers: vec![Consumer {
+            service: "cinder".to_owned(),
+            resource_type: "volume".to_owned(),
+            resource_id: "vol-1".to_owned(),
+        }],
+        job: Some(JobProgress {
+            state: JobState::Running,
+            percent: 40,
+        }),
+    }
+}
+
+fn report() -> InventoryReport {
+    InventoryReport {
+        cluster_id: CLUSTER,
+        lockbox_id: SOURCE,
+        reported_at_ms: 1,
+        after: Some(KeyId([2; 16])),
+        last: Some(KeyId([5; 16])),
+        entries: vec![entry(3), entry(4)],
+    }
+}
+
+fn refused(change: impl FnOnce(&mut wire::InventoryReport)) -> &'static str {
+    let mut wire = report().to_wire();
+    change(&mut wire);
+    refused_field::<InventoryReport>(wire)
+}
+
+#[test]
+fn what_is_reported_is_read_as_it_was() {
+    assert_eq!(InventoryReport::from_wire(report().to_wire()), Ok(report()));
+}
+
+#[test]
+fn rejects_a_report_whose_fields_break_their_rules() {
+    assert_eq!(refused(|wire| wire.version = 0), "version");
+    assert_eq!(refused(|wire| wire.cluster_id.clear()), "cluster_id");
+    assert_eq!(refused(|wire| wire.lockbox_id.clear()), "lockbox_id");
+    assert_eq!(refused(|wire| wire.reported_at_ms = 0), "reported_at_ms");
+    assert_eq!(refused(|wire| wire.entries[0].state = 99), "state");
+    assert_eq!(refused(|wire| wire.entries[0].job = 99), "job_percent");
+    assert_eq!(refused(|wire| wire.entries[0].job_percent = 101), "job_percent");
+    assert_eq!(refused(|wire| wire.entries[0].moved_to.clear()), "moved_to");
+    assert_eq!(refused(|wire| wire.entries[0].relation.clear()), "relation");
+    assert_eq!(
+        refused(|wire| wire.entries[0].consumers[0].resource_id.clear()),
+        "resource_id"
+    );
+    assert_eq!(refused(|wire| wire.entries = vec![entry(3).to_wire(); 257]), "entries");
+}
+
+/// A report replaces what was known of its range: a key outside of it would overwrite another range.
+#[test]
+fn rejects_entries_that_are_not_ascending_in_the_range() {
+    assert_eq!(refused(|wire| wire.entries.reverse()), "entries");
+    assert_eq!(refused(|wire| wire.entries[0].key_id = vec![2; 16]), "entries");
+    assert_eq!(refused(|wire| wire.entries[1].key_id = vec![6; 16]), "entries");
+    assert_eq!(refused(|wire| wire.last_key_id = vec![2; 16]), "entries");
+}
+
+#[test]
+fn a_report_speaks_for_the_lockbox_that_signed_it_and_no_other() {
+    let key = SecretKey::from_seed(&[7; 32]);
+    let stranger = SecretKey::from_seed(&[8; 32]);
+    let envelope = Verified::sign(report(), &key).envelope().clone();
+    assert!(InventoryReport::verify(&envelope, key.public_key(), CLUSTER, SOURCE).is_ok());
+    assert!(matches!(
+        InventoryReport::verify(&envelope, stranger.public_key(), CLUSTER, SOURCE),
+        Err(InventoryError::Envelope(_))
+    ));
+    assert!(matches!(
+        InventoryReport::verify(&envelope, key.public_key(), CLUSTER, TARGET),
+        Err(InventoryError::OtherLockbox { .. })
+    ));
+    assert!(matches!(
+        InventoryReport::verify(&envelope, key.public_key(), ClusterId(Hash([9; 32])), SOURCE),
+        Err(InventoryError::OtherCluster { .. })
+    ));
+}
