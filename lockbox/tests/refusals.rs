@@ -184,9 +184,7 @@ fn rejects_a_second_daemon_on_the_same_folder() {
     let mut machine = Machine::new("alpha");
     machine.serve_unsealed();
     let (config, other) = (machine.path("lockbox.toml"), machine.path("other.toml"));
-    let text = fs::read_to_string(&config)
-        .unwrap()
-        .replace("/socket\"", "/other-socket\"");
+    let text = fs::read_to_string(&config).unwrap().replace("/socket", "/other-socket");
     fs::write(&other, text).unwrap();
     let key = machine.path("key");
     let second = [
