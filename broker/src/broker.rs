@@ -298,9 +298,11 @@ impl Broker {
         let _turn = self.screening.lock().await;
         let roster = self.roster();
         let screened = tokio::task::spawn_blocking(move || registry::screen(&roster, &entries));
-        screened
-            .await
-            .unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
+        match registry::joined(screened.await) {
+            Ok(screened) => screened,
+            // This program is ending, and this task with it.
+            Err(_) => std::future::pending().await,
+        }
     }
 
     pub async fn join(

@@ -153,7 +153,17 @@ impl QemuImg {
         self
     }
 
+    /// QEMU measures how fast it is, and gives up where the clock of its processor time is too coarse. That says nothing of
+    /// the volume, so it may try again.
     fn succeeds(mut self, what: &str) {
+        const TRIES: usize = 20;
+        for _ in 1..TRIES {
+            let output = run(&mut self.0, b"");
+            if !output.stderr.contains("accurate CPU usage") {
+                output.expect_success(what);
+                return;
+            }
+        }
         run(&mut self.0, b"").expect_success(what);
     }
 }

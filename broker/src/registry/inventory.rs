@@ -10,7 +10,7 @@ use lockbox_authz::{FieldError, InventoryReport, KeyId, LockboxId};
 use lockbox_store::{Batch, Store};
 use prost::Message;
 
-use super::{Registry, Turn, keys};
+use super::{Registry, Turn, joined, keys};
 use crate::limits::{MAX_IMPACT_KEYS, SCAN_PAGE};
 use crate::refusal::Refusal;
 
@@ -90,10 +90,7 @@ impl Registry {
     pub async fn impact(self: &Arc<Self>, exposed: Exposed) -> Result<Impact, Refusal> {
         let store = Arc::clone(&self.store);
         let read = tokio::task::spawn_blocking(move || Reader { store }.impact(exposed));
-        match read.await {
-            Ok(impact) => impact,
-            Err(error) => std::panic::resume_unwind(error.into_panic()),
-        }
+        joined(read.await)?
     }
 }
 

@@ -23,6 +23,7 @@ use lockbox_authz::roster::Roster;
 use lockbox_authz::{LockboxId, UnverifiedEnvelope};
 use lockbox_store::{Batch, Store, StoreFailure};
 use tokio::sync::watch;
+use tokio::task::JoinError;
 
 use crate::refusal::Refusal;
 
@@ -103,10 +104,7 @@ impl Registry {
             let answer = work(&mut turn);
             (answer, turn.state.submitted)
         });
-        let (answer, submitted) = match taken.await {
-            Ok(taken) => taken,
-            Err(error) => std::panic::resume_unwind(error.into_panic()),
-        };
+        let (answer, submitted) = joined(taken.await)?;
         self.wait_until_durable(submitted).await?;
         answer
     }
@@ -199,6 +197,15 @@ fn is_refusal(failure: &StoreFailure) -> bool {
             | StoreFailure::KeyTooLarge { .. }
             | StoreFailure::ValueTooLarge { .. }
     )
+}
+
+/// What a task on a thread of its own gave. A fault in it goes on here. One that was never begun, since this program is ending,
+/// is as if the store had stopped.
+pub(crate) fn joined<T>(joined: Result<T, JoinError>) -> Result<T, Refusal> {
+    joined.map_err(|error| match error.try_into_panic() {
+        Ok(panic) => std::panic::resume_unwind(panic),
+        Err(_cancelled) => Refusal::Store(stopped()),
+    })
 }
 
 fn stopped() -> StoreFailure {
