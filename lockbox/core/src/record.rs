@@ -138,6 +138,10 @@ impl KeyInfo {
         if self.consumers.len() > MAX_CONSUMERS {
             return Err(FieldError::new("consumers", "must be at most 64"));
         }
+        let lineage = self.lineage.as_ref();
+        if lineage.is_some_and(|lineage| lineage.parent_key_id == self.key_id) {
+            return Err(FieldError::new("lineage", "names the key as its own parent"));
+        }
         for consumer in &self.consumers {
             field::text("service", &consumer.service, 1, 64)?;
             field::text("resource_type", &consumer.resource_type, 1, 64)?;

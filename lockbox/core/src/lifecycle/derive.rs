@@ -98,7 +98,23 @@ impl Lockbox {
         if relation == Relation::Layer && self.layers_below(parent)?.len() + 1 >= MAX_LAYERS {
             return Err(LifecycleError::TooManyLayers(key).into());
         }
+        // What shares a layer's material, or replaces it, lies on the layer's ancestors as well, and its lineage has room for
+        // one parent: the ancestors could be destroyed under it.
+        let lies_on_one = info.lineage.as_ref().is_some_and(Lineage::is_layer);
+        if lies_on_one && (relation.shares() || relation == Relation::Rotate) {
+            return Err(LifecycleError::OfLayer {
+                key,
+                wanted: relation.name(),
+            }
+            .into());
+        }
         if relation == Relation::Rotate {
+            let layers = self.layers_on(key)?;
+            if !layers.is_empty() {
+                let layers: Vec<_> = layers.iter().map(KeyId::to_string).collect();
+                let layers = layers.join(", ");
+                return Err(LifecycleError::Layered { key, layers }.into());
+            }
             // Another rotation, or a clone that still reads the old material, would lose it.
             if let Some(job) = self.job_holding(key)? {
                 return Err(LifecycleError::InJob { key, job }.into());

@@ -18,7 +18,9 @@ use prost::Message;
 use rand_core::CryptoRng;
 
 use super::LifecycleError;
+use super::change::consumer_text;
 use super::family::Relation;
+use crate::custody;
 use crate::labels;
 use crate::ledger::damaged;
 use crate::lockbox::{Lockbox, LockboxError};
@@ -252,8 +254,19 @@ impl Lockbox {
         if job.relation() == Relation::Rotate.name()
             && let Some(old) = self.vault.key(job.old_key_id)?
         {
-            // Its consumers went over to the new key when that was made.
+            // Its consumers went over to the new key when that was made. One that came later would lose its data.
+            let heirs = self
+                .vault
+                .key(job.key_id)?
+                .map_or_else(Vec::new, |new| new.info.consumers);
+            let left: Vec<_> = old.info.consumers.iter().filter(|one| !heirs.contains(one)).collect();
+            if !left.is_empty() {
+                let consumers = left.into_iter().map(consumer_text).collect::<Vec<_>>().join(", ");
+                let key = job.old_key_id;
+                return Err(LockboxError::KeyInUse { key, consumers });
+            }
             self.check_destroy(&old, Some(job.key_id))?;
+            custody::note_destroyed(job.old_key_id, &mut changes);
             let tombstone = Tombstone::destroyed(&old.info, now_ms);
             done.remaining = self.other_keys_of_material(&old.info)?;
             super::family::unindex(&old.info, &mut changes);

@@ -48,6 +48,10 @@ pub enum LifecycleError {
     NoConsumer { key: KeyId, consumer: String },
     #[error("key {key} is needed by the layers above it: {layers}; destroy those first")]
     Layered { key: KeyId, layers: String },
+    #[error(
+        "key {key} is a layer, of which there is no {wanted}: make a layer on it, or a clone with a key of its own (rekey)"
+    )]
+    OfLayer { key: KeyId, wanted: &'static str },
     #[error("key {key} is part of the job {job}, which is not done: finish it, or cancel it")]
     InJob { key: KeyId, job: KeyId },
     #[error("there is no job {0}")]

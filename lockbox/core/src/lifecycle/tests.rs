@@ -476,3 +476,56 @@ fn an_inventory_in_pages_has_every_key_once() {
     assert_eq!(seen.len(), 301);
     assert!(seen.windows(2).all(|pair| pair[0] < pair[1]) && seen.contains(&gone));
 }
+
+/// Otherwise the ancestor, which the old blocks of the volume are under, could be destroyed beneath it.
+#[test]
+fn rejects_what_would_lie_on_a_layers_ancestor_without_being_a_layer() {
+    let mut node = node();
+    let base = make(&mut node, ANY);
+    let layer = derive(&mut node, base, Relation::Layer).expect("the policy allows it");
+    for relation in [Relation::Snapshot, Relation::Share, Relation::Rotate] {
+        let refused = derive(&mut node, layer, relation).expect_err("it would lie on the base");
+        let refused = matches!(refused, LockboxError::Lifecycle(LifecycleError::OfLayer { .. }));
+        assert!(refused, "{relation:?}");
+    }
+    derive(&mut node, layer, Relation::Layer).expect("a layer on a layer is one");
+    derive(&mut node, layer, Relation::Rekey).expect("its data come under a key of its own");
+}
+
+/// It would be found out when the data is encrypted anew already, and the old key can't go.
+#[test]
+fn rejects_a_rotation_of_what_layers_lie_on() {
+    let mut node = node();
+    let base = make(&mut node, ANY);
+    let layer = derive(&mut node, base, Relation::Layer).expect("the policy allows it");
+    let refused = derive(&mut node, base, Relation::Rotate).expect_err("a layer lies on it");
+    assert!(refused.to_string().contains(&layer.to_string()), "{refused}");
+}
+
+#[test]
+fn rejects_the_end_of_a_rotation_while_somebody_new_uses_the_old_key() {
+    let mut node = node();
+    let old = make(&mut node, ANY);
+    let new = derive(&mut node, old, Relation::Rotate).expect("a rotation asks no policy");
+    verify(&mut node, new).expect("a good proof");
+    node.step(|lockbox, _, rng| lockbox.add_consumer(old, consumer("late"), rng))
+        .expect("a good consumer");
+    let refused = done(&mut node, new).expect_err("its data is under the old key");
+    assert!(refused.to_string().contains("late"), "{refused}");
+    assert_eq!(node.reveal(old).len(), 64, "the key is gone");
+    node.step(|lockbox, _, rng| lockbox.add_consumer(new, consumer("late"), rng))
+        .expect("a good consumer");
+    done(&mut node, new).expect("everybody has the new key");
+}
+
+/// What the broker is not told of comes back with the next restored backup.
+#[test]
+fn the_key_that_a_rotation_destroys_is_to_be_told_to_the_broker() {
+    let mut node = node();
+    let old = make(&mut node, ANY);
+    let new = derive(&mut node, old, Relation::Rotate).expect("a rotation asks no policy");
+    verify(&mut node, new).expect("a good proof");
+    done(&mut node, new).expect("it was verified");
+    let note = node.lockbox().vault.read(crate::rows::Row::Destruction(old));
+    assert!(note.expect("memory does not fail").is_some());
+}

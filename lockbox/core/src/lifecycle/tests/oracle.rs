@@ -175,10 +175,14 @@ impl World {
             Relation::Rotate,
         ];
         let relation = relations[self.below(relations.len())];
+        let is_layer = self.layer_below(parent).is_some();
         let allowed = match relation {
-            Relation::Snapshot | Relation::Share | Relation::Layer => !self.is_compromised(at, parent),
+            Relation::Snapshot | Relation::Share => !self.is_compromised(at, parent) && !is_layer,
+            Relation::Layer => !self.is_compromised(at, parent),
             Relation::Rekey => true,
-            Relation::Rotate => self.jobs_needing(at, parent).is_empty(),
+            Relation::Rotate => {
+                self.jobs_needing(at, parent).is_empty() && !is_layer && self.layers_on(at, parent).is_empty()
+            }
         };
         let outcome = derive(self.node(at), parent, relation);
         assert_eq!(outcome.is_ok(), allowed, "{relation:?} of {parent}: {outcome:?}");
