@@ -26,8 +26,11 @@ impl AnchorFile {
         TwoSlots::open(path).map(|slots| Self { slots, older: None })
     }
 
-    /// The images that are whole. The vault knows which of them is the later one.
+    /// The images that are whole, none if the file is gone. The vault knows which of them is the later one.
     pub fn read_images(path: &Path) -> Result<Vec<Vec<u8>>, FileError> {
+        if !path.exists() {
+            return Ok(Vec::new());
+        }
         TwoSlots::read_images(path)
     }
 }
@@ -36,15 +39,11 @@ impl Anchor for AnchorFile {
     /// One write and one sync; the first time both slots, as either may be the newer one, and it must not be lost while it is
     /// the only one.
     fn replace(&mut self, image: &[u8]) -> io::Result<()> {
-        let slot = match self.older {
-            Some(slot) => slot,
-            None => {
-                self.slots.write(Slot::Second, image)?;
-                Slot::First
-            }
-        };
-        self.slots.write(slot, image)?;
-        self.older = Some(slot.other());
+        match self.older {
+            Some(slot) => self.slots.write(slot, image)?,
+            None => self.slots.write_both(image)?,
+        }
+        self.older = Some(self.older.map_or(Slot::First, Slot::other));
         Ok(())
     }
 }

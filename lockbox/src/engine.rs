@@ -131,10 +131,8 @@ impl Engine {
     /// Opens the store and the lockbox in it. Blocks. The engine must be sealed.
     pub fn open(&self, folder: &Folder, header: Header, root: RootKey) -> Result<(), OpenError> {
         let store = folder.open_store()?;
-        let (mut lockbox, unfinished) = open_lockbox(&store, folder, &header, &root)?;
-        if let Some(batch) = unfinished {
-            store.commit(batch)?;
-        }
+        let (mut lockbox, completing) = open_lockbox(&store, folder, &header, &root)?;
+        store.commit(completing)?;
         lockbox.set_caps(self.caps());
         let mut state = self.write();
         self.publish(&lockbox);
@@ -345,10 +343,8 @@ impl Engine {
     /// Memory may run ahead of the store after a refusal, so what the store has is read again.
     fn reopen(&self, unsealed: &mut Unsealed) {
         let opened = open_lockbox(&unsealed.store, &unsealed.folder, &unsealed.header, &unsealed.root);
-        let outcome = opened.and_then(|(lockbox, unfinished)| {
-            if let Some(batch) = unfinished {
-                unsealed.store.commit(batch)?;
-            }
+        let outcome = opened.and_then(|(lockbox, completing)| {
+            unsealed.store.commit(completing)?;
             unsealed.lockbox = lockbox;
             unsealed.lockbox.set_caps(self.caps());
             Ok(())
@@ -460,7 +456,7 @@ pub(crate) fn open_lockbox(
     folder: &Folder,
     header: &Header,
     root: &RootKey,
-) -> Result<(Lockbox, Option<Batch>), OpenError> {
+) -> Result<(Lockbox, Batch), OpenError> {
     let images = folder.images()?;
     let shared: Arc<dyn Store> = Arc::new(store.clone());
     let class = ErasureClass::Software;

@@ -148,6 +148,24 @@ impl Folder {
         Ok(to.take_over(&self.store_path(), &self.options)?)
     }
 
+    /// The same, also where the anchor's file is gone. Nothing that moves it is taken then.
+    pub(crate) fn open_store_to_look(&self) -> Result<OpenStore, FolderError> {
+        if self.anchor_path().exists() {
+            return self.open_store();
+        }
+        let backend = Backend::of(&self.store_path())?.unwrap_or_default();
+        Ok(backend.open(&self.store_path(), Media::default(), &self.options)?)
+    }
+
+    /// Makes the anchor's file if it is gone.
+    pub(crate) fn mend_anchor(&self) -> Result<(), FolderError> {
+        if !self.anchor_path().exists() {
+            AnchorFile::create(&self.anchor_path())?;
+            files::sync_folder(&self.dir)?;
+        }
+        Ok(())
+    }
+
     /// What stands beside the store.
     pub fn images(&self) -> Result<Images, FolderError> {
         Ok(Images {

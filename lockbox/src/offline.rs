@@ -7,6 +7,7 @@ use lockbox_core::vault::{Vault, VaultError, Verification};
 use lockbox_store::{Store, StoreFailure};
 
 use crate::backend::OpenStore;
+use crate::clock::now_ms;
 use crate::entropy::rng;
 use crate::folder::{Folder, FolderError};
 
@@ -47,9 +48,12 @@ pub fn verify(folder: &Folder, secret: &SlotSecret) -> Result<Looked, OfflineErr
 
 /// Takes the store as it is: from now on its records are those that were committed.
 pub fn accept(folder: &Folder, secret: &SlotSecret) -> Result<Looked, OfflineError> {
+    folder.mend_anchor()?;
     let (looked, mut vault, store) = look(folder, secret)?;
-    let (_, batch) = vault.accept(&mut rng())?;
-    store.commit(batch)?;
+    let (_, batches) = vault.accept(now_ms(), &mut rng())?;
+    for batch in batches {
+        store.commit(batch)?;
+    }
     store.close();
     Ok(Looked {
         accepted: true,
@@ -62,7 +66,7 @@ fn look(folder: &Folder, secret: &SlotSecret) -> Result<(Looked, Vault, OpenStor
     const PAGE: usize = 1_000;
     let header = folder.read_header()?;
     let (_, root) = header.open(secret)?;
-    let store = folder.open_store()?;
+    let store = folder.open_store_to_look()?;
     let images = folder.images()?;
     let shared: Arc<dyn Store> = Arc::new(store.clone());
     let id = header.store_id();

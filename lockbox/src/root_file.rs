@@ -7,7 +7,7 @@ use std::path::Path;
 use lockbox_store::EffaceableRoot;
 
 use crate::files::FileError;
-use crate::two_slots::{Slot, TwoSlots};
+use crate::two_slots::TwoSlots;
 
 /// The file, open for replacing its image.
 #[derive(Debug)]
@@ -32,11 +32,10 @@ impl RootFile {
 }
 
 impl EffaceableRoot for RootFile {
-    /// The second slot first. From the moment it is whole the new image is the one that counts (its epoch is later), and
-    /// then the old one is overwritten in the first.
+    /// From the moment that one slot is whole with the new image, that is the one that counts (its epoch is later), and then
+    /// the old one is overwritten in the other.
     fn replace(&mut self, image: &[u8]) -> io::Result<()> {
-        self.slots.write(Slot::Second, image)?;
-        self.slots.write(Slot::First, image)
+        self.slots.write_both(image)
     }
 }
 
@@ -45,8 +44,8 @@ mod tests {
     use std::fs;
 
     use super::*;
-    use crate::two_slots::MAX_IMAGE_BYTES;
     use crate::two_slots::testing::{tear, written};
+    use crate::two_slots::{MAX_IMAGE_BYTES, Slot};
 
     fn with_image(image: &[u8]) -> (tempfile::TempDir, std::path::PathBuf) {
         let dir = tempfile::tempdir().unwrap();

@@ -71,6 +71,16 @@ impl TwoSlots {
         File::open(path).and_then(read).map_err(failed("read", path))
     }
 
+    /// Overwrites both slots, one after the other, and first the one that is not whole, if one is not: the other's image is
+    /// the only one then.
+    pub(crate) fn write_both(&self, image: &[u8]) -> io::Result<()> {
+        let mut slots = [0; FILE_BYTES];
+        self.file.read_exact_at(&mut slots, 0)?;
+        let first = safe_to_write(&slots);
+        self.write(first, image)?;
+        self.write(first.other(), image)
+    }
+
     /// Overwrites one slot, durably.
     pub(crate) fn write(&self, slot: Slot, image: &[u8]) -> io::Result<()> {
         let bytes = encode(image).ok_or_else(|| io::Error::other("the image is too large for its slot"))?;
@@ -102,6 +112,15 @@ pub fn images_in(slots: &[u8; FILE_BYTES]) -> Vec<Vec<u8>> {
         images.extend(decode(slot).filter(|image| !images.contains(image)));
     }
     images
+}
+
+/// A slot without which there is still an image, if there is any.
+fn safe_to_write(slots: &[u8; FILE_BYTES]) -> Slot {
+    let (slots, _) = slots.as_chunks::<SLOT_BYTES>();
+    match (decode(&slots[0]), decode(&slots[1])) {
+        (None, Some(_)) => Slot::First,
+        _ => Slot::Second,
+    }
 }
 
 /// `None` if the image is empty or too large.
@@ -145,5 +164,24 @@ pub(crate) mod testing {
     /// Bytes of a slot that are not padding.
     pub(crate) fn written(image: &[u8]) -> usize {
         LENGTH_BYTES + image.len() + HASH_BYTES
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::testing::tear;
+    use super::*;
+
+    /// With one slot torn by a power cut, the other has the only image: a second cut must not take that, too.
+    #[test]
+    fn the_slot_with_the_only_image_is_written_last() {
+        for torn in [Slot::First, Slot::Second] {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("slots");
+            TwoSlots::create(&path).unwrap().write_both(&[1; 120]).unwrap();
+            tear(&path, torn, &[2; 120], 60);
+            let file = std::fs::read(&path).unwrap();
+            assert_eq!(safe_to_write(file[..].try_into().unwrap()), torn);
+        }
     }
 }

@@ -104,7 +104,13 @@ fn rejects_a_store_that_was_put_back() {
     assert!(accepted && found["accepted"] == true, "{said}");
     lockbox.start();
     assert!(lockbox.holds(old) && !lockbox.holds(new));
-    assert_eq!(scanned(&lockbox).store_state(), StoreState::Whole);
+    let status = scanned(&lockbox);
+    assert_eq!(status.store_state(), StoreState::Whole);
+    // The ledger may have forgotten what was spent: transfers wait for an operator.
+    assert!(
+        status.alarms.iter().any(|alarm| alarm.what.contains("accepted")),
+        "nobody is told"
+    );
     lockbox.stop();
     assert!(store(&lockbox, "verify").0);
 }
@@ -210,4 +216,22 @@ fn a_damaged_roster_does_not_keep_the_keys_shut() {
         a.status().alarms.iter().any(|alarm| alarm.what.contains("damaged")),
         "nobody is told"
     );
+}
+
+/// A copy of the folder that left the anchor out is no reason to lose the keys, nor to take the store for whole.
+#[test]
+fn rejects_a_store_whose_anchor_is_gone_until_it_is_accepted() {
+    let cluster = Cluster::start();
+    let lockbox = cluster.new_lockbox("a");
+    let key = lockbox.create_key("volume");
+    lockbox.stop();
+    fs::remove_file(lockbox.state_dir().join("anchor")).expect("the folder is ours");
+    lockbox.start_sealed();
+    assert!(!unseal(&lockbox).0);
+    lockbox.stop();
+    let (whole, found, _) = store(&lockbox, "verify");
+    assert!(!whole && found["keys"] == 1, "{found}");
+    assert!(store(&lockbox, "accept").0);
+    lockbox.start();
+    assert!(lockbox.holds(key));
 }

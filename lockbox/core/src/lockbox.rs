@@ -151,8 +151,8 @@ impl Lockbox {
         Ok(())
     }
 
-    /// Opens a lockbox with its root key and the images beside its store. The batch, if there is one, completes a destroy that
-    /// was cut off; it must be durable before the lockbox is used.
+    /// Opens a lockbox with its root key and the images beside its store. The batch completes a destroy that was cut off, if one
+    /// was; it must be durable before the lockbox is used.
     ///
     /// A record that is damaged does not keep the keys from being read: what says who may send and take them is done without,
     /// and an alarm keeps transfers from going on.
@@ -163,8 +163,8 @@ impl Lockbox {
         images: &Images,
         erasure_class: ErasureClass,
         rng: &mut dyn CryptoRng,
-    ) -> Result<(Self, Option<Batch>), LockboxError> {
-        let (vault, unfinished) = Vault::open(store, header.store_id(), root, images, rng)?;
+    ) -> Result<(Self, Batch), LockboxError> {
+        let (vault, completing) = Vault::open(store, header.store_id(), root, images, rng)?;
         let identity = Identity::read(&vault)?;
         let mut damaged = Vec::new();
         let membership = or_damaged(Membership::read(&vault), &mut damaged)?;
@@ -180,7 +180,7 @@ impl Lockbox {
             chunk_keys: MAX_CHUNK_KEYS,
             caps: Caps::default(),
         };
-        Ok((lockbox, unfinished))
+        Ok((lockbox, completing))
     }
 
     /// Plans smaller chunks than the protocol allows, so that a few keys make a transfer of many chunks.

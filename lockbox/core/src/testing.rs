@@ -99,7 +99,7 @@ impl Node {
             root: self.image.read(),
             anchor: self.anchor.read(),
         };
-        let (lockbox, unfinished) = Lockbox::open(
+        let (lockbox, completing) = Lockbox::open(
             store,
             &self.header,
             &self.root,
@@ -108,9 +108,7 @@ impl Node {
             &mut self.rng,
         )
         .expect("what is durable opens");
-        if let Some(batch) = unfinished {
-            self.store.commit(batch).expect("memory does not fail");
-        }
+        self.store.commit(completing).expect("memory does not fail");
         self.lockbox = Some(lockbox);
     }
 

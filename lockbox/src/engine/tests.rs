@@ -57,6 +57,36 @@ async fn sealed_is_silent_and_forgets_nothing() {
     assert_eq!(keys(&engine).await, 1);
 }
 
+/// Whoever asks for the destroy again is told that it was done, so the next start has to finish it.
+#[tokio::test]
+async fn a_destroy_that_was_cut_off_between_the_slots_of_its_root_leaves_no_old_root() {
+    const SLOT: usize = 4_096;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("box");
+    let (folder, _) = Folder::init(&path, "a", &secret()).unwrap();
+    let engine = engine();
+    open(&engine, &folder);
+    let key = create(&engine).await.unwrap();
+    engine.seal();
+    let old = std::fs::read(path.join("root")).unwrap();
+    open(&engine, &folder);
+    destroy(&engine, key).await;
+    engine.seal();
+    // The second slot was written, and power failed before the first was.
+    let mut root = std::fs::read(path.join("root")).unwrap();
+    root[..SLOT].copy_from_slice(&old[..SLOT]);
+    std::fs::write(path.join("root"), root).unwrap();
+    open(&engine, &folder);
+    destroy(&engine, key).await;
+    engine.seal();
+    let root = std::fs::read(path.join("root")).unwrap();
+    assert!(
+        root[..SLOT] != old[..SLOT],
+        "what opens the destroyed key is still there"
+    );
+    assert_eq!(folder.images().unwrap().root.len(), 1);
+}
+
 /// Destroying is possible on a full disk, and nothing that was refused is there afterwards, in memory or in the store.
 #[tokio::test]
 async fn a_full_disk_refuses_new_keys_and_goes_on() {

@@ -277,11 +277,12 @@ fn open(
         anchor: anchor.images(),
     };
     let class = ErasureClass::Software;
-    let (lockbox, unfinished) =
+    let (lockbox, completing) =
         Lockbox::open(Arc::new(store.clone()), header, root_key, &images, class, rng).expect("what is durable opens");
-    if let Some(batch) = unfinished {
-        store.submit(batch, Box::new(|proof| assert!(proof.is_ok(), "memory does not fail")));
-        store.sync_next().expect("memory does not fail");
-    }
+    store.submit(
+        completing,
+        Box::new(|proof| assert!(proof.is_ok(), "memory does not fail")),
+    );
+    store.sync_next().expect("memory does not fail");
     lockbox
 }

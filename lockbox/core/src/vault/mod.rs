@@ -128,7 +128,7 @@ impl Vault {
 
     /// Opens a store with the root key and the images beside it.
     ///
-    /// If the last destroy was interrupted before its root was effaced, the batch that completes it is given, too.
+    /// The batch completes a destroy that was interrupted before its old root was effaced, if one was; nothing shows whether.
     ///
     /// # Errors
     ///
@@ -140,7 +140,7 @@ impl Vault {
         root: &RootKey,
         images: &Images,
         rng: &mut dyn CryptoRng,
-    ) -> Result<(Self, Option<Batch>), VaultError> {
+    ) -> Result<(Self, Batch), VaultError> {
         Self::open_with(store, store_id, root, images, rng, |anchor, book, record| {
             anchor.resume(book, record, &images.anchor)
         })
@@ -153,7 +153,7 @@ impl Vault {
         root: &RootKey,
         images: &Images,
         rng: &mut dyn CryptoRng,
-    ) -> Result<(Self, Option<Batch>), VaultError> {
+    ) -> Result<(Self, Batch), VaultError> {
         Self::open_with(store, store_id, root, images, rng, |anchor, book, record| {
             Ok(anchor.overrule(book, record, &images.anchor))
         })
@@ -166,11 +166,11 @@ impl Vault {
         images: &Images,
         rng: &mut dyn CryptoRng,
         anchored: impl FnOnce(Anchor, &Book, Option<Vec<u8>>) -> Result<Anchor, VaultError>,
-    ) -> Result<(Self, Option<Batch>), VaultError> {
+    ) -> Result<(Self, Batch), VaultError> {
         let book = Book::new(store_id, root);
         // Before the tree: a store that was rolled back beyond a destroy has no table that opens, and this says why.
         let anchor = anchored(Anchor::new(store_id, root), &book, store.get(rows::ANCHOR)?)?;
-        let (tree, unfinished) = KeyTree::open(store.as_ref(), store_id, root, &images.root, rng)?;
+        let (tree, completing) = KeyTree::open(store.as_ref(), store_id, root, &images.root, rng)?;
         let vault = Self {
             store,
             book,
@@ -179,7 +179,7 @@ impl Vault {
             scan: None,
             watches: Watches::default(),
         };
-        Ok((vault, unfinished))
+        Ok((vault, completing))
     }
 
     /// One record of the book.

@@ -83,10 +83,8 @@ impl Fixture {
     fn open(&mut self) -> Result<Vault, VaultError> {
         let store: Arc<dyn Store> = Arc::new(self.store.clone());
         let images = self.images();
-        let (vault, unfinished) = Vault::open(store, STORE_ID, &self.root, &images, &mut self.rng)?;
-        if let Some(batch) = unfinished {
-            self.store.commit(batch)?;
-        }
+        let (vault, completing) = Vault::open(store, STORE_ID, &self.root, &images, &mut self.rng)?;
+        self.store.commit(completing)?;
         Ok(vault)
     }
 
@@ -506,9 +504,11 @@ fn what_is_accepted_opens_again_and_is_whole() {
     let images = fixture.images();
     let (mut vault, _) =
         Vault::open_as_found(store, STORE_ID, &fixture.root, &images, &mut fixture.rng).expect("opens");
-    let (found, batch) = vault.accept(&mut fixture.rng).expect("memory does not fail");
+    let (found, batches) = vault.accept(0, &mut fixture.rng).expect("memory does not fail");
     assert!(found.mismatch.is_some(), "the rollback is not told");
-    fixture.store.commit(batch).expect("memory does not fail");
+    for batch in batches {
+        fixture.store.commit(batch).expect("memory does not fail");
+    }
     let mut vault = fixture.open().expect("opens");
     assert!(holds(&vault, 1) && !holds(&vault, 2));
     assert!(verify(&mut vault).is_clean());

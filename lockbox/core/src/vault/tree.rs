@@ -81,7 +81,7 @@ impl KeyTree {
         root: &RootKey,
         images: &[Vec<u8>],
         rng: &mut dyn CryptoRng,
-    ) -> Result<(Self, Option<Batch>), VaultError> {
+    ) -> Result<(Self, Batch), VaultError> {
         let sealing = epoch_sealing_key(store_id, root);
         let newest = images
             .iter()
@@ -115,15 +115,14 @@ impl KeyTree {
             passing: Vec::new(),
             passed: Vec::new(),
         };
-        // The image first, by a batch of its own: what leads to it from the old epoch must stay until it is durable.
-        let unfinished = (epoch != effaced_to).then(|| {
-            let mut batch = Batch::new();
-            batch.replace_root(tree.image(rng));
-            tree.passing
-                .extend((effaced_to..epoch).map(|passed| (batch.ticket(), passed)));
-            batch
-        });
-        Ok((tree, unfinished))
+        // The image first, by a batch of its own: what leads to it from the old epoch must stay until it is durable. Even if the
+        // newest image is there: a power cut may have come before the old one was overwritten, whole or torn, and whoever asks
+        // for the destroy again is told that it was done.
+        let mut completing = Batch::new();
+        completing.replace_root(tree.image(rng));
+        tree.passing
+            .extend((effaced_to..epoch).map(|passed| (completing.ticket(), passed)));
+        Ok((tree, completing))
     }
 
     /// Learns that a batch is durable, so that what it made useless can be removed with the next destroy.

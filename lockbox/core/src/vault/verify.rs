@@ -8,13 +8,15 @@ use std::{fmt, mem};
 use lockbox_authz::id::KeyId;
 
 use lockbox_store::Batch;
+use prost::Message;
 use rand_core::CryptoRng;
 
 use super::anchor::{Delta, Extent, is_spanned};
 use super::book::describe;
-use super::{Vault, VaultError};
+use super::{Changes, Vault, VaultError};
 use crate::limits::MAX_FINDINGS;
-use crate::rows;
+use crate::rows::{self, Row};
+use crate::wire;
 
 /// Records that a scan reads at a time.
 const PAGE: usize = 1_000;
@@ -124,19 +126,32 @@ impl Vault {
     }
 
     /// Takes the store as it is: from now on, the records that are there are those that were committed. Gives what a full scan
-    /// found, and the batch to commit.
-    pub fn accept(&mut self, rng: &mut dyn CryptoRng) -> Result<(Verification, Batch), VaultError> {
+    /// found, and the batches to commit.
+    ///
+    /// An alarm is raised with it: the ledger may have forgotten which authorizations were spent, and an operator is to clear
+    /// it who knows that.
+    pub fn accept(&mut self, now_ms: i64, rng: &mut dyn CryptoRng) -> Result<(Verification, Vec<Batch>), VaultError> {
         self.scan = None;
         let (verification, found) = loop {
             if let Some(scanned) = self.scan_page(PAGE)? {
                 break scanned;
             }
         };
-        let commit = self.anchor.extent.commit + 1;
+        let commit = self.anchor.extent.commit;
         self.anchor.extent = Extent { commit, ..found };
-        let mut batch = Batch::new();
-        self.anchor.seal_into(&mut batch, &self.book, rng);
-        Ok((verification, batch))
+        let alarms = self.places(&[Row::Alarm(0).kind()], usize::MAX)?;
+        let numbers = alarms.iter().filter_map(|place| place.last_chunk::<8>());
+        let number = numbers.map(|number| u64::from_be_bytes(*number)).max().unwrap_or(0);
+        let alarm = wire::AlarmRecord {
+            version: 1,
+            what: format!("the store was accepted as it was found: {verification}"),
+            raised_at_ms: now_ms,
+            evidence: Vec::new(),
+        };
+        let mut changes = Changes::default();
+        changes.put(Row::Alarm(number.saturating_add(1)), alarm.encode_to_vec());
+        let batches = self.stage(changes, rng)?;
+        Ok((verification, batches))
     }
 
     fn scan_page(&mut self, limit: usize) -> Result<Option<(Verification, Extent)>, VaultError> {
