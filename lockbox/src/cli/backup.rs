@@ -7,7 +7,7 @@ use std::path::Path;
 
 use lockbox_authz::Evidence;
 use lockbox_authz::limits::MAX_CLOCK_SKEW_MS;
-use lockbox_core::backup::{Backup, BackupError, Contents, Entry, Held, Info, NotRestored, Plan, Why};
+use lockbox_core::backup::{Backup, BackupError, Contents, DroppedJob, Entry, Held, Info, NotRestored, Plan, Why};
 use lockbox_core::slots::{SlotError, SlotSecret};
 use lockbox_rpc::api::local::{CreateBackupRequest, create_backup_request};
 use serde_json::{Value, json};
@@ -92,8 +92,12 @@ pub(super) fn restore(args: BackupRestoreArgs, output: &Output, socket: &Path) -
                 let selected = plan.select(entries, now_ms);
                 restored.keys += selected.key_count();
                 restored.findings.extend(selected.findings.iter().cloned());
+                restored.dropped_jobs.extend(selected.dropped_jobs.iter().copied());
                 lockbox.restore(selected).map_err(init::explain)
             })?;
+            restored
+                .dropped_jobs
+                .extend(lockbox.settle_jobs().map_err(init::explain)?);
             Ok::<_, CliError>(())
         },
     )?;
@@ -104,12 +108,19 @@ pub(super) fn restore(args: BackupRestoreArgs, output: &Output, socket: &Path) -
     json["keys"] = restored.keys.into();
     json["as_of_ms"] = opened.contents.as_of_ms.into();
     json["findings"] = restored.findings.iter().map(finding_json).collect();
+    json["dropped_jobs"] = restored.dropped_jobs.iter().map(dropped_json).collect();
     output.print(&json, || {
         let as_of = rfc3339(opened.contents.as_of_ms);
         let mut text = prepared.text(&lockbox_id, &args.init.name);
         text += &fields(&[("keys", format!("{} restored, as of {as_of}", restored.keys))]);
         for finding in &restored.findings {
             text += &format!("{}\n", finding_text(finding));
+        }
+        for job in &restored.dropped_jobs {
+            text += &format!(
+                "job {} not restored: it needs key {} and key {}, and one of them stays out\n",
+                job.key_id, job.key_id, job.old_key_id
+            );
         }
         text + "This is a new lockbox, with an identity of its own: it has to join the cluster again.\n"
     })
@@ -237,6 +248,7 @@ impl Listed {
 struct Restored {
     keys: u64,
     findings: Vec<NotRestored>,
+    dropped_jobs: Vec<DroppedJob>,
 }
 
 impl Restored {
@@ -327,6 +339,10 @@ fn finding_json(finding: &NotRestored) -> Value {
         "target_id": moved.map(|(_, id)| id.to_string()),
         "restored": finding.admitted,
     })
+}
+
+fn dropped_json(job: &DroppedJob) -> Value {
+    json!({ "job": job.key_id.to_string(), "old_key_id": job.old_key_id.to_string() })
 }
 
 fn finding_text(finding: &NotRestored) -> String {

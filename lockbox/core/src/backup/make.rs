@@ -14,6 +14,7 @@ use std::sync::Arc;
 use lockbox_authz::id::{AuthorizationId, KeyId, LockboxId};
 use rand_core::CryptoRng;
 
+use super::jobs::open_job;
 use super::{BackupId, Entry, Held, Info, Writer};
 use crate::keys::random;
 use crate::limits::MAX_CHANGED_KEYS;
@@ -131,6 +132,7 @@ impl Making {
                 what: Held::Gone(tombstone),
                 changed: false,
                 moving: None,
+                job: None,
             }));
         }
         Ok(bytes)
@@ -146,6 +148,7 @@ impl Making {
                     what: Held::Gone(tombstone),
                     changed: true,
                     moving: None,
+                    job: None,
                 }
             } else {
                 // A step that was refused touched it: it was never here.
@@ -161,10 +164,12 @@ impl Making {
 /// backup is restored, so it is marked.
 fn held(lockbox: &Lockbox, key: Key, changed: bool) -> Result<Entry, LockboxError> {
     let moving = moving(lockbox, key.info.key_id)?;
+    let job = open_job(lockbox, key.info.key_id)?;
     Ok(Entry {
         what: Held::Key(Box::new(key)),
         changed,
         moving,
+        job,
     })
 }
 

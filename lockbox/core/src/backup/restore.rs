@@ -6,8 +6,10 @@ use lockbox_authz::evidence::{Evidence, Gone};
 use lockbox_authz::id::{AuthorizationId, KeyId, LockboxId};
 use rand_core::CryptoRng;
 
+use super::jobs::DroppedJob;
 use super::{Entry, Held};
 use crate::lifecycle::family;
+use crate::lifecycle::job::Job;
 use crate::lockbox::{Lockbox, LockboxError};
 use crate::record::{Departure, Key, Tombstone};
 use crate::rows::Row;
@@ -55,7 +57,10 @@ pub struct NotRestored {
 pub struct Selected {
     keys: Vec<Key>,
     tombstones: Vec<Tombstone>,
+    jobs: Vec<Job>,
     pub findings: Vec<NotRestored>,
+    /// Jobs whose new key stays out.
+    pub dropped_jobs: Vec<DroppedJob>,
 }
 
 impl Plan {
@@ -72,6 +77,7 @@ impl Plan {
             };
             let Some(why) = self.objection(key.info.key_id, moving) else {
                 selected.keys.push(*key);
+                selected.jobs.extend(entry.job);
                 continue;
             };
             let is_admitted = self.admits(key.info.key_id, why);
@@ -83,7 +89,9 @@ impl Plan {
             });
             if is_admitted {
                 selected.keys.push(*key);
+                selected.jobs.extend(entry.job);
             } else {
+                selected.dropped_jobs.extend(entry.job.as_ref().map(DroppedJob::of));
                 selected.tombstones.push(why.tombstone(&key, now_ms));
             }
         }
@@ -151,13 +159,16 @@ impl Selected {
 }
 
 impl Lockbox {
-    /// Takes what was selected into a lockbox that has none of it.
+    /// Takes what was selected into a lockbox that has none of it. After the last page, [`Lockbox::orphaned_jobs`].
     pub fn restore(&mut self, selected: Selected, rng: &mut dyn CryptoRng) -> Result<Step<()>, LockboxError> {
         let mut changes = Changes::default();
         for key in selected.keys {
             self.refuse_known(key.info.key_id)?;
             family::index(&key.info, &mut changes);
             changes.put_key(key);
+        }
+        for job in selected.jobs {
+            job.put(&mut changes);
         }
         for tombstone in selected.tombstones {
             self.refuse_known(tombstone.key_id)?;

@@ -264,8 +264,12 @@ fn rejects_an_entry_of_nothing_and_a_tombstone_on_its_way() {
         moving: vec![1; 16],
         ..good.clone()
     };
+    let at_work = wire::BackupEntry {
+        job: Some(wire::JobRecord::default()),
+        ..good.clone()
+    };
     assert!(decode_frame(&frame(vec![good]).encode_to_vec()).is_ok());
-    for bad in [empty, on_its_way, half] {
+    for bad in [empty, on_its_way, half, at_work] {
         assert!(decode_frame(&frame(vec![bad]).encode_to_vec()).is_err());
     }
     let unknown = wire::BackupFrame {
@@ -291,6 +295,7 @@ fn rejects_entries_out_of_their_order() {
         }),
         changed,
         moving: None,
+        job: None,
     };
     let written = |entries: &[Entry]| {
         let node = node_with(0);
@@ -329,6 +334,7 @@ fn a_key_comes_in_once() {
             what: Held::Key(Box::new(key)),
             changed: false,
             moving: None,
+            job: None,
         });
         Plan::default().select(entries.collect(), NOW_MS)
     };
@@ -339,3 +345,5 @@ fn a_key_comes_in_once() {
     let again = target.step(|lockbox, _, rng| lockbox.restore(select(), rng));
     assert!(matches!(again, Err(LockboxError::KeyExists(_))));
 }
+
+mod jobs;
