@@ -22,6 +22,7 @@ pub struct Plan {
     /// What became of the keys since. Without it, every key comes back.
     pub evidence: Option<Evidence>,
     /// Keys that come back although they were moved away, or were to be: an operator knows that the other copy is no more.
+    /// Or although a lockbox that claims to be made of a backup says that it destroyed them: an operator knows better.
     pub admitted: BTreeSet<KeyId>,
 }
 
@@ -29,7 +30,10 @@ pub struct Plan {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Why {
     /// It was destroyed.
-    Destroyed,
+    Destroyed {
+        /// Who says so, if it is not the backup's own lockbox.
+        successor: Option<LockboxId>,
+    },
     /// It was moved to another lockbox, and did not come back.
     Moved {
         authorization_id: AuthorizationId,
@@ -101,7 +105,7 @@ impl Plan {
     fn objection(&self, key_id: KeyId, moving: Option<(AuthorizationId, LockboxId)>) -> Option<Why> {
         let evidence = self.evidence.as_ref();
         match evidence.and_then(|evidence| evidence.gone(key_id)) {
-            Some(Gone::Destroyed) => return Some(Why::Destroyed),
+            Some(Gone::Destroyed { successor }) => return Some(Why::Destroyed { successor }),
             Some(Gone::Moved {
                 authorization_id,
                 target_id,
@@ -122,7 +126,8 @@ impl Plan {
     }
 
     fn admits(&self, key_id: KeyId, why: Why) -> bool {
-        self.evidence.is_none() || (why != Why::Destroyed && self.admitted.contains(&key_id))
+        let is_final = why == Why::Destroyed { successor: None };
+        self.evidence.is_none() || (!is_final && self.admitted.contains(&key_id))
     }
 }
 
@@ -130,7 +135,7 @@ impl Why {
     /// What keeps the key from being brought in by another way unnoticed.
     fn tombstone(self, key: &Key, now_ms: i64) -> Tombstone {
         let (departure, moved) = match self {
-            Self::Destroyed => (Departure::Destroyed, None),
+            Self::Destroyed { .. } => (Departure::Destroyed, None),
             Self::Moved {
                 authorization_id,
                 target_id,

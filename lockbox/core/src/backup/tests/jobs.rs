@@ -1,9 +1,6 @@
 //! Open jobs go through a backup: data may lie under either of their keys.
 
-use lockbox_authz::envelope::Verified;
-use lockbox_authz::evidence::{Evidence, EvidenceDigest};
 use lockbox_authz::id::AuthorizationId;
-use lockbox_authz::roster::file::append_frame;
 
 use super::*;
 use crate::lifecycle::LifecycleError;
@@ -29,20 +26,6 @@ fn progress(node: &mut Node, job: KeyId, percent: u32) {
         .expect("nothing is wrong with it");
 }
 
-/// Evidence that says nothing of any key: what was on its way stays out.
-fn nothing_known() -> Evidence {
-    let cluster = Cluster::new();
-    let (mut file, mut digest) = (Vec::new(), EvidenceDigest::default());
-    for entry in cluster.roster.entries_from(0, usize::MAX) {
-        append_frame(&mut file, &entry.to_bytes());
-        digest.add(&entry.to_bytes());
-    }
-    let (cluster_id, lockbox_id) = (cluster.roster.cluster_id(), cluster.a.party().lockbox_id);
-    let summary = Verified::sign(digest.summary(cluster_id, lockbox_id, NOW_MS), &cluster.broker);
-    append_frame(&mut file, &summary.envelope().to_bytes());
-    Evidence::read(&file, cluster_id, lockbox_id).expect("nothing is wrong with it")
-}
-
 /// Makes a new lockbox of a file. `change` is given each entry before it is restored.
 fn restore(file: &[u8], mut change: impl FnMut(&mut Entry)) -> (Node, Vec<DroppedJob>) {
     let mut target = Node::new("b", 2);
@@ -50,7 +33,8 @@ fn restore(file: &[u8], mut change: impl FnMut(&mut Entry)) -> (Node, Vec<Droppe
     let backup = Backup::open(&mut source, &key_file()).expect("nothing is wrong with it");
     let contents = backup.contents(source).expect("nothing is wrong with it");
     let plan = Plan {
-        evidence: Some(nothing_known()),
+        // What is on its way stays out.
+        evidence: Some(evidence(&Cluster::new(), &[])),
         ..Plan::default()
     };
     let mut dropped = Vec::new();
