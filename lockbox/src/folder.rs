@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use lockbox_authz::LockboxId;
-use lockbox_core::backup::{Info, Selected};
+use lockbox_core::backup::{DroppedJob, Info, Selected};
 use lockbox_core::lockbox::{Lockbox, LockboxError};
 use lockbox_core::secrets::RootKey;
 use lockbox_core::slots::{Header, PassphraseCost, SlotError, SlotSecret};
@@ -215,6 +215,16 @@ impl NewLockbox {
     pub(crate) fn restore(&mut self, selected: Selected) -> Result<(), FolderError> {
         let step = self.lockbox.restore(selected, &mut rng())?;
         self.commit(step)
+    }
+
+    /// Ends a restore, durably: drops the jobs whose old key stays out, and gives them.
+    pub(crate) fn settle_jobs(&mut self) -> Result<Vec<DroppedJob>, FolderError> {
+        let orphaned = self.lockbox.orphaned_jobs()?;
+        for page in orphaned.chunks(256) {
+            let step = self.lockbox.drop_jobs(page, &mut rng())?;
+            self.commit(step)?;
+        }
+        Ok(orphaned)
     }
 
     /// Notes which backup it is made of, durably.

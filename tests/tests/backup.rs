@@ -316,7 +316,13 @@ fn a_key_that_a_restored_lockbox_destroyed_or_gave_away_stays_out_of_the_next() 
         "{}",
         made.stderr
     );
-    made.expect_success("backup restore");
+    let restored = made.expect_success("backup restore").json();
+    assert_eq!(restored["claimed_successors"], serde_json::json!([c.id().to_string()]));
+    let mut said = restored["findings"].as_array().expect("a list").iter();
+    assert!(
+        said.any(|finding| finding["destroyed_by_successor"] == c.id().to_string()),
+        "nobody says on whose word it stays out: {restored}"
+    );
     assert!(!d.holds(destroyed), "a destroyed key is back");
     assert!(!d.holds(moved), "two holders after a MOVE");
     assert!(d.holds(stayed));
@@ -349,6 +355,36 @@ fn a_key_that_was_on_its_way_stays_out_unless_it_is_admitted() {
     let (d, made) = backup.restore("d", &["--evidence", evidence, "--admit", &key.to_string()]);
     made.expect_success("backup restore");
     assert!(d.holds(key));
+}
+
+/// Data may be under either key of an open job.
+#[test]
+fn an_open_job_keeps_its_old_key_after_a_restore() {
+    let scene = Scene::new();
+    let a = scene.cluster.new_lockbox("a");
+    let old = a.create_key("volume");
+    a.command(["key", "rotate", &old.to_string()])
+        .expect_success("key rotate");
+    let (c, made) = scene.back_up(&a, "backup").restore("c", &[]);
+    let restored = made.expect_success("backup restore").json();
+    assert_eq!(restored["dropped_jobs"], serde_json::json!([]));
+    let refused = c.destroy(old).expect_err("half of the volume is lost");
+    assert!(refused.message().contains("job"), "{refused}");
+}
+
+/// It was made before its lockbox joined: what the lockbox did as a member is known all the same.
+#[test]
+fn evidence_counts_for_a_backup_of_before_the_lockbox_joined() {
+    let scene = Scene::new();
+    let (a, b) = (scene.cluster.new_lockbox("a"), scene.cluster.add_lockbox("b"));
+    let moved = a.create_key("moved");
+    let backup = scene.back_up(&a, "backup");
+    a.join(&scene.cluster.broker().token(&[]));
+    a.wait_until_connected();
+    scene.cluster.move_keys(&a, &b, &[moved]).wait();
+    let (c, restored) = backup.restore_with("c", &scene.evidence("a", "evidence"));
+    assert!(restored["evidence_made_at_ms"].as_i64().is_some_and(|at_ms| at_ms > 0));
+    assert!(!c.holds(moved), "two holders after a MOVE");
 }
 
 fn assert_nothing_made(lockbox: &Lockbox, made: &Output, exit: i32, says: &str) {

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
 use lockbox_authz::Evidence as Verified;
+use lockbox_authz::limits::MAX_EVIDENCE_BYTES;
 use lockbox_authz::roster::file::append_frame;
 use lockbox_rpc::api::control::ExportEvidenceRequest;
 use serde_json::json;
@@ -51,13 +52,11 @@ async fn export(global: &Global, lockbox: &str, out: &Path) -> Result<(), CliErr
     };
     let parts = broker.client.export_evidence(request).await;
     let mut parts = parts.map_err(failed)?.into_inner();
-    let (mut file, mut statements) = (Vec::new(), 0_u64);
+    let mut collected = Collected::default();
     while let Some(part) = parts.message().await.map_err(failed)? {
-        for statement in &part.statements {
-            append_frame(&mut file, statement);
-            statements += 1;
-        }
+        collected.add(&part.statements, MAX_EVIDENCE_BYTES)?;
     }
+    let Collected { file, statements } = collected;
     // The broker is not believed, and what would be refused later is better refused now.
     Verified::read(&file, roster.cluster_id(), lockbox_id)
         .map_err(|error| CliError::other(format!("what the broker sent does not verify: {error}")))?;
@@ -72,5 +71,45 @@ async fn export(global: &Global, lockbox: &str, out: &Path) -> Result<(), CliErr
             "wrote {statements} statements about {lockbox} to {}\n",
             out.display()
         )),
+    }
+}
+
+/// The file as the broker sends it.
+#[derive(Default)]
+struct Collected {
+    file: Vec<u8>,
+    statements: u64,
+}
+
+impl Collected {
+    /// Refuses more than a restore would read: the broker is not believed, and could go on for ever.
+    fn add(&mut self, statements: &[Vec<u8>], most: usize) -> Result<(), CliError> {
+        for statement in statements {
+            append_frame(&mut self.file, statement);
+            self.statements += 1;
+            if self.file.len() > most {
+                return Err(CliError::other(format!(
+                    "what the broker sent has more than the {most} bytes that evidence may have; check that it is the right \
+                     broker"
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rejects_more_than_a_restore_would_read() {
+        let statement = vec![1; 100];
+        let mut collected = Collected::default();
+        collected
+            .add(&[statement.clone(), statement.clone()], 208)
+            .expect("as much as there may be");
+        assert_eq!((collected.file.len(), collected.statements), (208, 2));
+        assert!(collected.add(&[statement], 208).is_err());
     }
 }

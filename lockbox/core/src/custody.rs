@@ -139,6 +139,16 @@ impl Lockbox {
             .collect()
     }
 
+    /// The cluster of the backup that this lockbox was made of.
+    pub(crate) fn restored_from_cluster(&self) -> Result<Option<ClusterId>, LockboxError> {
+        let cluster_id = self
+            .restored_from()?
+            .map(|record| ClusterId::from_slice("cluster_id", &record.cluster_id));
+        cluster_id
+            .transpose()
+            .map_err(|_| damaged("the backup that this lockbox was made of"))
+    }
+
     fn restored_from(&self) -> Result<Option<wire::RestoredFrom>, LockboxError> {
         let bytes = self.vault.read(Row::RestoredFrom)?;
         bytes

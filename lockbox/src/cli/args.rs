@@ -415,7 +415,8 @@ pub(super) struct BackupRestoreArgs {
     /// Bring every key back, also those that were destroyed or moved to another lockbox since.
     #[arg(long, conflicts_with = "evidence")]
     pub(super) without_evidence: bool,
-    /// Bring this key back although the evidence says that it was moved away; repeatable. A destroyed key stays out.
+    /// Bring this key back although the evidence says that it was moved away, or that another lockbox destroyed it; repeatable.
+    /// What the backup's own lockbox destroyed stays out.
     #[arg(long, value_name = "KEY ID", requires = "evidence")]
     pub(super) admit: Vec<KeyId>,
     #[command(flatten)]

@@ -6,8 +6,8 @@ use std::io::{BufReader, Read};
 use std::path::Path;
 
 use lockbox_authz::Evidence;
-use lockbox_authz::limits::MAX_CLOCK_SKEW_MS;
-use lockbox_core::backup::{Backup, BackupError, Contents, Entry, Held, Info, NotRestored, Plan, Why};
+use lockbox_authz::limits::{MAX_CLOCK_SKEW_MS, MAX_EVIDENCE_BYTES};
+use lockbox_core::backup::{Backup, BackupError, Contents, DroppedJob, Entry, Held, Info, NotRestored, Plan, Why};
 use lockbox_core::slots::{SlotError, SlotSecret};
 use lockbox_rpc::api::local::{CreateBackupRequest, create_backup_request};
 use serde_json::{Value, json};
@@ -21,9 +21,6 @@ use super::secrets;
 use crate::clock::{now_ms, rfc3339};
 use crate::files::{self, FileError, NewFile};
 use crate::folder::{Folder, FolderError};
-
-/// Bytes of a file of evidence. A receipt and an erasure record of 1,000 keys take 40 KiB: this is for 10 million moves.
-const MAX_EVIDENCE_BYTES: u64 = 512 * 1024 * 1024;
 
 pub(super) async fn create(args: BackupCreateArgs, mut client: Client, output: &Output) -> Result<(), CliError> {
     let mut file = NewFile::create(&args.out).map_err(file_error)?;
@@ -92,8 +89,12 @@ pub(super) fn restore(args: BackupRestoreArgs, output: &Output, socket: &Path) -
                 let selected = plan.select(entries, now_ms);
                 restored.keys += selected.key_count();
                 restored.findings.extend(selected.findings.iter().cloned());
+                restored.dropped_jobs.extend(selected.dropped_jobs.iter().copied());
                 lockbox.restore(selected).map_err(init::explain)
             })?;
+            restored
+                .dropped_jobs
+                .extend(lockbox.settle_jobs().map_err(init::explain)?);
             Ok::<_, CliError>(())
         },
     )?;
@@ -102,15 +103,27 @@ pub(super) fn restore(args: BackupRestoreArgs, output: &Output, socket: &Path) -
     let lockbox_id = header.lockbox_id().to_string();
     let mut json = prepared.json(&lockbox_id, &args.init.name);
     json["keys"] = restored.keys.into();
+    json["evidence_made_at_ms"] = plan.evidence.as_ref().map(Evidence::made_at_ms).into();
+    let successors = plan.evidence.iter().flat_map(Evidence::successors);
+    json["claimed_successors"] = successors.map(ToString::to_string).collect();
     json["as_of_ms"] = opened.contents.as_of_ms.into();
     json["findings"] = restored.findings.iter().map(finding_json).collect();
+    json["dropped_jobs"] = restored.dropped_jobs.iter().map(dropped_json).collect();
     output.print(&json, || {
         let as_of = rfc3339(opened.contents.as_of_ms);
         let mut text = prepared.text(&lockbox_id, &args.init.name);
         text += &fields(&[("keys", format!("{} restored, as of {as_of}", restored.keys))]);
+        text += &plan.evidence.as_ref().map(evidence_text).unwrap_or_default();
         for finding in &restored.findings {
             text += &format!("{}\n", finding_text(finding));
         }
+        for job in &restored.dropped_jobs {
+            text += &format!(
+                "job {} not restored: it needs key {} and key {}, and one of them stays out\n",
+                job.key_id, job.key_id, job.old_key_id
+            );
+        }
+        text += "Each key is in the state that it had then: suspend again what was suspended or compromised since.\n";
         text + "This is a new lockbox, with an identity of its own: it has to join the cluster again.\n"
     })
 }
@@ -237,6 +250,7 @@ impl Listed {
 struct Restored {
     keys: u64,
     findings: Vec<NotRestored>,
+    dropped_jobs: Vec<DroppedJob>,
 }
 
 impl Restored {
@@ -268,14 +282,9 @@ impl Restored {
 fn plan(args: &BackupRestoreArgs, opened: &Opened) -> Result<Plan, CliError> {
     let admitted: BTreeSet<_> = args.admit.iter().copied().collect();
     let info = opened.info();
-    let (path, cluster_id) = match (&args.evidence, info.cluster_id) {
-        (Some(path), Some(cluster_id)) => (path, cluster_id),
-        (Some(_), None) => {
-            return Err(CliError::usage(
-                "the backup is of a lockbox that belonged to no cluster: there is no evidence about its keys; leave --evidence \
-                 out",
-            ));
-        }
+    let path = match (&args.evidence, info.cluster_id) {
+        // A lockbox that belonged to no cluster then may have joined one since.
+        (Some(path), _) => path,
         (None, Some(_)) if !args.without_evidence => {
             return Err(CliError::usage(format!(
                 "the backup is of a lockbox of a cluster: keys that were destroyed or moved since must not come back unnoticed; \
@@ -293,7 +302,7 @@ fn plan(args: &BackupRestoreArgs, opened: &Opened) -> Result<Plan, CliError> {
         }
     };
     let file = read_evidence(path)?;
-    let evidence = Evidence::read(&file, cluster_id, info.lockbox_id)
+    let evidence = Evidence::read(&file, info.cluster_id, info.lockbox_id)
         .map_err(|error| CliError::failed(format!("{}: {error}", path.display())))?;
     if evidence.made_at_ms() + MAX_CLOCK_SKEW_MS < opened.contents.as_of_ms {
         return Err(CliError::failed(format!(
@@ -307,9 +316,20 @@ fn plan(args: &BackupRestoreArgs, opened: &Opened) -> Result<Plan, CliError> {
     })
 }
 
+fn evidence_text(evidence: &Evidence) -> String {
+    let mut text = fields(&[("evidence", format!("made at {}", rfc3339(evidence.made_at_ms())))]);
+    for lockbox_id in evidence.successors() {
+        text += &format!(
+            "lockbox {lockbox_id} claims to be made of a backup of this lockbox: what it gave away or destroyed stays out; if \
+             it is not, restore with --admit for each such key\n"
+        );
+    }
+    text
+}
+
 fn finding_json(finding: &NotRestored) -> Value {
     let (why, moved) = match finding.why {
-        Why::Destroyed => ("destroyed", None),
+        Why::Destroyed { .. } => ("destroyed", None),
         Why::Moved {
             authorization_id,
             target_id,
@@ -319,14 +339,23 @@ fn finding_json(finding: &NotRestored) -> Value {
             target_id,
         } => ("moving", Some((authorization_id, target_id))),
     };
+    let by_successor = match finding.why {
+        Why::Destroyed { successor } => successor,
+        _ => None,
+    };
     json!({
         "key_id": finding.key_id.to_string(),
         "name": finding.name,
         "why": why,
         "authorization_id": moved.map(|(id, _)| id.to_string()),
         "target_id": moved.map(|(_, id)| id.to_string()),
+        "destroyed_by_successor": by_successor.map(|id| id.to_string()),
         "restored": finding.admitted,
     })
+}
+
+fn dropped_json(job: &DroppedJob) -> Value {
+    json!({ "job": job.key_id.to_string(), "old_key_id": job.old_key_id.to_string() })
 }
 
 fn finding_text(finding: &NotRestored) -> String {
@@ -336,7 +365,10 @@ fn finding_text(finding: &NotRestored) -> String {
         "not restored: it"
     };
     let why = match finding.why {
-        Why::Destroyed => "was destroyed".to_owned(),
+        Why::Destroyed { successor: None } => "was destroyed".to_owned(),
+        Why::Destroyed {
+            successor: Some(lockbox_id),
+        } => format!("was destroyed, as lockbox {lockbox_id} says, which claims to be made of a backup"),
         Why::Moved { target_id, .. } => format!("was moved to lockbox {target_id}"),
         Why::Moving { target_id, .. } => {
             format!("was being moved to lockbox {target_id}, and nothing says whether it arrived")
@@ -361,10 +393,10 @@ fn read_secret(from: &BackupSecret) -> Result<Option<SlotSecret>, CliError> {
 fn read_evidence(path: &Path) -> Result<Vec<u8>, CliError> {
     let mut bytes = Vec::new();
     File::open(path)
-        .and_then(|file| file.take(MAX_EVIDENCE_BYTES + 1).read_to_end(&mut bytes))
+        .and_then(|file| file.take(MAX_EVIDENCE_BYTES as u64 + 1).read_to_end(&mut bytes))
         .map_err(files::failed("read", path))
         .map_err(file_error)?;
-    if bytes.len() as u64 > MAX_EVIDENCE_BYTES {
+    if bytes.len() > MAX_EVIDENCE_BYTES {
         let path = path.display();
         return Err(CliError::usage(format!(
             "{path} has more than {MAX_EVIDENCE_BYTES} bytes; check that it is the right file"

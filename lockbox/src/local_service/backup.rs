@@ -46,7 +46,7 @@ pub(super) fn create(node: Arc<Node>, secret: SlotSecret, peer: LocalPeer) -> Re
 
 async fn make(node: &Arc<Node>, secret: SlotSecret, parts: &mpsc::Sender<Part>) -> Result<(), Status> {
     let info = node.engine.read(|lockbox| lockbox.backup_info(now_ms(), &mut rng()));
-    let info = info.await.map_err(status::local)?;
+    let info = info.await.map_err(status::local)?.map_err(status::local)?;
     // A passphrase takes Argon2id's time, which no step should have to wait for.
     let begun =
         tokio::task::spawn_blocking(move || Writer::begin(info, &secret, PassphraseCost::RECOMMENDED, &mut rng()));

@@ -63,3 +63,6 @@ pub const ENCAPSULATED_KEY_BYTES: usize = 1_120;
 
 /// HPKE KEM id of X-Wing.
 pub const KEM_X_WING: u32 = 0x647a;
+
+/// Bytes of a file of evidence. A receipt and an erasure record of 1,000 keys take 40 KiB: this is for 10 million moves.
+pub const MAX_EVIDENCE_BYTES: usize = 512 * 1024 * 1024;

@@ -221,26 +221,81 @@ fn a_destroyed_key_is_gone_for_good() {
     let mut case = Case::new();
     case.destroyed(OURS);
     case.moved(THEIRS, OURS, NOW_MS + 10);
-    assert_eq!(case.gone(), Some(Gone::Destroyed));
+    assert_eq!(case.gone(), Some(Gone::Destroyed { successor: None }));
 }
 
 #[test]
-fn what_a_successor_did_counts_and_a_move_between_the_two_does_not() {
+fn what_a_successor_did_counts() {
     let mut case = Case::new();
     case.moved(SUCCESSOR, THEIRS, NOW_MS);
     assert_eq!(case.gone(), None, "it is another lockbox");
     case.restored(SUCCESSOR);
     assert_eq!(case.gone(), moved_by(1));
     case.moved(THEIRS, OURS, NOW_MS + 10);
-    case.moved(OURS, SUCCESSOR, NOW_MS + 20);
     assert_eq!(case.gone(), None);
+    case.moved(SUCCESSOR, OURS, NOW_MS + 20);
+    assert_eq!(case.gone(), None, "it came to where it was");
     case.destroyed(SUCCESSOR);
-    assert_eq!(case.gone(), Some(Gone::Destroyed));
-    let unretired = case.read().expect("good evidence");
+    let successor = Some(LockboxId([SUCCESSOR; 16]));
+    assert_eq!(case.gone(), Some(Gone::Destroyed { successor }));
+    let evidence = case.read().expect("good evidence");
     assert_eq!(
-        unretired.unretired(),
+        evidence.unretired(),
         [LockboxId([OURS; 16]), LockboxId([SUCCESSOR; 16])]
     );
+    assert_eq!(evidence.successors(), [LockboxId([SUCCESSOR; 16])]);
+    // What the lockbox itself says of a key counts more, whichever stands first.
+    case.destroyed(OURS);
+    assert_eq!(case.gone(), Some(Gone::Destroyed { successor: None }));
+    case.statements.reverse();
+    case.statements
+        .retain(|envelope| envelope.payload_type() == lockbox_authz::labels::DESTRUCTION_RECORD);
+    case.restored(SUCCESSOR);
+    assert_eq!(case.gone(), Some(Gone::Destroyed { successor: None }));
+}
+
+/// Any member can claim to be made of a backup. It must not hide by that what it was given.
+#[test]
+fn a_move_to_a_claimed_successor_takes_the_key_away_until_it_comes_back() {
+    let mut case = Case::new();
+    case.moved(OURS, SUCCESSOR, NOW_MS);
+    case.restored(SUCCESSOR);
+    let to_successor = Some(Gone::Moved {
+        authorization_id: AuthorizationId([1; 16]),
+        target_id: LockboxId([SUCCESSOR; 16]),
+    });
+    assert_eq!(case.gone(), to_successor);
+    case.moved(SUCCESSOR, OURS, NOW_MS + 10);
+    assert_eq!(case.gone(), None);
+    let evidence = case.read().expect("good evidence");
+    assert!(evidence.has_returned(KEY, AuthorizationId([1; 16])));
+}
+
+/// Nor may it bring a key back by receiving what somebody else was given.
+#[test]
+fn a_key_that_a_claimed_successor_received_is_not_back() {
+    let mut case = Case::new();
+    case.restored(SUCCESSOR);
+    case.moved(OURS, THEIRS, NOW_MS);
+    case.moved(THEIRS, SUCCESSOR, NOW_MS + 10);
+    assert_eq!(case.gone(), moved_by(1));
+    case.destroyed(SUCCESSOR);
+    assert_eq!(case.gone(), moved_by(1), "nobody hears who holds it");
+    assert!(
+        !case
+            .read()
+            .expect("good evidence")
+            .has_returned(KEY, AuthorizationId([1; 16]))
+    );
+}
+
+/// For a backup that was made before its lockbox joined a cluster.
+#[test]
+fn evidence_can_be_read_without_knowing_the_cluster() {
+    let mut case = Case::new();
+    case.moved(OURS, THEIRS, NOW_MS);
+    let evidence = Evidence::read(&case.file(), None, LockboxId([OURS; 16])).expect("good evidence");
+    assert_eq!(evidence.gone(KEY), moved_by(1));
 }
 
 /// Two lockboxes that name each other as their predecessor must not keep a reader busy for ever.

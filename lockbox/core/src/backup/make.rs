@@ -14,10 +14,11 @@ use std::sync::Arc;
 use lockbox_authz::id::{AuthorizationId, KeyId, LockboxId};
 use rand_core::CryptoRng;
 
+use super::jobs::open_job;
 use super::{BackupId, Entry, Held, Info, Writer};
 use crate::keys::random;
 use crate::limits::MAX_CHANGED_KEYS;
-use crate::lockbox::{Lockbox, LockboxError, Standing};
+use crate::lockbox::{Lockbox, LockboxError};
 use crate::record::Key;
 use crate::vault::Watch;
 
@@ -53,20 +54,22 @@ pub enum MakeError {
 
 impl Lockbox {
     /// What a backup that begins now says of itself.
-    pub fn backup_info(&self, now_ms: i64, rng: &mut dyn CryptoRng) -> Info {
-        let is_member = matches!(self.standing(), Standing::Admitted | Standing::Retired);
-        Info {
+    ///
+    /// Its cluster is the one that the lockbox has joined or asked to join; else that of the backup that it is made of. So
+    /// no backup that is made between a restore and the next admission asks for less than the one before it.
+    pub fn backup_info(&self, now_ms: i64, rng: &mut dyn CryptoRng) -> Result<Info, LockboxError> {
+        let cluster_id = match &self.membership {
+            Some(membership) => Some(membership.cluster_id),
+            None => self.restored_from_cluster()?,
+        };
+        Ok(Info {
             backup_id: BackupId(random(rng)),
             lockbox_id: self.identity.lockbox_id,
             store_id: self.vault.store_id(),
             name: self.identity.name.clone(),
-            cluster_id: self
-                .membership
-                .as_ref()
-                .filter(|_| is_member)
-                .map(|membership| membership.cluster_id),
+            cluster_id,
             created_at_ms: now_ms,
-        }
+        })
     }
 }
 
@@ -131,6 +134,7 @@ impl Making {
                 what: Held::Gone(tombstone),
                 changed: false,
                 moving: None,
+                job: None,
             }));
         }
         Ok(bytes)
@@ -146,6 +150,7 @@ impl Making {
                     what: Held::Gone(tombstone),
                     changed: true,
                     moving: None,
+                    job: None,
                 }
             } else {
                 // A step that was refused touched it: it was never here.
@@ -161,10 +166,12 @@ impl Making {
 /// backup is restored, so it is marked.
 fn held(lockbox: &Lockbox, key: Key, changed: bool) -> Result<Entry, LockboxError> {
     let moving = moving(lockbox, key.info.key_id)?;
+    let job = open_job(lockbox, key.info.key_id)?;
     Ok(Entry {
         what: Held::Key(Box::new(key)),
         changed,
         moving,
+        job,
     })
 }
 

@@ -14,6 +14,7 @@
 //! id; then, ascending by id, what changed meanwhile, which replaces the entry of the same id that came before.
 
 mod header;
+mod jobs;
 mod make;
 mod reader;
 mod restore;
@@ -22,12 +23,14 @@ mod writer;
 use lockbox_authz::field::FieldError;
 use lockbox_authz::id::{AuthorizationId, KeyId, LockboxId};
 
+use crate::lifecycle::job::Job;
 use crate::primitives::{NONCE_BYTES, TAG_BYTES};
 use crate::record::{Key, Tombstone};
 use crate::slots::SlotError;
 use crate::wire;
 
 pub use header::{BackupId, Info};
+pub use jobs::DroppedJob;
 pub use make::{MakeError, Making};
 pub use reader::{Backup, Contents, Entries, decode_frame};
 pub use restore::{NotRestored, Plan, Selected, Why};
@@ -52,6 +55,8 @@ pub struct Entry {
     pub changed: bool,
     /// The open MOVE that bound the key to be taken away, and where to.
     pub moving: Option<(AuthorizationId, LockboxId)>,
+    /// The open job that makes the key.
+    pub job: Option<Job>,
 }
 
 /// What an entry is about.
@@ -119,8 +124,17 @@ impl Entry {
         if moving.is_some() && matches!(what, Held::Gone(_)) {
             return Err(FieldError::new("moving", "must be empty in a tombstone"));
         }
-        let changed = wire.changed;
-        Ok(Self { what, changed, moving })
+        let job = match (&what, wire.job) {
+            (_, None) => None,
+            (Held::Key(key), Some(record)) => Some(jobs::from_wire(record, key.info.key_id)?),
+            (Held::Gone(_), Some(_)) => return Err(FieldError::new("job", "must be empty in a tombstone")),
+        };
+        Ok(Self {
+            what,
+            changed: wire.changed,
+            moving,
+            job,
+        })
     }
 
     fn to_wire(&self) -> wire::BackupEntry {
@@ -132,6 +146,7 @@ impl Entry {
             changed: self.changed,
             moving: self.moving.map(|(id, _)| id.to_vec()).unwrap_or_default(),
             moving_to: self.moving.map(|(_, to)| to.to_vec()).unwrap_or_default(),
+            job: self.job.as_ref().map(|job| job.record.clone()),
         }
     }
 }

@@ -6,8 +6,10 @@ use lockbox_authz::evidence::{Evidence, Gone};
 use lockbox_authz::id::{AuthorizationId, KeyId, LockboxId};
 use rand_core::CryptoRng;
 
+use super::jobs::DroppedJob;
 use super::{Entry, Held};
 use crate::lifecycle::family;
+use crate::lifecycle::job::Job;
 use crate::lockbox::{Lockbox, LockboxError};
 use crate::record::{Departure, Key, Tombstone};
 use crate::rows::Row;
@@ -20,6 +22,7 @@ pub struct Plan {
     /// What became of the keys since. Without it, every key comes back.
     pub evidence: Option<Evidence>,
     /// Keys that come back although they were moved away, or were to be: an operator knows that the other copy is no more.
+    /// Or although a lockbox that claims to be made of a backup says that it destroyed them: an operator knows better.
     pub admitted: BTreeSet<KeyId>,
 }
 
@@ -27,7 +30,10 @@ pub struct Plan {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Why {
     /// It was destroyed.
-    Destroyed,
+    Destroyed {
+        /// Who says so, if it is not the backup's own lockbox.
+        successor: Option<LockboxId>,
+    },
     /// It was moved to another lockbox, and did not come back.
     Moved {
         authorization_id: AuthorizationId,
@@ -55,7 +61,10 @@ pub struct NotRestored {
 pub struct Selected {
     keys: Vec<Key>,
     tombstones: Vec<Tombstone>,
+    jobs: Vec<Job>,
     pub findings: Vec<NotRestored>,
+    /// Jobs whose new key stays out.
+    pub dropped_jobs: Vec<DroppedJob>,
 }
 
 impl Plan {
@@ -72,6 +81,7 @@ impl Plan {
             };
             let Some(why) = self.objection(key.info.key_id, moving) else {
                 selected.keys.push(*key);
+                selected.jobs.extend(entry.job);
                 continue;
             };
             let is_admitted = self.admits(key.info.key_id, why);
@@ -83,7 +93,9 @@ impl Plan {
             });
             if is_admitted {
                 selected.keys.push(*key);
+                selected.jobs.extend(entry.job);
             } else {
+                selected.dropped_jobs.extend(entry.job.as_ref().map(DroppedJob::of));
                 selected.tombstones.push(why.tombstone(&key, now_ms));
             }
         }
@@ -93,7 +105,7 @@ impl Plan {
     fn objection(&self, key_id: KeyId, moving: Option<(AuthorizationId, LockboxId)>) -> Option<Why> {
         let evidence = self.evidence.as_ref();
         match evidence.and_then(|evidence| evidence.gone(key_id)) {
-            Some(Gone::Destroyed) => return Some(Why::Destroyed),
+            Some(Gone::Destroyed { successor }) => return Some(Why::Destroyed { successor }),
             Some(Gone::Moved {
                 authorization_id,
                 target_id,
@@ -114,7 +126,8 @@ impl Plan {
     }
 
     fn admits(&self, key_id: KeyId, why: Why) -> bool {
-        self.evidence.is_none() || (why != Why::Destroyed && self.admitted.contains(&key_id))
+        let is_final = why == Why::Destroyed { successor: None };
+        self.evidence.is_none() || (!is_final && self.admitted.contains(&key_id))
     }
 }
 
@@ -122,7 +135,7 @@ impl Why {
     /// What keeps the key from being brought in by another way unnoticed.
     fn tombstone(self, key: &Key, now_ms: i64) -> Tombstone {
         let (departure, moved) = match self {
-            Self::Destroyed => (Departure::Destroyed, None),
+            Self::Destroyed { .. } => (Departure::Destroyed, None),
             Self::Moved {
                 authorization_id,
                 target_id,
@@ -151,13 +164,16 @@ impl Selected {
 }
 
 impl Lockbox {
-    /// Takes what was selected into a lockbox that has none of it.
+    /// Takes what was selected into a lockbox that has none of it. After the last page, [`Lockbox::orphaned_jobs`].
     pub fn restore(&mut self, selected: Selected, rng: &mut dyn CryptoRng) -> Result<Step<()>, LockboxError> {
         let mut changes = Changes::default();
         for key in selected.keys {
             self.refuse_known(key.info.key_id)?;
             family::index(&key.info, &mut changes);
             changes.put_key(key);
+        }
+        for job in selected.jobs {
+            job.put(&mut changes);
         }
         for tombstone in selected.tombstones {
             self.refuse_known(tombstone.key_id)?;

@@ -1,5 +1,8 @@
 use std::collections::BTreeMap;
 
+use lockbox_authz::envelope::{UnverifiedEnvelope, Verified};
+use lockbox_authz::evidence::{Evidence, EvidenceDigest};
+use lockbox_authz::roster::file::append_frame;
 use zeroize::Zeroizing;
 
 use super::*;
@@ -7,7 +10,7 @@ use crate::keys::KeyRequest;
 use crate::lockbox::LockboxError;
 use crate::record::TransferPolicy;
 use crate::slots::{PassphraseCost, SlotSecret};
-use crate::testing::{NOW_MS, Node, TestRng};
+use crate::testing::{Cluster, NOW_MS, Node, TestRng};
 
 /// As cheap as Argon2id can be.
 const CHEAP: PassphraseCost = PassphraseCost {
@@ -22,7 +25,10 @@ fn key_file() -> SlotSecret {
 
 fn begin(node: &Node, secret: &SlotSecret) -> (Making, Vec<u8>) {
     let mut rng = TestRng::new(77);
-    let info = node.lockbox().backup_info(NOW_MS, &mut rng);
+    let info = node
+        .lockbox()
+        .backup_info(NOW_MS, &mut rng)
+        .expect("nothing is wrong with it");
     let (writer, beginning) = Writer::begin(info, secret, CHEAP, &mut rng).expect("nothing is wrong with it");
     (Making::begin(writer, node.lockbox()), beginning)
 }
@@ -96,6 +102,19 @@ fn state(node: &Node) -> BTreeMap<KeyId, Option<Vec<u8>>> {
 fn destroy(node: &mut Node, key_id: KeyId) {
     node.step(|lockbox, now_ms, rng| lockbox.destroy_key(key_id, false, now_ms, rng))
         .expect("nothing is wrong with it");
+}
+
+/// What a broker of the cluster has about lockbox a.
+fn evidence(cluster: &Cluster, statements: &[UnverifiedEnvelope]) -> Evidence {
+    let (mut file, mut digest) = (Vec::new(), EvidenceDigest::default());
+    for envelope in cluster.roster.entries_from(0, usize::MAX).chain(statements) {
+        append_frame(&mut file, &envelope.to_bytes());
+        digest.add(&envelope.to_bytes());
+    }
+    let (cluster_id, lockbox_id) = (cluster.roster.cluster_id(), cluster.a.party().lockbox_id);
+    let summary = Verified::sign(digest.summary(cluster_id, lockbox_id, NOW_MS), &cluster.broker);
+    append_frame(&mut file, &summary.envelope().to_bytes());
+    Evidence::read(&file, cluster_id, lockbox_id).expect("nothing is wrong with it")
 }
 
 fn small() -> Vec<u8> {
@@ -264,8 +283,12 @@ fn rejects_an_entry_of_nothing_and_a_tombstone_on_its_way() {
         moving: vec![1; 16],
         ..good.clone()
     };
+    let at_work = wire::BackupEntry {
+        job: Some(wire::JobRecord::default()),
+        ..good.clone()
+    };
     assert!(decode_frame(&frame(vec![good]).encode_to_vec()).is_ok());
-    for bad in [empty, on_its_way, half] {
+    for bad in [empty, on_its_way, half, at_work] {
         assert!(decode_frame(&frame(vec![bad]).encode_to_vec()).is_err());
     }
     let unknown = wire::BackupFrame {
@@ -291,11 +314,15 @@ fn rejects_entries_out_of_their_order() {
         }),
         changed,
         moving: None,
+        job: None,
     };
     let written = |entries: &[Entry]| {
         let node = node_with(0);
         let mut rng = TestRng::new(77);
-        let info = node.lockbox().backup_info(NOW_MS, &mut rng);
+        let info = node
+            .lockbox()
+            .backup_info(NOW_MS, &mut rng)
+            .expect("nothing is wrong with it");
         let (mut writer, mut file) =
             Writer::begin(info, &key_file(), CHEAP, &mut rng).expect("nothing is wrong with it");
         for entry in entries {
@@ -329,6 +356,7 @@ fn a_key_comes_in_once() {
             what: Held::Key(Box::new(key)),
             changed: false,
             moving: None,
+            job: None,
         });
         Plan::default().select(entries.collect(), NOW_MS)
     };
@@ -339,3 +367,35 @@ fn a_key_comes_in_once() {
     let again = target.step(|lockbox, _, rng| lockbox.restore(select(), rng));
     assert!(matches!(again, Err(LockboxError::KeyExists(_))));
 }
+
+/// Else a lockbox that is restored and backed up before it is admitted again would come back without evidence.
+#[test]
+fn a_backup_has_the_cluster_of_the_backup_that_its_lockbox_is_made_of() {
+    let cluster = Cluster::new();
+    let info = |node: &Node| {
+        let info = node.lockbox().backup_info(NOW_MS, &mut TestRng::new(77));
+        info.expect("nothing is wrong with it")
+    };
+    let cluster_id = cluster.roster.cluster_id();
+    let first = info(&cluster.a);
+    assert_eq!(first.cluster_id, Some(cluster_id));
+    let mut restored = Node::new("c", 3);
+    assert_eq!(info(&restored).cluster_id, None);
+    restored
+        .step(|lockbox, now_ms, rng| lockbox.note_restored_from(&first, now_ms, rng))
+        .expect("nothing is wrong with it");
+    assert_eq!(info(&restored).cluster_id, Some(cluster_id));
+    // It asks to join, and nobody has answered yet.
+    let mut asking = Node::new("d", 4);
+    let membership = crate::lockbox::Membership {
+        cluster_id,
+        brokers: Vec::new(),
+    };
+    asking
+        .step(|lockbox, _, rng| lockbox.set_membership(membership, rng))
+        .expect("nothing is wrong with it");
+    assert_eq!(info(&asking).cluster_id, Some(cluster_id));
+}
+
+mod evidence;
+mod jobs;

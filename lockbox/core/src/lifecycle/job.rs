@@ -33,12 +33,12 @@ use crate::wire;
 
 pub use crate::wire::JobState;
 
-const MAX_COMMAND_CHARS: usize = 128;
+pub(crate) const MAX_COMMAND_CHARS: usize = 128;
 
 /// A job. It is named by the key that it makes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Job {
-    record: wire::JobRecord,
+    pub(crate) record: wire::JobRecord,
     pub key_id: KeyId,
     pub old_key_id: KeyId,
 }
@@ -127,12 +127,12 @@ impl Job {
         JobProgress { state, percent }
     }
 
-    fn is_open(&self) -> bool {
+    pub(crate) fn is_open(&self) -> bool {
         !matches!(self.state(), JobState::Done | JobState::Cancelled)
     }
 
     /// Writes the record, and holds both keys for as long as the job is open.
-    pub(super) fn put(&self, changes: &mut Changes) {
+    pub(crate) fn put(&self, changes: &mut Changes) {
         changes.put(Row::Job(self.key_id), self.record.encode_to_vec());
         for key_id in [self.key_id, self.old_key_id] {
             let hold = Row::HeldBy(key_id, self.key_id);

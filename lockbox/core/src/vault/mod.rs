@@ -74,10 +74,10 @@ pub(crate) struct Changes {
 }
 
 impl Changes {
-    /// The keys that change, or that a transfer binds or frees.
+    /// The keys that change, that a transfer binds or frees, or whose job changes.
     fn touched(&self) -> impl Iterator<Item = KeyId> {
         let bound = |row: &Row| match row {
-            Row::OutgoingKey(key_id) => Some(*key_id),
+            Row::OutgoingKey(key_id) | Row::Job(key_id) => Some(*key_id),
             _ => None,
         };
         let put = self.puts.iter().filter_map(move |(row, _)| bound(row));

@@ -50,8 +50,11 @@ pub enum EvidenceError {
 /// Why a key is no longer a lockbox's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gone {
-    /// Its operator destroyed it.
-    Destroyed,
+    /// An operator destroyed it.
+    Destroyed {
+        /// The lockbox that says so, if only one does that claims to be made of a backup; `None` if the lockbox itself does.
+        successor: Option<LockboxId>,
+    },
     /// Another lockbox has given a receipt for it under a MOVE, or it was erased after one, and it has not come back.
     Moved {
         authorization_id: AuthorizationId,
@@ -64,13 +67,21 @@ pub enum Gone {
 pub struct Evidence {
     made_at_ms: i64,
     unretired: Vec<LockboxId>,
+    successors: Vec<LockboxId>,
     gone: HashMap<KeyId, Gone>,
     returned: HashSet<(KeyId, AuthorizationId)>,
 }
 
 impl Evidence {
     /// Verifies a file of evidence about one lockbox: each statement, and that none is missing that the broker had.
-    pub fn read(file: &[u8], cluster_id: ClusterId, lockbox_id: LockboxId) -> Result<Self, EvidenceError> {
+    ///
+    /// Without a cluster id, the file's roster is as good as where the file came from: whoever made it can have founded the
+    /// cluster.
+    pub fn read(
+        file: &[u8],
+        cluster_id: impl Into<Option<ClusterId>>,
+        lockbox_id: LockboxId,
+    ) -> Result<Self, EvidenceError> {
         let frames = file::frames(file)?;
         let (last, before) = frames.split_last().ok_or(EvidenceError::NoSummary)?;
         let parsed = before.iter().enumerate().map(|(number, frame)| {
@@ -80,13 +91,13 @@ impl Evidence {
         let is_entry = |envelope: &UnverifiedEnvelope| envelope.payload_type() == labels::ROSTER_ENTRY;
         let entry_count = envelopes.iter().take_while(|envelope| is_entry(envelope)).count();
         let (entries, statements) = envelopes.split_at(entry_count);
-        let roster = Roster::from_chain(entries, Some(cluster_id))?;
+        let roster = Roster::from_chain(entries, cluster_id.into())?;
         let summary = summary(last, &roster)?;
         let digested = file.len() - file::frame_bytes(last);
         if summary.digest != Hash::of(&file[..digested]) || summary.statement_count != before.len() as u64 {
             return Err(EvidenceError::OtherDigest);
         }
-        if summary.cluster_id != cluster_id {
+        if summary.cluster_id != roster.cluster_id() {
             return Err(EvidenceError::OtherCluster);
         }
         if summary.lockbox_id != lockbox_id {
@@ -95,13 +106,13 @@ impl Evidence {
         if roster.lockbox(&lockbox_id).is_none() {
             return Err(EvidenceError::UnknownLockbox(lockbox_id));
         }
-        let mut custody = Custody::new(&roster);
+        let mut custody = Custody::new(&roster, lockbox_id);
         for (index, envelope) in statements.iter().enumerate() {
             custody
                 .restoration(envelope)
                 .map_err(|refused| refused.at(entry_count + index))?;
         }
-        custody.begin_with(lockbox_id);
+        custody.find_holders();
         for (index, envelope) in statements.iter().enumerate() {
             custody
                 .take(envelope)
@@ -110,11 +121,12 @@ impl Evidence {
         let mut evidence = Self {
             made_at_ms: summary.made_at_ms,
             unretired: custody.unretired(),
+            successors: custody.successors(),
             gone: HashMap::new(),
             returned: HashSet::new(),
         };
         for (key_id, stay) in custody.stays() {
-            if let Some(gone) = stay.gone() {
+            if let Some(gone) = stay.gone(lockbox_id) {
                 evidence.gone.insert(key_id, gone);
             } else {
                 evidence
@@ -144,6 +156,12 @@ impl Evidence {
     /// run, and hold the keys.
     pub fn unretired(&self) -> &[LockboxId] {
         &self.unretired
+    }
+
+    /// The lockboxes that claim to be made of a backup of this one, or of one that does. Nobody but they themselves vouches
+    /// for it. What they say can keep a key out, and never brings one back.
+    pub fn successors(&self) -> &[LockboxId] {
+        &self.successors
     }
 }
 
@@ -219,7 +237,8 @@ struct Transfer {
 /// When a key came and went. Both by the clock of a lockbox that the evidence is about, so that they can be compared.
 #[derive(Default)]
 struct Stay {
-    destroyed: bool,
+    /// By whom. What the lockbox itself says comes before what its successors say.
+    destroyed_by: Option<LockboxId>,
     came_at_ms: Option<i64>,
     left: Option<Departure>,
     left_under: Vec<AuthorizationId>,
@@ -234,8 +253,12 @@ struct Departure {
 
 struct Custody<'a> {
     roster: &'a Roster,
-    /// The lockbox that the evidence is about, and those that were made of its backups: a key that one of them gave away or
-    /// destroyed was the same key.
+    /// The lockbox that the evidence is about.
+    subject: LockboxId,
+    /// It, and those that claim to be made of its backups: a key that one of them gave away or destroyed was the same key.
+    ///
+    /// Any member can make that claim. So a key that went to a claimed successor has left, and one is back only when the
+    /// subject itself has received it.
     holders: BTreeSet<LockboxId>,
     /// By predecessor.
     successors: Vec<(LockboxId, LockboxId)>,
@@ -248,9 +271,10 @@ struct Custody<'a> {
 }
 
 impl<'a> Custody<'a> {
-    fn new(roster: &'a Roster) -> Self {
+    fn new(roster: &'a Roster, subject: LockboxId) -> Self {
         Self {
             roster,
+            subject,
             holders: BTreeSet::new(),
             successors: Vec::new(),
             transfers: HashMap::new(),
@@ -273,15 +297,25 @@ impl<'a> Custody<'a> {
         Ok(())
     }
 
-    /// Whose keys they are: this lockbox's, and those of all that descend from it.
-    fn begin_with(&mut self, lockbox_id: LockboxId) {
-        let mut unseen = vec![lockbox_id];
+    /// Whose keys they are: the subject's, and those of all that claim to descend from it.
+    fn find_holders(&mut self) {
+        let mut unseen = vec![self.subject];
         while let Some(holder) = unseen.pop() {
             if self.holders.insert(holder) {
                 let of_holder = self.successors.iter().filter(|(predecessor, _)| *predecessor == holder);
                 unseen.extend(of_holder.map(|(_, successor)| *successor));
             }
         }
+    }
+
+    fn successors(&self) -> Vec<LockboxId> {
+        let others = self.holders.iter().filter(|id| **id != self.subject);
+        others.copied().collect()
+    }
+
+    /// Whether what goes from the one to the other leaves the subject, or a successor of it, for anybody else.
+    fn leaves(&self, source_id: LockboxId, target_id: LockboxId) -> bool {
+        self.holders.contains(&source_id) && target_id != self.subject
     }
 
     fn unretired(&self) -> Vec<LockboxId> {
@@ -321,14 +355,13 @@ impl<'a> Custody<'a> {
         let receipt = envelope.verify::<Receipt>(&[self.identity_key(target_id)?], 1)?;
         let receipt = receipt.statement();
         self.check_cluster(receipt.cluster_id)?;
-        let (is_from_us, is_to_us) = (self.holders.contains(&source_id), self.holders.contains(&target_id));
-        if is_to_us && !is_from_us {
+        if target_id == self.subject {
             for key_id in &receipt.key_ids {
                 let came_at_ms = &mut self.stays.entry(*key_id).or_default().came_at_ms;
                 *came_at_ms = (*came_at_ms).max(Some(receipt.stored_at_ms));
             }
         }
-        if is_from_us && !is_to_us && is_move {
+        if is_move && self.leaves(source_id, target_id) {
             let hash = receipt.authorization_hash;
             self.given.push((hash, receipt.chunk, receipt.key_ids.clone()));
         }
@@ -342,7 +375,7 @@ impl<'a> Custody<'a> {
         let erasure = envelope.verify::<ErasureRecord>(&[self.identity_key(source_id)?], 1)?;
         let erasure = erasure.statement();
         self.check_cluster(erasure.cluster_id)?;
-        if self.holders.contains(&source_id) && !self.holders.contains(&target_id) {
+        if self.leaves(source_id, target_id) {
             let chunk = (erasure.authorization_hash, erasure.chunk);
             self.erased.insert(chunk, erasure.erased_at_ms);
             self.given.push((chunk.0, chunk.1, erasure.key_ids.clone()));
@@ -359,7 +392,10 @@ impl<'a> Custody<'a> {
             return Err(Refused::Content("is about another lockbox"));
         }
         for key_id in &record.key_ids {
-            self.stays.entry(*key_id).or_default().destroyed = true;
+            let destroyed_by = &mut self.stays.entry(*key_id).or_default().destroyed_by;
+            if *destroyed_by != Some(self.subject) {
+                *destroyed_by = Some(record.lockbox_id);
+            }
         }
         Ok(())
     }
@@ -411,10 +447,16 @@ impl<'a> Custody<'a> {
 }
 
 impl Stay {
-    fn gone(&self) -> Option<Gone> {
-        if self.destroyed {
-            return Some(Gone::Destroyed);
+    /// What the subject has destroyed is final. That a key is elsewhere matters more than that a successor destroyed its own.
+    fn gone(&self, subject: LockboxId) -> Option<Gone> {
+        if self.destroyed_by == Some(subject) {
+            return Some(Gone::Destroyed { successor: None });
         }
+        let destroyed = self.destroyed_by.map(|by| Gone::Destroyed { successor: Some(by) });
+        self.moved().or(destroyed)
+    }
+
+    fn moved(&self) -> Option<Gone> {
         let left = self.left?;
         let came_back = self.came_at_ms.is_some_and(|came_at_ms| came_at_ms > left.at_ms);
         (!came_back).then_some(Gone::Moved {
