@@ -238,8 +238,13 @@ impl World {
             return;
         }
         for key in chosen {
-            let compromised = self.is_compromised(from, key) || self.is_compromised(to, key);
-            self.places[to].insert(key, Place::Held { compromised });
+            let mut same = self.siblings_at(to, key);
+            let compromised =
+                self.is_compromised(from, key) || same.iter().any(|sibling| self.is_compromised(to, *sibling));
+            same.push(key);
+            for sibling in same {
+                self.places[to].insert(sibling, Place::Held { compromised });
+            }
             if operation == Operation::Move {
                 self.places[from].insert(key, Place::Moved);
             }
