@@ -16,6 +16,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use crate::broker::Broker;
+use crate::clock::now_ms;
 use crate::decide::{self, find_lockbox};
 use crate::node_service::{envelope, peer_key};
 use crate::refusal::Refusal;
@@ -96,7 +97,7 @@ impl Broker {
             let report =
                 InventoryReport::verify(&report, lockbox.identity_key, roster.cluster_id(), lockbox.lockbox_id)
                     .map_err(Refusal::Inventory)?;
-            turn.take_inventory(report.statement())
+            turn.take_inventory(report.statement(), now_ms())
         })
         .await
     }

@@ -1,13 +1,12 @@
 //! What a stolen key or lockbox opens, and what is done about a stolen lockbox.
 
-use std::cell::RefCell;
-
 use clap::{Args, ValueEnum};
-use lockbox_authz::roster::Change;
+use lockbox_authz::roster::{Change, Roster};
 use lockbox_authz::{AuthorizationId, KeyId};
 use lockbox_rpc::api::control::get_impact_request::Subject;
 use lockbox_rpc::api::control::{
-    GetImpactRequest, ImpactFinding, ListTransfersRequest, RevokeTransferRequest, Transfer, TransferState,
+    GetImpactRequest, GetTransferRequest, ImpactFinding, ListTransfersRequest, RevokeTransferRequest, Transfer,
+    TransferState,
 };
 use serde_json::{Value, json};
 
@@ -67,7 +66,8 @@ impl ImpactCommand {
     }
 }
 
-/// Retires a stolen lockbox in one entry of the roster, ends what it may still begin, and says what it opens.
+/// Retires a stolen lockbox in one entry of the roster, ends what it may still begin, and says what it opens. What was done
+/// before is not done again, so that it can be repeated after it failed half way.
 pub(super) async fn compromise(
     global: &Global,
     broker: &mut Broker,
@@ -76,78 +76,130 @@ pub(super) async fn compromise(
     reason: String,
 ) -> Result<(), CliError> {
     let found = fetch(broker, Subject::Lockbox(lockbox.to_owned())).await?;
-    let lockbox_id = RefCell::new(Vec::new());
-    let changed = broker
-        .change(admin, |roster| {
-            let member = find_lockbox(roster, lockbox)
-                .ok_or_else(|| CliError::other(format!("no lockbox is called {lockbox}")))?;
-            *lockbox_id.borrow_mut() = member.lockbox.lockbox_id.to_vec();
-            Ok(Change::RetireLockbox {
-                lockbox_id: member.lockbox.lockbox_id,
-                reason: reason.clone(),
-            })
-        })
-        .await?;
-    changed.tell(&format!("lockbox {lockbox} is retired"));
-    let revoked = match &changed {
-        Changed::Submitted => revoke_open(broker, &lockbox_id.into_inner(), &reason).await?,
-        // Nobody knows of the retirement yet; the entry's submission is somebody else's.
-        Changed::Written(_) => Vec::new(),
+    let roster = broker.roster().await?;
+    let member = find_lockbox(&roster, lockbox).ok_or_else(|| unknown(lockbox))?;
+    let is_retired = if member.retired {
+        eprintln!("lockbox {lockbox} was retired before");
+        true
+    } else {
+        let changed = retire(broker, admin, lockbox, &reason).await?;
+        changed.tell(&format!("lockbox {lockbox} is retired"));
+        matches!(changed, Changed::Submitted)
     };
+    let mut ended = Ended::default();
+    // Before the entry is submitted nobody knows of the retirement; that is somebody else's to do.
+    if is_retired {
+        revoke_open(broker, &member.lockbox.lockbox_id.to_vec(), &reason, &mut ended).await;
+    }
     if global.output == Format::Json {
         let mut json = found.to_json();
-        json["retired"] = matches!(changed, Changed::Submitted).into();
-        json["revoked_authorizations"] = json!(revoked);
-        return print_json(&json);
+        json["retired"] = is_retired.into();
+        json["revoked_authorizations"] = json!(ended.revoked);
+        print_json(&json)?;
+    } else {
+        for id in &ended.revoked {
+            eprintln!("authorization {id} is revoked");
+        }
+        print(&found.table())?;
     }
-    for id in &revoked {
-        eprintln!("authorization {id} is revoked");
-    }
-    print(&found.table())
+    ended.into_result()
 }
 
-/// Revokes every authorization that the lockbox is an end of and that has not ended.
-async fn revoke_open(broker: &mut Broker, lockbox_id: &[u8], reason: &str) -> Result<Vec<String>, CliError> {
-    let mut revoked = Vec::new();
+fn unknown(lockbox: &str) -> CliError {
+    CliError::other(format!("no lockbox is called {lockbox}"))
+}
+
+async fn retire(broker: &mut Broker, admin: &Admin, lockbox: &str, reason: &str) -> Result<Changed, CliError> {
+    let change = |roster: &Roster| {
+        let member = find_lockbox(roster, lockbox).ok_or_else(|| unknown(lockbox))?;
+        Ok(Change::RetireLockbox {
+            lockbox_id: member.lockbox.lockbox_id,
+            reason: reason.to_owned(),
+        })
+    };
+    broker.change(admin, change).await
+}
+
+/// What came of the authorizations that were open.
+#[derive(Default)]
+struct Ended {
+    revoked: Vec<String>,
+    failures: Vec<CliError>,
+}
+
+impl Ended {
+    /// The first failure, if there is one; the others are told beside it.
+    fn into_result(self) -> Result<(), CliError> {
+        let mut failures = self.failures.into_iter();
+        let Some(first) = failures.next() else { return Ok(()) };
+        for failure in failures {
+            eprintln!("{failure}");
+        }
+        Err(CliError::new(first.code, format!("{first}; run the command again")))
+    }
+}
+
+/// Revokes every authorization that the lockbox is an end of and that has not ended. One that can't be revoked keeps no other
+/// from it.
+async fn revoke_open(broker: &mut Broker, lockbox_id: &[u8], reason: &str, ended: &mut Ended) {
     let mut page_token = String::new();
     loop {
         let request = ListTransfersRequest {
             page_size: PAGE,
             page_token,
         };
-        let page = broker.client.list_transfers(request).await;
-        let page = page
-            .map_err(|status| CliError::from_status("the open transfers can't be listed", &status))?
-            .into_inner();
-        for transfer in page
-            .transfers
-            .iter()
-            .filter(|transfer| is_open_at(transfer, lockbox_id))
-        {
-            let request = RevokeTransferRequest {
-                authorization_id: transfer.authorization_id.clone(),
-                reason: reason.to_owned(),
-            };
-            let answer = broker.client.revoke_transfer(request).await;
-            answer.map_err(|status| CliError::from_status("an open transfer was not revoked", &status))?;
-            let id = AuthorizationId::from_slice("authorization_id", &transfer.authorization_id);
-            revoked.extend(id.map(|id| id.to_string()));
+        let page = match broker.client.list_transfers(request).await {
+            Ok(page) => page.into_inner(),
+            Err(status) => {
+                let failure = CliError::from_status("the open transfers can't be listed", &status);
+                return ended.failures.push(failure);
+            }
+        };
+        let open = page.transfers.into_iter();
+        for transfer in open.filter(|transfer| is_open_at(transfer, lockbox_id)) {
+            revoke(broker, transfer, reason, ended).await;
         }
         page_token = page.next_page_token;
         if page_token.is_empty() {
-            return Ok(revoked);
+            return;
         }
+    }
+}
+
+async fn revoke(broker: &mut Broker, transfer: Transfer, reason: &str, ended: &mut Ended) {
+    let id = AuthorizationId::from_slice("authorization_id", &transfer.authorization_id);
+    let id = id.map_or_else(|_| "?".to_owned(), |id| id.to_string());
+    let request = RevokeTransferRequest {
+        authorization_id: transfer.authorization_id.clone(),
+        reason: reason.to_owned(),
+    };
+    let Err(status) = broker.client.revoke_transfer(request).await else {
+        return ended.revoked.push(id);
+    };
+    // It may have become complete since it was listed.
+    let request = GetTransferRequest {
+        authorization_id: transfer.authorization_id,
+        ..GetTransferRequest::default()
+    };
+    let now = broker.client.get_transfer(request).await;
+    let now = now.ok().and_then(|answer| answer.into_inner().transfer);
+    if !now.is_some_and(|transfer| is_over(&transfer)) {
+        let what = format!("authorization {id} was not revoked");
+        ended.failures.push(CliError::from_status(&what, &status));
     }
 }
 
 fn is_open_at(transfer: &Transfer, lockbox_id: &[u8]) -> bool {
     let ends = [&transfer.source, &transfer.target];
     let is_end = ends.into_iter().flatten().any(|end| end.lockbox_id == lockbox_id);
-    let is_over = matches!(
+    is_end && !is_over(transfer)
+}
+
+fn is_over(transfer: &Transfer) -> bool {
+    matches!(
         transfer.state(),
         TransferState::Complete | TransferState::Refused | TransferState::Revoked | TransferState::Expired
-    );
-    is_end && !is_over
+    )
 }
 
 async fn fetch(broker: &mut Broker, subject: Subject) -> Result<Found, CliError> {

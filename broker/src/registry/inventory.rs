@@ -35,8 +35,16 @@ pub struct Impact {
 
 impl Turn<'_> {
     /// Stores one range of a lockbox's inventory in place of what was known of it. The report was verified.
-    pub fn take_inventory(&mut self, report: &InventoryReport) -> Result<(), Refusal> {
+    ///
+    /// One that is older than what is known is left aside: it was held back, or comes again, and what it says is past.
+    pub fn take_inventory(&mut self, report: &InventoryReport, now_ms: i64) -> Result<(), Refusal> {
         let lockbox_id = report.lockbox_id;
+        let before = self.get(&keys::inventory_time(lockbox_id))?;
+        let before_ms = before.and_then(|bytes| bytes.try_into().ok()).map(i64::from_be_bytes);
+        // A time that is still to come was a wrong clock's: it must not keep every report out until then.
+        if before_ms.is_some_and(|before_ms| (report.reported_at_ms.saturating_add(1)..=now_ms).contains(&before_ms)) {
+            return Ok(());
+        }
         let mut known = self.inventory_between(report)?;
         let mut batch = Batch::new();
         for entry in &report.entries {

@@ -679,15 +679,26 @@ fn held(number: u8, material: u8) -> lockbox_authz::inventory::InventoryEntry {
 }
 
 async fn tell(registry: &Arc<Registry>, lockbox: u8, range: (Option<u8>, Option<u8>), entries: &[(u8, u8)]) {
+    tell_at(registry, NOW_MS, lockbox, range, entries).await;
+}
+
+async fn tell_at(
+    registry: &Arc<Registry>,
+    reported_at_ms: i64,
+    lockbox: u8,
+    range: (Option<u8>, Option<u8>),
+    entries: &[(u8, u8)],
+) {
     let report = lockbox_authz::InventoryReport {
         cluster_id: registry.roster().cluster_id(),
         lockbox_id: id(lockbox),
-        reported_at_ms: NOW_MS,
+        reported_at_ms,
         after: range.0.map(|number| KeyId([number; 16])),
         last: range.1.map(|number| KeyId([number; 16])),
         entries: entries.iter().map(|(key, material)| held(*key, *material)).collect(),
     };
-    registry.turn(move |turn| turn.take_inventory(&report)).await.unwrap();
+    let taken = registry.turn(move |turn| turn.take_inventory(&report, NOW_MS)).await;
+    taken.unwrap();
 }
 
 async fn opened_by(registry: &Arc<Registry>, key: u8) -> Vec<(u8, LockboxId)> {
@@ -717,4 +728,21 @@ async fn a_range_of_an_inventory_replaces_that_range_and_no_other() {
     assert_eq!(all, expected);
     assert_eq!(opened_by(&registry, 9).await, [(9, id(BETA))]);
     assert_eq!(opened_by(&registry, 77).await, []);
+}
+
+/// A report that was held back on an old connection would bring back what the lockbox has told is gone.
+#[tokio::test]
+async fn an_older_report_does_not_replace_a_newer_one() {
+    let store = MemoryStore::new();
+    let registry = registry(&store).await;
+    tell_at(&registry, NOW_MS - 5, ALPHA, (None, None), &[(2, 2), (4, 2)]).await;
+    tell_at(&registry, NOW_MS - 9, ALPHA, (None, None), &[(2, 2)]).await;
+    assert_eq!(opened_by(&registry, 2).await.len(), 2);
+    // Another lockbox's clock is its own.
+    tell_at(&registry, NOW_MS - 9, BETA, (None, None), &[(6, 2)]).await;
+    assert_eq!(opened_by(&registry, 2).await.len(), 3);
+    // A clock that was ahead and was put right.
+    tell_at(&registry, NOW_MS + 1_000_000, ALPHA, (None, None), &[(2, 2)]).await;
+    tell_at(&registry, NOW_MS, ALPHA, (None, None), &[(2, 2), (4, 2)]).await;
+    assert_eq!(opened_by(&registry, 2).await.len(), 3);
 }

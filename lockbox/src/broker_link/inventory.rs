@@ -23,6 +23,10 @@ use crate::node::Node;
 /// Least time between two rounds.
 const BETWEEN_ROUNDS: Duration = Duration::from_secs(1);
 
+/// Between a round that was refused and the next one: at first, and at most after it was doubled.
+const AFTER_REFUSAL: Duration = Duration::from_secs(5);
+const AFTER_REFUSAL_AT_MOST: Duration = Duration::from_secs(600);
+
 /// A round may take this part of the time: with a million keys one takes seconds.
 const ROUND_SHARE: u32 = 50;
 
@@ -34,11 +38,12 @@ pub(super) async fn run(node: &Arc<Node>, channel: Channel) -> Result<Infallible
     let mut client = InventoryServiceClient::new(channel);
     let mut activity = node.engine.watch_activity();
     let mut told = Told::new();
+    let mut after_refusal = AFTER_REFUSAL;
     loop {
         let began = Instant::now();
         activity.borrow_and_update();
         match round(node, &mut client, &mut told).await {
-            Ok(()) => {}
+            Ok(()) => after_refusal = AFTER_REFUSAL,
             Err(LinkError::Status(status)) if status.code() == Code::Unimplemented => {
                 tracing::info!("the broker takes no inventory");
                 return std::future::pending().await;
@@ -49,6 +54,9 @@ pub(super) async fn run(node: &Arc<Node>, channel: Channel) -> Result<Infallible
                     "the inventory was not told; it is tried again"
                 );
                 told.clear();
+                tokio::time::sleep(after_refusal).await;
+                after_refusal = AFTER_REFUSAL_AT_MOST.min(after_refusal * 2);
+                continue;
             }
             Err(error) => return Err(error),
         }

@@ -6,7 +6,7 @@ use lockbox_authz::id::KeyId;
 use lockbox_authz::wire::{InventoryConsumer, InventoryEntry, InventoryState};
 use lockbox_rpc::api::local::{
     AddConsumerRequest, ClonePolicy, CompromiseKeyRequest, DeriveKeyRequest, Finding, GetImpactRequest,
-    GetImpactResponse, GetKeyRequest, Key, LabelSet, Relation, RemoveConsumerRequest, SetKeyRequest,
+    GetImpactResponse, GetKeyRequest, Key, LabelSet, Relation, RemoveConsumerRequest, SetKeyRequest, TransferPolicy,
 };
 use serde_json::{Value, json};
 
@@ -153,17 +153,8 @@ pub(super) async fn run(command: LifeCommand, client: &mut Client, output: &Outp
 }
 
 async fn set(args: SetArgs, client: &mut Client, output: &Output) -> Result<(), CliError> {
-    let key_id = resolve(client, args.key, false).await?.to_vec();
-    let get = GetKeyRequest { key_id: key_id.clone() };
-    let key = client.service.get_key(get).await?.into_inner().key.unwrap_or_default();
-    let mut policy = key.transfer_policy.unwrap_or_default();
-    policy.pinned = args.pinned.unwrap_or(policy.pinned);
-    policy.deny_copy = args.deny_copy.unwrap_or(policy.deny_copy);
-    policy.deny_move = args.deny_move.unwrap_or(policy.deny_move);
-    policy.canary = args.canary.unwrap_or(policy.canary);
-    if args.any_target || !args.required_target_labels.is_empty() {
-        policy.required_target_labels = wire_labels(args.required_target_labels);
-    }
+    let key_id = resolve(client, args.key.clone(), false).await?.to_vec();
+    let transfer_policy = changed_policy(&args, &key_id, client).await?;
     let relabel = args.no_labels || !args.labels.is_empty();
     let request = SetKeyRequest {
         key_id,
@@ -172,11 +163,42 @@ async fn set(args: SetArgs, client: &mut Client, output: &Output) -> Result<(), 
             labels: wire_labels(args.labels),
         }),
         clone_policy: args.clone_policy,
-        transfer_policy: Some(policy),
+        transfer_policy,
         state: args.state.unwrap_or_default(),
     };
     let key = client.lifecycle.set_key(request).await?.into_inner().key;
     keys::print(output, &key.unwrap_or_default())
+}
+
+/// The whole policy is replaced, so without an option of it none is sent: it could undo what somebody else sets now.
+async fn changed_policy(
+    args: &SetArgs,
+    key_id: &[u8],
+    client: &mut Client,
+) -> Result<Option<TransferPolicy>, CliError> {
+    if !args.changes_policy() {
+        return Ok(None);
+    }
+    let get = GetKeyRequest {
+        key_id: key_id.to_vec(),
+    };
+    let key = client.service.get_key(get).await?.into_inner().key.unwrap_or_default();
+    let mut policy = key.transfer_policy.unwrap_or_default();
+    policy.pinned = args.pinned.unwrap_or(policy.pinned);
+    policy.deny_copy = args.deny_copy.unwrap_or(policy.deny_copy);
+    policy.deny_move = args.deny_move.unwrap_or(policy.deny_move);
+    policy.canary = args.canary.unwrap_or(policy.canary);
+    if args.any_target || !args.required_target_labels.is_empty() {
+        policy.required_target_labels = wire_labels(args.required_target_labels.clone());
+    }
+    Ok(Some(policy))
+}
+
+impl SetArgs {
+    fn changes_policy(&self) -> bool {
+        let flags = [self.pinned, self.deny_copy, self.deny_move, self.canary];
+        flags.iter().any(Option::is_some) || self.any_target || !self.required_target_labels.is_empty()
+    }
 }
 
 async fn consumers(command: ConsumerCommand, client: &mut Client, output: &Output) -> Result<(), CliError> {
@@ -206,6 +228,7 @@ async fn derive(
     client: &mut Client,
     output: &Output,
 ) -> Result<(), CliError> {
+    let has_parents_name = descendant.name.is_none();
     let request = DeriveKeyRequest {
         parent_key_id: resolve(client, key, false).await?.to_vec(),
         relation: relation.into(),
@@ -221,6 +244,10 @@ async fn derive(
     json["job"] = answer.job.as_ref().map_or(Value::Null, job_json);
     output.print(&json, || {
         let mut text = keys::key_text(&key);
+        if has_parents_name {
+            text += "\nIt has its parent's name: who asks for a key by that name alone is refused while both are here. Use ids, or \
+                     --name.\n";
+        }
         if answer.job.is_some() {
             let id = uuid(&key.key_id);
             text += &format!(
@@ -350,4 +377,43 @@ pub(super) fn clone_policy(text: &str) -> Result<ClonePolicy, String> {
         }
     }
     Ok(policy)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Command {
+        #[command(flatten)]
+        set: SetArgs,
+    }
+
+    fn changes_policy(options: &str) -> bool {
+        let words = ["set", "volume"].into_iter().chain(options.split_whitespace());
+        Command::try_parse_from(words)
+            .expect("good options")
+            .set
+            .changes_policy()
+    }
+
+    /// A command that renames a key must not undo a pin that another operator sets at the same time.
+    #[test]
+    fn a_transfer_policy_is_sent_only_with_an_option_of_it() {
+        for options in ["--name x", "--no-labels", "--state suspended", "--clone-policy deny"] {
+            assert!(!changes_policy(options), "{options}");
+        }
+        for options in [
+            "--pinned false",
+            "--deny-copy true",
+            "--deny-move true",
+            "--canary false",
+            "--any-target",
+            "--require-target-label a=b",
+        ] {
+            assert!(changes_policy(options), "{options}");
+        }
+    }
 }

@@ -91,8 +91,13 @@ impl RawKeySocket {
                 "write the name of crypttab's first column",
             ));
         }
-        let is_pair = |name: &&String| name.split('/').filter(|part| !part.is_empty()).count() != 2;
-        if let Some(credential) = self.credentials.keys().find(is_pair) {
+        let is_pair = |name: &str| {
+            let pair = name.split_once('/');
+            pair.is_some_and(|(unit, credential)| {
+                !unit.is_empty() && !credential.is_empty() && !credential.contains('/')
+            })
+        };
+        if let Some(credential) = self.credentials.keys().find(|name| !is_pair(name)) {
             let problem = format!("{credential:?} is not of the form UNIT/CREDENTIAL");
             return Err(("key_socket.credentials", problem, "write one like postgres.service/tls"));
         }
@@ -176,6 +181,18 @@ mod tests {
             ("path = \"k\"\ncredentials = { tls = \"c\" }", "key_socket.credentials"),
             (
                 "path = \"k\"\ncredentials = { \"a/b/c\" = \"d\" }",
+                "key_socket.credentials",
+            ),
+            (
+                "path = \"k\"\ncredentials = { \"a//b\" = \"d\" }",
+                "key_socket.credentials",
+            ),
+            (
+                "path = \"k\"\ncredentials = { \"/a/b\" = \"d\" }",
+                "key_socket.credentials",
+            ),
+            (
+                "path = \"k\"\ncredentials = { \"a/b/\" = \"d\" }",
                 "key_socket.credentials",
             ),
         ] {

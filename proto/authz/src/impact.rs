@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::id::{KeyId, LockboxId, MaterialId};
-use crate::inventory::{InventoryEntry, InventoryState, JobState};
+use crate::inventory::{InventoryEntry, InventoryState, JobProgress, JobState};
 
 /// A key at one lockbox.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -98,6 +98,9 @@ impl Progress {
 /// Judges every holding of a family. `holdings` must have all keys that descend from each other; those in no relation to
 /// the exposed materials are left out of the answer, but for what `stolen` has had.
 ///
+/// A holding is judged by what its own lockbox reports. What that does not report is taken from the others, and where they
+/// disagree, at the worst.
+///
 /// The answer has the deep ones first, then by key and lockbox.
 pub fn assess(
     exposed: &BTreeSet<MaterialId>,
@@ -111,16 +114,16 @@ pub fn assess(
         .filter(|holding| exposed.contains(&holding.entry.material_id))
         .map(|holding| holding.entry.key_id)
         .collect();
-    let ancestors = family.reach(&subjects, &family.parents);
-    let descendants = family.reach(&subjects, &family.children);
-    let relatives = family.reach(&ancestors, &family.children);
-    let deep = family.deep(&subjects);
+    let ancestors = reach(&subjects, &family.parents);
+    let descendants = reach(&subjects, &family.children);
+    let relatives = reach(&ancestors, &family.children);
+    let deep = family.deep(exposed);
     let mut findings: Vec<Finding> = holdings
         .iter()
         .filter_map(|holding| {
             let key_id = holding.entry.key_id;
-            let kinship = match deep.get(&key_id) {
-                Some(kinship) => *kinship,
+            let kinship = match deep.get(&(holding.lockbox_id, key_id)) {
+                Some((kinship, _)) => *kinship,
                 None if ancestors.contains(&key_id) => Kinship::Ancestor,
                 None if descendants.contains(&key_id) => Kinship::Descendant,
                 None if relatives.contains(&key_id) || stolen == Some(holding.lockbox_id) => Kinship::Relative,
@@ -128,13 +131,9 @@ pub fn assess(
             };
             // What was moved away before is erased here: the thief of this lockbox has at most what wrapped it.
             let is_left = matches!(holding.entry.state, InventoryState::Moved { .. });
-            let remedy = match kinship {
-                Kinship::Material | Kinship::Layer | Kinship::Rekeying if !is_left => Remedy::Deep,
-                _ => Remedy::Shallow,
-            };
-            let progress = match remedy {
-                Remedy::Deep => family.progress(&holding.entry, kinship),
-                Remedy::Shallow => Progress::Done,
+            let (remedy, progress) = match deep.get(&(holding.lockbox_id, key_id)) {
+                Some((_, job)) if !is_left => (Remedy::Deep, family.progress(holding, kinship, *job)),
+                _ => (Remedy::Shallow, Progress::Done),
             };
             Some(Finding {
                 holding: holding.clone(),
@@ -158,17 +157,25 @@ pub fn assess(
 
 type Edges = BTreeMap<KeyId, BTreeSet<KeyId>>;
 
-/// Who descends from whom.
+/// The holdings with data under the exposed material: why, and the job that changes it.
+type Deep = BTreeMap<(LockboxId, KeyId), (Kinship, Option<JobProgress>)>;
+
+/// Who descends from whom, and who says so.
 struct Family<'a> {
     parents: Edges,
     children: Edges,
-    /// Each key with its relation to its parent and its best-known job.
-    facts: BTreeMap<KeyId, Fact<'a>>,
+    reports: BTreeMap<KeyId, BTreeMap<LockboxId, &'a InventoryEntry>>,
 }
 
-struct Fact<'a> {
-    relation: &'a str,
-    job: Option<(JobState, u32)>,
+/// Everything that is reached over the edges, the start included. A cycle, which only a lie could make, ends it.
+fn reach(start: &BTreeSet<KeyId>, edges: &Edges) -> BTreeSet<KeyId> {
+    let mut seen = start.clone();
+    let mut waiting: Vec<KeyId> = start.iter().copied().collect();
+    while let Some(key_id) = waiting.pop() {
+        let next = edges.get(&key_id).into_iter().flatten();
+        waiting.extend(next.filter(|id| seen.insert(**id)));
+    }
+    seen
 }
 
 impl<'a> Family<'a> {
@@ -176,18 +183,12 @@ impl<'a> Family<'a> {
         let mut family = Family {
             parents: Edges::new(),
             children: Edges::new(),
-            facts: BTreeMap::new(),
+            reports: BTreeMap::new(),
         };
-        for Holding { entry, .. } in holdings {
-            let fact = family.facts.entry(entry.key_id).or_insert(Fact {
-                relation: "",
-                job: None,
-            });
-            if let Some(job) = entry.job {
-                fact.job = Some((job.state, job.percent));
-            }
+        for Holding { lockbox_id, entry } in holdings {
+            let reports = family.reports.entry(entry.key_id).or_default();
+            reports.insert(*lockbox_id, entry);
             if let Some(parent) = &entry.parent {
-                fact.relation = &parent.relation;
                 family.parents.entry(entry.key_id).or_default().insert(parent.key_id);
                 family.children.entry(parent.key_id).or_default().insert(entry.key_id);
             }
@@ -195,63 +196,110 @@ impl<'a> Family<'a> {
         family
     }
 
-    /// Everything that is reached over the edges, the start included. A cycle, which only a lie could make, ends it.
-    fn reach(&self, start: &BTreeSet<KeyId>, edges: &Edges) -> BTreeSet<KeyId> {
-        let mut seen = start.clone();
-        let mut waiting: Vec<KeyId> = start.iter().copied().collect();
-        while let Some(key_id) = waiting.pop() {
-            let next = edges.get(&key_id).into_iter().flatten();
-            waiting.extend(next.filter(|id| seen.insert(**id)));
-        }
-        seen
+    fn reports_of(&self, key_id: KeyId) -> impl Iterator<Item = (LockboxId, &'a InventoryEntry)> {
+        let reports = self.reports.get(&key_id).into_iter().flatten();
+        reports.map(|(lockbox_id, entry)| (*lockbox_id, *entry))
     }
 
-    /// The keys with data under the exposed material, and why.
-    fn deep(&self, subjects: &BTreeSet<KeyId>) -> BTreeMap<KeyId, Kinship> {
-        let mut deep: BTreeMap<KeyId, Kinship> = subjects.iter().map(|id| (*id, Kinship::Material)).collect();
-        let mut waiting: Vec<KeyId> = subjects.iter().copied().collect();
-        while let Some(parent) = waiting.pop() {
+    fn report(&self, lockbox_id: LockboxId, key_id: KeyId) -> Option<&'a InventoryEntry> {
+        self.reports.get(&key_id)?.get(&lockbox_id).copied()
+    }
+
+    /// How a key at a lockbox descends from a parent: as that lockbox says, else as anybody says.
+    fn relations(&self, lockbox_id: LockboxId, key_id: KeyId, parent: KeyId) -> Vec<&'a str> {
+        let own = self.report(lockbox_id, key_id).and_then(|entry| entry.parent.as_ref());
+        let others = self.reports_of(key_id).filter_map(|(_, entry)| entry.parent.as_ref());
+        let claims = own.map_or_else(|| others.collect(), |own| vec![own]);
+        let of_parent = claims.into_iter().filter(|claim| claim.key_id == parent);
+        of_parent.map(|claim| claim.relation.as_str()).collect()
+    }
+
+    /// The job between two keys, as it concerns a lockbox: what that lockbox reports, else the least that is reported by those
+    /// that report both keys.
+    fn job(&self, lockbox_id: LockboxId, key_id: KeyId, parent: KeyId) -> Option<JobProgress> {
+        let own = self.report(lockbox_id, key_id).and_then(|entry| entry.job);
+        let others = self.reports_of(key_id).filter(|(other, entry)| {
+            let is_between = entry.parent.as_ref().is_some_and(|claim| claim.key_id == parent);
+            is_between && self.report(*other, parent).is_some()
+        });
+        own.or_else(|| others.filter_map(|(_, entry)| entry.job).min_by_key(advance))
+    }
+
+    fn deep(&self, exposed: &BTreeSet<MaterialId>) -> Deep {
+        let mut deep = Deep::new();
+        let mut waiting = Vec::new();
+        for (key_id, reports) in &self.reports {
+            for (lockbox_id, entry) in reports {
+                if exposed.contains(&entry.material_id) {
+                    deep.insert((*lockbox_id, *key_id), (Kinship::Material, None));
+                    waiting.push((*lockbox_id, *key_id));
+                }
+            }
+        }
+        while let Some((at, parent)) = waiting.pop() {
             for child in self.children.get(&parent).into_iter().flatten() {
-                let Some(fact) = self.facts.get(child) else { continue };
-                let kinship = match (fact.relation, fact.job) {
-                    ("layer", _) => Kinship::Layer,
-                    ("rekey" | "rotate", Some((JobState::Verified | JobState::Done, _))) => continue,
-                    // A job that was given up, or that nobody has reported, proves nothing.
-                    ("rekey" | "rotate", _) => Kinship::Rekeying,
-                    _ => continue,
-                };
-                if !deep.contains_key(child) {
-                    deep.insert(*child, kinship);
-                    waiting.push(*child);
+                for (lockbox_id, _) in self.reports_of(*child) {
+                    // A lockbox that reports the parent itself is judged by that.
+                    let concerns = lockbox_id == at || self.report(lockbox_id, parent).is_none();
+                    let place = (lockbox_id, *child);
+                    if concerns
+                        && !deep.contains_key(&place)
+                        && let Some(why) = self.inherits(lockbox_id, *child, parent)
+                    {
+                        deep.insert(place, why);
+                        waiting.push(place);
+                    }
                 }
             }
         }
         deep
     }
 
-    fn progress(&self, entry: &InventoryEntry, kinship: Kinship) -> Progress {
-        if entry.state == InventoryState::Destroyed {
+    /// Why data under a key at a lockbox is under what its parent's data is under.
+    fn inherits(&self, lockbox_id: LockboxId, key_id: KeyId, parent: KeyId) -> Option<(Kinship, Option<JobProgress>)> {
+        let relations = self.relations(lockbox_id, key_id, parent);
+        if relations.contains(&"layer") {
+            return Some((Kinship::Layer, None));
+        }
+        let job = self.job(lockbox_id, key_id, parent);
+        // A job that was given up, or that nobody has reported, proves nothing.
+        let is_over = job.is_some_and(|job| matches!(job.state, JobState::Verified | JobState::Done));
+        let is_rekeyed = relations.iter().any(|relation| matches!(*relation, "rekey" | "rotate"));
+        (is_rekeyed && !is_over).then_some((Kinship::Rekeying, job))
+    }
+
+    fn progress(&self, holding: &Holding, kinship: Kinship, job: Option<JobProgress>) -> Progress {
+        let (lockbox_id, key_id) = (holding.lockbox_id, holding.entry.key_id);
+        if holding.entry.state == InventoryState::Destroyed {
             return Progress::Done;
         }
         if kinship == Kinship::Rekeying {
-            let percent = self.facts.get(&entry.key_id).and_then(|fact| fact.job);
-            return percent.map_or(Progress::Open, |(_, percent)| Progress::Running(percent));
+            return job.map_or(Progress::Open, |job| Progress::Running(job.percent));
         }
-        let rotations = self.children.get(&entry.key_id).into_iter().flatten();
-        let jobs = rotations.filter_map(|child| {
-            let fact = self.facts.get(child)?;
-            (fact.relation == "rotate").then_some(fact.job).flatten()
-        });
-        jobs.map(|(state, percent)| match state {
-            JobState::Verified | JobState::Done => Progress::Verified,
-            JobState::Pending | JobState::Running => Progress::Running(percent),
-            JobState::Cancelled => Progress::Open,
-        })
-        .max_by_key(|progress| match progress {
-            Progress::Open => 0,
-            Progress::Running(percent) => 1 + percent,
-            Progress::Verified | Progress::Done => 102,
-        })
-        .unwrap_or(Progress::Open)
+        let children = self.children.get(&key_id).into_iter().flatten();
+        let rotations: Vec<KeyId> = children
+            .filter(|child| self.relations(lockbox_id, **child, key_id).contains(&"rotate"))
+            .copied()
+            .collect();
+        let own = |child: &KeyId| self.report(lockbox_id, *child).and_then(|entry| entry.job);
+        let mut jobs: Vec<JobProgress> = rotations.iter().filter_map(own).collect();
+        if jobs.is_empty() {
+            let of_others = |child: &KeyId| self.job(lockbox_id, *child, key_id);
+            jobs = rotations.iter().filter_map(of_others).collect();
+        }
+        match jobs.into_iter().max_by_key(advance) {
+            Some(job) if matches!(job.state, JobState::Verified | JobState::Done) => Progress::Verified,
+            Some(job) if job.state != JobState::Cancelled => Progress::Running(job.percent),
+            _ => Progress::Open,
+        }
+    }
+}
+
+/// How far a job has come, as a number: nothing if it was given up.
+fn advance(job: &JobProgress) -> u32 {
+    match job.state {
+        JobState::Cancelled => 0,
+        JobState::Pending | JobState::Running => 1 + job.percent.min(100),
+        JobState::Verified | JobState::Done => 102,
     }
 }

@@ -45,26 +45,26 @@ impl Lockbox {
         self.raise_alarm(what, authorization, now_ms, rng)
     }
 
-    /// How many authorizations were spent in the hour before now. What was spent in the future, by a clock that went back,
-    /// counts.
+    /// When authorizations were spent within an hour of now, ascending. A clock that went back by minutes frees nothing; one
+    /// that was years ahead must not block for years.
     pub(crate) fn spent_in_last_hour(&self, now_ms: i64) -> Result<Vec<i64>, LockboxError> {
         let Some(bytes) = self.vault.read(Row::Spent)? else {
             return Ok(Vec::new());
         };
         let record = wire::SpentRecord::decode(&bytes[..]).map_err(|_| damaged("the last hour's transfers"))?;
         let mut spent = record.spent_at_ms;
-        spent.retain(|at_ms| *at_ms > now_ms.saturating_sub(HOUR_MS));
+        spent.retain(|at_ms| at_ms.abs_diff(now_ms) < HOUR_MS.unsigned_abs());
         Ok(spent)
     }
 
-    /// Counts one more, in the step that spends the authorization.
+    /// Counts one more, in the step that spends the authorization; also while there is no cap, for there may be one within the
+    /// hour. No more are kept than the largest cap needs.
     pub(crate) fn note_spent(&self, now_ms: i64, changes: &mut Changes) -> Result<(), LockboxError> {
-        if self.caps.transfers_per_hour.is_none() {
-            return Ok(());
-        }
         let mut spent_at_ms = self.spent_in_last_hour(now_ms)?;
         spent_at_ms.push(now_ms);
         spent_at_ms.sort_unstable();
+        let surplus = spent_at_ms.len().saturating_sub(MAX_TRANSFERS_PER_HOUR as usize);
+        spent_at_ms.drain(..surplus);
         let record = wire::SpentRecord {
             version: 1,
             spent_at_ms,

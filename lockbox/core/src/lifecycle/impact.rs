@@ -8,7 +8,7 @@ use rand_core::CryptoRng;
 
 use super::family::MAX_FAMILY;
 use crate::lockbox::{Lockbox, LockboxError};
-use crate::record::{KeyInfo, KeyState};
+use crate::record::{Key, KeyInfo, KeyState};
 use crate::step::Step;
 use crate::vault::Changes;
 
@@ -35,7 +35,10 @@ impl Lockbox {
         let mut changes = Changes::default();
         let mut marked = Vec::new();
         for key_id in self.keys_of_material(material_id)? {
-            let mut key = self.held_key(key_id)?;
+            // A row may have outlived its key in a power cut; that must not keep the others from being marked.
+            let Some(mut key) = self.vault.key(key_id)? else {
+                continue;
+            };
             if key.info.state != KeyState::Compromised {
                 key.info.state = KeyState::Compromised;
                 marked.push(key.info.clone());
@@ -76,6 +79,44 @@ impl Lockbox {
             findings: assess(&BTreeSet::from([material_id]), None, holdings),
             truncated,
         })
+    }
+
+    /// Marks those that arrive if a key with their material is compromised, and gives the keys here that have to be stored as
+    /// compromised since one that arrives is. Which of them was first does not matter.
+    ///
+    /// The bytes are compared, too: the id alone is the sender's word.
+    pub(crate) fn spread_compromise(&self, arriving: &mut [Key]) -> Result<Vec<Key>, LockboxError> {
+        let materials: BTreeSet<MaterialId> = arriving.iter().map(|key| key.info.material_id).collect();
+        let mut here = Vec::new();
+        for material_id in materials {
+            for key_id in self.keys_of_material(material_id)? {
+                here.extend(self.vault.key(key_id)?);
+            }
+        }
+        let is_compromised = |key: &&Key| key.info.state == KeyState::Compromised;
+        let mut known: BTreeMap<MaterialId, Vec<&Key>> = BTreeMap::new();
+        for key in arriving.iter().chain(&here).filter(is_compromised) {
+            let others = known.entry(key.info.material_id).or_default();
+            if !others.iter().any(|other| other.material.equals(&key.material)) {
+                others.push(key);
+            }
+        }
+        let marked = |key: &Key| {
+            let mut others = known.get(&key.info.material_id).into_iter().flatten();
+            let is_known = others.any(|other| other.material.equals(&key.material));
+            (is_known && !is_compromised(&key)).then_some(key.info.key_id)
+        };
+        let marked_here: BTreeSet<KeyId> = here.iter().filter_map(marked).collect();
+        let marked_arriving: BTreeSet<KeyId> = arriving.iter().filter_map(marked).collect();
+        let arriving_ids: BTreeSet<KeyId> = arriving.iter().map(|key| key.info.key_id).collect();
+        here.retain(|key| marked_here.contains(&key.info.key_id) && !arriving_ids.contains(&key.info.key_id));
+        let arriving = arriving
+            .iter_mut()
+            .filter(|key| marked_arriving.contains(&key.info.key_id));
+        for key in arriving.chain(&mut here) {
+            key.info.state = KeyState::Compromised;
+        }
+        Ok(here)
     }
 
     fn material_of(&self, key_id: KeyId) -> Result<MaterialId, LockboxError> {

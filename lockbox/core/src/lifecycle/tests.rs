@@ -16,6 +16,7 @@ use crate::testing::{Cluster, Node};
 use crate::transfer::tests::carry;
 
 mod oracle;
+mod repairs;
 
 const ANY: ClonePolicy = ClonePolicy {
     share: true,

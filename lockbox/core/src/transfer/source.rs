@@ -472,7 +472,13 @@ fn erase(
 ) -> Result<UnverifiedEnvelope, SourceError> {
     for key_id in &key_ids {
         let key = lockbox.vault.key(*key_id).map_err(LockboxError::from)?;
-        let Some(key) = key else { continue };
+        let Some(key) = key else {
+            // A power cut came between its erasure and its rows.
+            if let Some(tombstone) = lockbox.tombstone(*key_id)? {
+                unindex_erased(&tombstone, changes);
+            }
+            continue;
+        };
         unindex(&key.info, changes);
         let tombstone = Tombstone {
             key_id: *key_id,
@@ -497,6 +503,16 @@ fn erase(
     Ok(Verified::sign(record, &lockbox.identity.identity_key)
         .envelope()
         .clone())
+}
+
+/// The rows of a key that is erased already.
+fn unindex_erased(tombstone: &Tombstone, changes: &mut Changes) {
+    if tombstone.material_id.0 != tombstone.key_id.0 {
+        changes.remove(Row::MaterialKey(tombstone.material_id, tombstone.key_id));
+    }
+    if let Some(lineage) = tombstone.lineage.as_ref().filter(|lineage| lineage.is_layer()) {
+        changes.remove(Row::LayerOn(lineage.parent_key_id, tombstone.key_id));
+    }
 }
 
 /// What the source said when it settled a chunk.

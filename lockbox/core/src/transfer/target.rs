@@ -369,11 +369,14 @@ impl AwaitChunk {
         if message.chunk != incoming.record.next_chunk || message.chunk >= self.chunk_count {
             return Err(TargetError::Content("has a chunk that is not due"));
         }
-        let keys = self.open_chunk(message)?;
+        let mut keys = self.open_chunk(message)?;
         check_selection(&incoming, &keys)?;
         check_layers(lockbox, &keys)?;
         let key_ids: Vec<KeyId> = keys.iter().map(|key| key.info.key_id).collect();
         let mut changes = Changes::default();
+        for compromised in lockbox.spread_compromise(&mut keys)? {
+            changes.put_key(compromised);
+        }
         for key in keys {
             if let Some(key) = take_key(lockbox, key)? {
                 changes.remove(Row::Tombstone(key.info.key_id));

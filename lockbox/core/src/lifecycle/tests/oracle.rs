@@ -242,8 +242,13 @@ impl World {
             return;
         }
         for key in chosen {
-            let compromised = self.is_compromised(from, key) || self.is_compromised(to, key);
-            self.places[to].insert(key, Place::Held { compromised });
+            let mut same = self.siblings_at(to, key);
+            let compromised =
+                self.is_compromised(from, key) || same.iter().any(|sibling| self.is_compromised(to, *sibling));
+            same.push(key);
+            for sibling in same {
+                self.places[to].insert(sibling, Place::Held { compromised });
+            }
             if operation == Operation::Move {
                 self.places[from].insert(key, Place::Moved);
             }
@@ -382,7 +387,7 @@ impl World {
         made.material == exposed || through_parent
     }
 
-    fn progress(&self, key: KeyId, exposed: KeyId, place: Place) -> Progress {
+    fn progress(&self, at: usize, key: KeyId, exposed: KeyId, place: Place) -> Progress {
         let made = &self.made[&key];
         if place == Place::Destroyed {
             return Progress::Done;
@@ -401,7 +406,10 @@ impl World {
             .made
             .values()
             .filter(|made| made.parent == Some((key, Relation::Rotate)));
-        let states = rotations.map(|made| match made.job {
+        let runs_here = |made: &Made| matches!(made.job, Some((place, _)) if place == at);
+        let here = rotations.clone().any(runs_here);
+        let counted = rotations.filter(|made| !here || runs_here(made));
+        let states = counted.map(|made| match made.job {
             Some((_, Job::Verified | Job::Done)) => (2, 0),
             Some((_, Job::Running(percent))) => (1, percent),
             _ => (0, 0),
@@ -423,7 +431,7 @@ impl World {
                 }
                 let deep = self.is_deep(*other, exposed) && *place != Place::Moved;
                 let progress = match deep {
-                    true => self.progress(*other, exposed, *place),
+                    true => self.progress(at, *other, exposed, *place),
                     false => Progress::Done,
                 };
                 expected.insert((at, *other, deep, progress.text()));

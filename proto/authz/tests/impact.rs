@@ -1,0 +1,111 @@
+//! What one lockbox says must not change the verdict on what another has. SPEC sections 13.5 and 13.6.
+
+use std::collections::BTreeSet;
+
+use lockbox_authz::id::{KeyId, LockboxId, MaterialId};
+use lockbox_authz::impact::{Finding, Holding, Kinship, Progress, Remedy, assess};
+use lockbox_authz::inventory::{InventoryEntry, InventoryState, JobProgress, JobState, Parent};
+
+const HONEST: LockboxId = LockboxId([1; 16]);
+const LIAR: LockboxId = LockboxId([2; 16]);
+const OTHER: LockboxId = LockboxId([3; 16]);
+const OLD: KeyId = KeyId([10; 16]);
+const NEW: KeyId = KeyId([11; 16]);
+const ABOVE: KeyId = KeyId([12; 16]);
+
+fn root(lockbox_id: LockboxId, key_id: KeyId) -> Holding {
+    Holding {
+        lockbox_id,
+        entry: InventoryEntry {
+            key_id,
+            material_id: MaterialId(key_id.0),
+            state: InventoryState::Active,
+            parent: None,
+            consumers: Vec::new(),
+            job: None,
+        },
+    }
+}
+
+fn child(lockbox_id: LockboxId, key_id: KeyId, parent: KeyId, relation: &str, job: Option<JobState>) -> Holding {
+    let mut holding = root(lockbox_id, key_id);
+    holding.entry.parent = Some(Parent {
+        key_id: parent,
+        relation: relation.to_owned(),
+    });
+    holding.entry.job = job.map(|state| JobProgress { state, percent: 30 });
+    holding
+}
+
+fn judge(holdings: &[Holding], lockbox_id: LockboxId, key_id: KeyId) -> (Kinship, Remedy, Progress) {
+    let found = assess(&BTreeSet::from([MaterialId(OLD.0)]), None, holdings.to_vec());
+    let is_it = |found: &&Finding| (found.holding.lockbox_id, found.holding.entry.key_id) == (lockbox_id, key_id);
+    let found = found.iter().find(is_it).expect("it is related");
+    (found.kinship, found.remedy, found.progress)
+}
+
+#[test]
+fn a_running_job_is_not_ended_by_what_another_lockbox_says() {
+    let honest = [
+        root(HONEST, OLD),
+        child(HONEST, NEW, OLD, "rotate", Some(JobState::Running)),
+    ];
+    let lies = [root(LIAR, OLD), child(LIAR, NEW, OLD, "rotate", Some(JobState::Done))];
+    let both = [honest, lies].concat();
+    let running = Progress::Running(30);
+    assert_eq!(judge(&both, HONEST, NEW), (Kinship::Rekeying, Remedy::Deep, running));
+    assert_eq!(judge(&both, HONEST, OLD), (Kinship::Material, Remedy::Deep, running));
+}
+
+#[test]
+fn a_layer_stays_deep_whatever_relation_another_lockbox_reports() {
+    let holdings = [
+        root(HONEST, OLD),
+        child(HONEST, NEW, OLD, "layer", None),
+        child(HONEST, ABOVE, NEW, "layer", None),
+        child(LIAR, NEW, OLD, "rekey", Some(JobState::Done)),
+        root(LIAR, OLD),
+    ];
+    assert_eq!(judge(&holdings, HONEST, NEW).1, Remedy::Deep);
+    assert_eq!(judge(&holdings, HONEST, ABOVE).1, Remedy::Deep);
+}
+
+#[test]
+fn what_a_lockbox_reports_itself_is_not_made_worse_by_another() {
+    let holdings = [
+        root(HONEST, OLD),
+        child(HONEST, NEW, OLD, "rekey", Some(JobState::Done)),
+        child(HONEST, ABOVE, NEW, "layer", None),
+        child(LIAR, NEW, OLD, "layer", None),
+    ];
+    assert_eq!(judge(&holdings, HONEST, NEW).1, Remedy::Shallow);
+    assert_eq!(judge(&holdings, HONEST, ABOVE).1, Remedy::Shallow);
+    assert_eq!(judge(&holdings, LIAR, NEW).1, Remedy::Deep);
+}
+
+#[test]
+fn of_what_others_report_the_worst_counts() {
+    // The layer's own lockbox has not reported what it lies on.
+    let holdings = [
+        child(HONEST, ABOVE, NEW, "layer", None),
+        root(OTHER, OLD),
+        child(OTHER, NEW, OLD, "rekey", Some(JobState::Running)),
+        root(LIAR, OLD),
+        child(LIAR, NEW, OLD, "rekey", Some(JobState::Done)),
+    ];
+    assert_eq!(judge(&holdings, HONEST, ABOVE).1, Remedy::Deep);
+}
+
+#[test]
+fn a_job_counts_elsewhere_only_from_a_lockbox_that_reports_both_keys() {
+    let copy = [root(HONEST, OLD), child(HONEST, NEW, OLD, "rekey", None)];
+    let mut holdings = copy.to_vec();
+    holdings.push(child(OTHER, NEW, OLD, "rekey", Some(JobState::Verified)));
+    assert_eq!(judge(&holdings, HONEST, NEW).1, Remedy::Deep);
+    holdings.push(root(OTHER, OLD));
+    assert_eq!(judge(&holdings, HONEST, NEW).1, Remedy::Shallow);
+    // Two that disagree prove nothing.
+    holdings.push(root(LIAR, OLD));
+    holdings.push(child(LIAR, NEW, OLD, "rekey", Some(JobState::Cancelled)));
+    assert_eq!(judge(&holdings, HONEST, NEW).1, Remedy::Deep);
+}
