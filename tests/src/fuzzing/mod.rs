@@ -8,6 +8,7 @@
 //! `LOCKBOX_BLESS=1 cargo test -p lockbox-tests --test fuzz_corpus`.
 
 mod at_rest;
+mod backup;
 mod seeds;
 mod statements;
 
@@ -23,6 +24,7 @@ use prost::Message;
 pub use at_rest::{
     authentic_record, chunk_payload, header, key_record, root_file, sealed_message, sealed_record, tombstone,
 };
+pub use backup::{backup_file, backup_frame, evidence};
 pub use seeds::seeds;
 pub use statements::{authorization, envelope, transfer_statement};
 
@@ -34,7 +36,7 @@ pub struct Target {
     pub is_slow: bool,
 }
 
-pub const TARGETS: [Target; 15] = [
+pub const TARGETS: [Target; 18] = [
     target("envelope", envelope),
     target("authorization", authorization),
     target("transfer_statement", transfer_statement),
@@ -48,6 +50,9 @@ pub const TARGETS: [Target; 15] = [
     target("sealed_message", sealed_message),
     target("header", header),
     target("root_file", root_file),
+    target("backup_file", backup_file),
+    target("backup_frame", backup_frame),
+    target("evidence", evidence),
     slow_target("sealed_record", sealed_record),
     slow_target("authentic_record", authentic_record),
 ];

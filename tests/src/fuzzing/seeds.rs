@@ -12,6 +12,7 @@ use lockbox_store::EffaceableRoot;
 use prost::Message;
 
 use super::at_rest::records;
+use super::backup::BACKUP;
 use crate::vectors::{Corpus, Expect, Vector, read_all};
 
 /// Bytes of one input, at most: a fuzzer gets further with small ones.
@@ -35,6 +36,12 @@ pub fn seeds() -> Vec<(&'static str, String, Vec<u8>)> {
     }
     for (name, bytes) in records() {
         add("authentic_record", name, bytes);
+    }
+    for (name, bytes) in backups() {
+        add("backup_file", name, bytes);
+    }
+    for (name, bytes) in backup_frames(&vectors) {
+        add("backup_frame", name, bytes);
     }
     for (name, bytes) in root_files(&vectors["root-image"].body) {
         add("root_file", name, bytes);
@@ -66,7 +73,11 @@ fn inputs(vector: &Vector) -> Vec<(&'static str, Vec<u8>)> {
         ("envelope", "authorization") => vec![("authorization", body)],
         ("envelope", "receipt" | "erasure-record" | "session-offer") => vec![("transfer_statement", body)],
         ("envelope", _) | ("wrapping-certificate", _) => vec![("envelope", body)],
-        ("roster", _) => vec![("roster_file", body.clone()), ("roster_chain", body)],
+        ("roster", _) => vec![
+            ("roster_file", body.clone()),
+            ("evidence", body.clone()),
+            ("roster_chain", body),
+        ],
         ("join-token", _) => vec![("join_token", body)],
         ("header", _) => vec![("header", body)],
         ("book-record" | "key-record" | "root-image", _) => vec![("sealed_record", body)],
@@ -190,6 +201,51 @@ fn root_files(image: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
         ("second-slot-torn", cut(&torn)),
         ("one-slot", cut(&whole[..FILE_BYTES / 2])),
     ]
+}
+
+fn backups() -> [(&'static str, Vec<u8>); 3] {
+    let whole = BACKUP.clone();
+    let cut = whole[..whole.len() - 9].to_vec();
+    let header = whole[..200].to_vec();
+    [("whole", whole), ("cut-short", cut), ("header", header)]
+}
+
+fn backup_frames(vectors: &Corpus) -> Vec<(&'static str, Vec<u8>)> {
+    let payload = vectors
+        .values()
+        .find(|vector| vector.kind == "chunk" && vector.expect == Expect::Accepted);
+    let payload = payload.expect("one is accepted").bytes("yields-plaintext");
+    let keys = ChunkPayload::decode(&payload[..]).expect("it is accepted").keys;
+    let entry = |what| wire::BackupEntry {
+        what: Some(what),
+        ..wire::BackupEntry::default()
+    };
+    let entries = keys
+        .into_iter()
+        .map(|key| entry(wire::backup_entry::What::Key(key)))
+        .collect();
+    let gone = wire::Tombstone::decode(&tombstone(None).encode()[..]).expect("it was just written");
+    let frames = [
+        ("keys", entries, None),
+        ("gone", vec![entry(wire::backup_entry::What::Tombstone(gone))], None),
+        (
+            "end",
+            Vec::new(),
+            Some(wire::BackupEnd {
+                entries: 2,
+                as_of_ms: 1_800_000_000_000,
+            }),
+        ),
+    ];
+    let frame = |(name, entries, end)| {
+        let frame = wire::BackupFrame {
+            version: 1,
+            entries,
+            end,
+        };
+        (name, frame.encode_to_vec())
+    };
+    frames.into_iter().map(frame).collect()
 }
 
 fn tombstone(moved: Option<(AuthorizationId, LockboxId)>) -> Tombstone {

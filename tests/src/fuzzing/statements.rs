@@ -10,7 +10,9 @@ use lockbox_authz::join::JoinRequest;
 use lockbox_authz::roster::RosterEntry;
 use lockbox_authz::roster::file::decode_entries;
 use lockbox_authz::transfer::{ErasureRecord, Receipt, SessionOffer};
-use lockbox_authz::{PublicKey, UnverifiedEnvelope};
+use lockbox_authz::{
+    DestructionRecord, EvidenceSummary, InventoryReport, PublicKey, RestorationRecord, UnverifiedEnvelope,
+};
 
 use crate::vectors::read_all;
 
@@ -24,6 +26,10 @@ pub fn envelope(bytes: &[u8]) {
     statement::<JoinRequest>(&envelope);
     statement::<WrappingCertificate>(&envelope);
     statement::<Revocation>(&envelope);
+    statement::<DestructionRecord>(&envelope);
+    statement::<RestorationRecord>(&envelope);
+    statement::<EvidenceSummary>(&envelope);
+    statement::<InventoryReport>(&envelope);
 }
 
 pub fn authorization(bytes: &[u8]) {

@@ -29,13 +29,13 @@ pub(super) fn id16(name: &str) -> [u8; 16] {
 }
 
 /// SHA-256 of the name and a counter: no randomness at all, but told apart and the same on every run.
-pub(super) struct FixedRng {
+pub(crate) struct FixedRng {
     name: &'static str,
     counter: u64,
 }
 
 impl FixedRng {
-    pub(super) fn new(name: &'static str) -> Self {
+    pub(crate) fn new(name: &'static str) -> Self {
         Self { name, counter: 0 }
     }
 

@@ -30,6 +30,7 @@ use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 pub use file::{Expect, Vector};
+pub(crate) use fixed::FixedRng;
 pub use judge::judge;
 pub(crate) use judge::open_changed;
 
