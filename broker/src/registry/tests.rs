@@ -746,3 +746,11 @@ async fn an_older_report_does_not_replace_a_newer_one() {
     tell_at(&registry, NOW_MS, ALPHA, (None, None), &[(2, 2), (4, 2)]).await;
     assert_eq!(opened_by(&registry, 2).await.len(), 3);
 }
+
+/// A broker that is told to end while a request waits for its turn says so, and does not fall over.
+#[tokio::test]
+async fn a_task_that_was_never_run_is_no_fault() {
+    let task = tokio::spawn(std::future::pending::<()>());
+    task.abort();
+    assert!(matches!(joined(task.await), Err(Refusal::Store(_))));
+}

@@ -84,11 +84,25 @@ pub(crate) fn index_departed(tombstone: &Tombstone, changes: &mut Changes) {
 
 /// The rows of a key that is no longer here.
 pub(crate) fn unindex(info: &KeyInfo, changes: &mut Changes) {
-    if info.material_id.0 != info.key_id.0 {
-        changes.remove(Row::MaterialKey(info.material_id, info.key_id));
+    remove_rows(info.key_id, info.material_id, info.lineage.as_ref(), changes);
+}
+
+/// The same for a key that is erased already, while its rows may not be: power may have failed between the two.
+pub(crate) fn unindex_departed(tombstone: &Tombstone, changes: &mut Changes) {
+    remove_rows(
+        tombstone.key_id,
+        tombstone.material_id,
+        tombstone.lineage.as_ref(),
+        changes,
+    );
+}
+
+fn remove_rows(key_id: KeyId, material_id: MaterialId, lineage: Option<&Lineage>, changes: &mut Changes) {
+    if material_id.0 != key_id.0 {
+        changes.remove(Row::MaterialKey(material_id, key_id));
     }
-    if let Some(lineage) = info.lineage.as_ref().filter(|lineage| lineage.is_layer()) {
-        changes.remove(Row::LayerOn(lineage.parent_key_id, info.key_id));
+    if let Some(lineage) = lineage.filter(|lineage| lineage.is_layer()) {
+        changes.remove(Row::LayerOn(lineage.parent_key_id, key_id));
     }
 }
 

@@ -22,7 +22,7 @@ use zeroize::Zeroizing;
 use super::{Chunk, Offer, Present, Resume, Settlement, chunk_aad, session_info};
 use crate::keys::random;
 use crate::ledger::{Entry, Outgoing, damaged, planned_keys};
-use crate::lifecycle::family::unindex;
+use crate::lifecycle::family::{unindex, unindex_departed};
 use crate::limits::{CHUNK_WINDOW, RECEIPTS_PER_MESSAGE};
 use crate::lockbox::{Lockbox, LockboxError};
 use crate::permit::{Decision, Permit, Refusal};
@@ -475,7 +475,7 @@ fn erase(
         let Some(key) = key else {
             // A power cut came between its erasure and its rows.
             if let Some(tombstone) = lockbox.tombstone(*key_id)? {
-                unindex_erased(&tombstone, changes);
+                unindex_departed(&tombstone, changes);
             }
             continue;
         };
@@ -503,16 +503,6 @@ fn erase(
     Ok(Verified::sign(record, &lockbox.identity.identity_key)
         .envelope()
         .clone())
-}
-
-/// The rows of a key that is erased already.
-fn unindex_erased(tombstone: &Tombstone, changes: &mut Changes) {
-    if tombstone.material_id.0 != tombstone.key_id.0 {
-        changes.remove(Row::MaterialKey(tombstone.material_id, tombstone.key_id));
-    }
-    if let Some(lineage) = tombstone.lineage.as_ref().filter(|lineage| lineage.is_layer()) {
-        changes.remove(Row::LayerOn(lineage.parent_key_id, tombstone.key_id));
-    }
 }
 
 /// What the source said when it settled a chunk.
