@@ -175,17 +175,19 @@ pub(super) struct Delta {
 }
 
 impl Extent {
+    /// The counts wrap around as the digest does: a record that somebody has put into the store was never counted, and may be
+    /// the one that goes.
     pub(super) fn apply(&mut self, delta: &Delta) {
         let is_key = delta.place.first() == Some(&rows::KEY_RECORD_KIND);
         if let Some(old) = delta.old {
             self.digest = self.digest.minus(old);
-            self.records -= 1;
-            self.keys -= u64::from(is_key);
+            self.records = self.records.wrapping_sub(1);
+            self.keys = self.keys.wrapping_sub(u64::from(is_key));
         }
         if let Some(new) = delta.new {
             self.digest = self.digest.plus(new);
-            self.records += 1;
-            self.keys += u64::from(is_key);
+            self.records = self.records.wrapping_add(1);
+            self.keys = self.keys.wrapping_add(u64::from(is_key));
         }
     }
 

@@ -513,3 +513,20 @@ fn what_is_accepted_opens_again_and_is_whole() {
     assert!(holds(&vault, 1) && !holds(&vault, 2));
     assert!(verify(&mut vault).is_clean());
 }
+
+/// Whoever can write to the store puts a record where a key will be made: that is found out, and stops nothing.
+#[test]
+fn a_record_that_nobody_committed_is_found_out_and_can_be_replaced() {
+    let mut fixture = Fixture::new();
+    let mut planted = Batch::new();
+    planted.put(rows::key_record(KeyId([1; 16])), vec![0; 60]);
+    fixture.store.commit(planted).expect("memory does not fail");
+    let mut vault = fixture.open().expect("opens");
+    assert!(verify(&mut vault).mismatch.is_some());
+    put(&mut fixture, &mut vault, 1);
+    assert!(holds(&vault, 1));
+    assert!(
+        verify(&mut vault).mismatch.is_some(),
+        "it is forgotten that something was there"
+    );
+}
