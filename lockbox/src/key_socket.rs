@@ -27,6 +27,7 @@ use lockbox_authz::KeyId;
 use lockbox_core::lockbox::LockboxError;
 use lockbox_core::secrets::KeyMaterial;
 use lockbox_rpc::transport::{LocalListener, LocalPeer};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::geteuid;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
@@ -50,6 +51,9 @@ const CONNECTIONS_OF_OTHERS: usize = 64;
 /// For a client to take the bytes. They fit into the socket's buffer, so this is for one that made the buffer tiny.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How soon a client that went away leaves its place to another.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(500);
+
 /// Why a client got nothing.
 #[derive(Debug, thiserror::Error)]
 enum Refusal {
@@ -61,6 +65,8 @@ enum Refusal {
     Address(#[from] MalformedAddress),
     #[error("the lockbox stayed sealed: run `lockbox unseal`, and start the unit again")]
     Sealed(#[from] Sealed),
+    #[error("the client went away before the lockbox was unsealed")]
+    WentAway,
     #[error("there is no key named {0:?}: create it, or name another one in [key_socket]")]
     NoKey(String),
     #[error("several keys are named {name:?} ({ids}): name one by its id in [key_socket]")]
@@ -117,7 +123,10 @@ fn admit(node: &Node, peer: LocalPeer) -> Result<(), Refusal> {
 /// Gives the key that was sent.
 async fn answer(node: &Arc<Node>, mut stream: UnixStream, asked: &Asked) -> Result<KeyId, Refusal> {
     let settings = node.config.key_socket.as_ref().ok_or(Refusal::NotAllowed)?;
-    wait_for_unseal(node, settings.unseal_wait).await?;
+    tokio::select! {
+        unsealed = wait_for_unseal(node, settings.unseal_wait) => unsealed?,
+        () = hung_up(&stream) => return Err(Refusal::WentAway),
+    }
     let key_id = lookup::find(&node.engine, settings.key_for(asked)).await?;
     let material = reveal(node, key_id).await?;
     timeout(WRITE_TIMEOUT, async {
@@ -135,6 +144,21 @@ async fn wait_for_unseal(node: &Node, at_most: Duration) -> Result<(), Sealed> {
     match timeout(at_most, unsealed).await {
         Ok(Ok(_)) => Ok(()),
         Ok(Err(_)) | Err(_) => Err(Sealed),
+    }
+}
+
+/// Ends once the client has closed its end. Looked at now and then: systemd shuts down the direction that it does not use, so
+/// that its end reads as closed from the start, and of the rest tokio gives no event of its own.
+async fn hung_up(stream: &UnixStream) {
+    let mut looks = tokio::time::interval(BETWEEN_LOOKS);
+    loop {
+        looks.tick().await;
+        let mut look = [PollFd::new(stream, PollFlags::empty())];
+        // A hang-up is reported without being asked for. What can't be looked at is not taken for one.
+        let at_once = Timespec::default();
+        if poll(&mut look, Some(&at_once)).is_ok() && look[0].revents().contains(PollFlags::HUP) {
+            return;
+        }
     }
 }
 

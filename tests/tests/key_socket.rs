@@ -4,7 +4,7 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 
 use lockbox_tests::testkit::key_client::{self, KeyClient, as_user};
-use lockbox_tests::testkit::{Cluster, Lockbox};
+use lockbox_tests::testkit::{Cluster, Lockbox, eventually};
 
 const NOBODY: u32 = 65_534;
 
@@ -152,6 +152,32 @@ fn rejects_more_connections_of_other_users_and_none_of_roots() {
     for client in waiting {
         assert_eq!(client.read(), a.reveal(key));
     }
+}
+
+/// A unit that is stopped and started again while its operator is on the way must not use up the places of those that wait.
+#[test]
+fn a_client_that_went_away_leaves_its_place_to_others() {
+    const OF_OTHERS: usize = 64;
+    let cluster = Cluster::start();
+    let a = cluster.add_lockbox("a");
+    let key = a.create_key("data");
+    for folder in [cluster.folder(), a.key_socket().parent().expect("it is in a folder")] {
+        fs::set_permissions(folder, Permissions::from_mode(0o711)).expect("it is ours");
+    }
+    a.configure_key_socket("allowed_uids = [12345]");
+    a.seal();
+    let connect = || {
+        let name = volume("data");
+        as_user(12_345, || KeyClient::connect(&a.key_socket(), Some(name.as_bytes()))).expect("the key socket listens")
+    };
+    let waiting: Vec<_> = (0..OF_OTHERS).map(|_| connect()).collect();
+    drop(waiting);
+    eventually("each place is free again", || {
+        (a.log().text().matches("went away").count() == OF_OTHERS).then_some(())
+    });
+    let client = connect();
+    a.unseal();
+    assert_eq!(client.read(), a.reveal(key));
 }
 
 /// A machine that boots asks before its operator has come.

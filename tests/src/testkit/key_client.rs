@@ -24,7 +24,10 @@ impl KeyClient {
             bind(&client, &SocketAddrUnix::new_abstract_name(name)?)?;
         }
         connect(&client, &SocketAddrUnix::new(socket)?)?;
-        Ok(Self(UnixStream::from(client)))
+        let client = UnixStream::from(client);
+        // systemd does so. A server that has refused already has closed its end.
+        let _ = client.shutdown(Shutdown::Write);
+        Ok(Self(client))
     }
 
     /// What it is given; nothing for a refusal.
@@ -32,8 +35,6 @@ impl KeyClient {
         self.0
             .set_read_timeout(Some(DEADLINE))
             .expect("the deadline is not zero");
-        // systemd does so. A server that has refused already has closed its end.
-        let _ = self.0.shutdown(Shutdown::Write);
         let mut key = Vec::new();
         match self.0.read_to_end(&mut key) {
             Ok(_) => key,
