@@ -43,49 +43,57 @@ pub enum OfflineError {
 
 /// Reads every record and changes none.
 pub fn verify(folder: &Folder, secret: &SlotSecret) -> Result<Looked, OfflineError> {
-    look(folder, secret).map(|(looked, ..)| looked)
+    const PAGE: usize = 1_000;
+    let mut opened = open(folder, secret)?;
+    let found = loop {
+        if let Some(found) = opened.vault.verify_page(PAGE)? {
+            break found;
+        }
+    };
+    Ok(Looked {
+        found,
+        refusal: opened.refusal,
+        accepted: false,
+    })
 }
 
 /// Takes the store as it is: from now on its records are those that were committed.
 pub fn accept(folder: &Folder, secret: &SlotSecret) -> Result<Looked, OfflineError> {
     folder.mend_anchor()?;
-    let (looked, mut vault, store) = look(folder, secret)?;
-    let (_, batches) = vault.accept(now_ms(), &mut rng())?;
+    let mut opened = open(folder, secret)?;
+    let (found, batches) = opened.vault.accept(now_ms(), &mut rng())?;
     for batch in batches {
-        store.commit(batch)?;
+        opened.store.commit(batch)?;
     }
-    store.close();
+    opened.store.close();
     Ok(Looked {
+        found,
+        refusal: opened.refusal,
         accepted: true,
-        ..looked
     })
 }
 
+/// A store that can be read, whether or not the daemon would open it.
+struct Opened {
+    vault: Vault,
+    store: OpenStore,
+    refusal: Option<VaultError>,
+}
+
 /// A destroy whose root was not replaced yet is completed by the daemon, not here.
-fn look(folder: &Folder, secret: &SlotSecret) -> Result<(Looked, Vault, OpenStore), OfflineError> {
-    const PAGE: usize = 1_000;
+fn open(folder: &Folder, secret: &SlotSecret) -> Result<Opened, OfflineError> {
     let header = folder.read_header()?;
     let (_, root) = header.open(secret)?;
     let store = folder.open_store_to_look()?;
     let images = folder.images()?;
     let shared: Arc<dyn Store> = Arc::new(store.clone());
     let id = header.store_id();
-    let (mut vault, refusal) = match Vault::open(Arc::clone(&shared), id, &root, &images, &mut rng()) {
+    let (vault, refusal) = match Vault::open(Arc::clone(&shared), id, &root, &images, &mut rng()) {
         Ok((vault, _)) => (vault, None),
         Err(refusal) => {
             let (vault, _) = Vault::open_as_found(shared, id, &root, &images, &mut rng())?;
             (vault, Some(refusal))
         }
     };
-    let found = loop {
-        if let Some(found) = vault.verify_page(PAGE)? {
-            break found;
-        }
-    };
-    let looked = Looked {
-        found,
-        refusal,
-        accepted: false,
-    };
-    Ok((looked, vault, store))
+    Ok(Opened { vault, store, refusal })
 }

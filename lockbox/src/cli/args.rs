@@ -44,7 +44,7 @@ pub(super) enum Command {
     /// Run the daemon.
     Serve(ServeArgs),
     /// Open the lockbox.
-    Unseal(UnsealArgs),
+    Unseal(SecretArgs),
     /// Forget every secret and close every connection.
     Seal,
     /// Show whether it is sealed, and how it stands.
@@ -99,7 +99,7 @@ pub(super) struct InitArgs {
     #[arg(long)]
     pub(super) name: String,
     #[command(flatten)]
-    pub(super) secret: NewSecret,
+    pub(super) secret: SecretArgs,
     /// Where to write the daemon's configuration.
     #[arg(long, value_name = "FILE", default_value = "lockbox.toml")]
     pub(super) config_out: PathBuf,
@@ -114,17 +114,17 @@ pub(super) struct InitArgs {
     pub(super) store: Backend,
 }
 
-/// With none of them, a passphrase is asked for.
+/// What opens a lockbox or a backup. With none of them, a passphrase is asked for.
 #[derive(Args)]
 #[group(multiple = false)]
-pub(super) struct NewSecret {
-    /// Unseal with the passphrase in this file (its last newline does not count).
+pub(super) struct SecretArgs {
+    /// The passphrase is in this file (its last newline does not count).
     #[arg(long, value_name = "FILE")]
     pub(super) passphrase_file: Option<PathBuf>,
-    /// Unseal with the passphrase on standard input.
+    /// The passphrase is on standard input.
     #[arg(long)]
     pub(super) passphrase_stdin: bool,
-    /// Unseal with the bytes of this file, 32 or more.
+    /// The bytes of this file, 32 or more, instead of a passphrase.
     #[arg(long, value_name = "FILE")]
     pub(super) key_file: Option<PathBuf>,
 }
@@ -140,18 +140,6 @@ pub(super) struct ServeArgs {
     /// Unseal at once with this key file.
     #[arg(long, value_name = "FILE")]
     pub(super) unseal_key_file: Option<PathBuf>,
-}
-
-/// With none of them, a passphrase is asked for.
-#[derive(Args)]
-#[group(multiple = false)]
-pub(super) struct UnsealArgs {
-    /// Read the passphrase from standard input.
-    #[arg(long)]
-    pub(super) passphrase_stdin: bool,
-    /// Unseal with this key file.
-    #[arg(long, value_name = "FILE")]
-    pub(super) key_file: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -334,14 +322,13 @@ pub(super) enum StoreCommand {
     Accept(StoreArgs),
 }
 
-/// With neither a key file nor --passphrase-stdin, a passphrase is asked for.
 #[derive(Args)]
 pub(super) struct StoreArgs {
     /// The lockbox's folder.
     #[arg(long, value_name = "DIR")]
     pub(super) state_dir: PathBuf,
     #[command(flatten)]
-    pub(super) secret: UnsealArgs,
+    pub(super) secret: SecretArgs,
 }
 
 #[derive(Args)]
@@ -370,7 +357,7 @@ pub(super) struct BackupCreateArgs {
     #[arg(long, value_name = "FILE")]
     pub(super) out: PathBuf,
     #[command(flatten)]
-    pub(super) secret: BackupSecret,
+    pub(super) secret: SecretArgs,
 }
 
 #[derive(Args)]
@@ -381,22 +368,7 @@ pub(super) struct BackupVerifyArgs {
     #[arg(long)]
     pub(super) list: bool,
     #[command(flatten)]
-    pub(super) secret: BackupSecret,
-}
-
-/// With none of them, a passphrase is asked for.
-#[derive(Args)]
-#[group(multiple = false)]
-pub(super) struct BackupSecret {
-    /// The backup opens with the passphrase in this file (its last newline does not count).
-    #[arg(long, value_name = "FILE")]
-    pub(super) passphrase_file: Option<PathBuf>,
-    /// The backup opens with the passphrase on standard input.
-    #[arg(long)]
-    pub(super) passphrase_stdin: bool,
-    /// The backup opens with the bytes of this file, 32 or more.
-    #[arg(long, value_name = "FILE")]
-    pub(super) key_file: Option<PathBuf>,
+    pub(super) secret: SecretArgs,
 }
 
 #[derive(Args)]

@@ -12,7 +12,7 @@ use lockbox_core::slots::{SlotError, SlotSecret};
 use lockbox_rpc::api::local::{CreateBackupRequest, create_backup_request};
 use serde_json::{Value, json};
 
-use super::args::{BackupCreateArgs, BackupRestoreArgs, BackupSecret, BackupVerifyArgs};
+use super::args::{BackupCreateArgs, BackupRestoreArgs, BackupVerifyArgs};
 use super::client::Client;
 use super::error::CliError;
 use super::init;
@@ -24,10 +24,7 @@ use crate::folder::{Folder, FolderError};
 
 pub(super) async fn create(args: BackupCreateArgs, mut client: Client, output: &Output) -> Result<(), CliError> {
     let mut file = NewFile::create(&args.out).map_err(file_error)?;
-    let secret = match read_secret(&args.secret)? {
-        Some(secret) => secret,
-        None => SlotSecret::Passphrase(secrets::new_passphrase_prompt()?),
-    };
+    let secret = secrets::new_slot_secret(&args.secret)?;
     // It is needed again below.
     let sent = match &secret {
         SlotSecret::Passphrase(bytes) => create_backup_request::Secret::Passphrase(bytes.to_vec()),
@@ -48,10 +45,7 @@ pub(super) async fn create(args: BackupCreateArgs, mut client: Client, output: &
 }
 
 pub(super) fn verify(args: BackupVerifyArgs, output: &Output) -> Result<(), CliError> {
-    let secret = match read_secret(&args.secret)? {
-        Some(secret) => secret,
-        None => SlotSecret::Passphrase(secrets::passphrase_prompt("Passphrase of the backup: ")?),
-    };
+    let secret = secrets::slot_secret_or_prompt(&args.secret, "Passphrase of the backup: ")?;
     let opened = Opened::read(&args.file, &secret)?;
     let mut listed = Vec::new();
     let counted = opened.visit(|entries| {
@@ -74,7 +68,7 @@ pub(super) fn restore(args: BackupRestoreArgs, output: &Output, socket: &Path) -
     };
     let opened = Opened::read(&args.file, &backup_secret)?;
     let plan = plan(&args, &opened)?;
-    let secret = init::read_secret(&args.init.secret)?;
+    let secret = secrets::new_slot_secret(&args.init.secret)?;
     let mut restored = Restored::default();
     let (_, header) = Folder::restore_on(
         args.init.store,
@@ -375,18 +369,6 @@ fn finding_text(finding: &NotRestored) -> String {
         }
     };
     format!("key {} {:?} {outcome} {why}", finding.key_id, finding.name)
-}
-
-fn read_secret(from: &BackupSecret) -> Result<Option<SlotSecret>, CliError> {
-    if let Some(path) = &from.key_file {
-        return Ok(Some(SlotSecret::KeyFile(secrets::key_file(path)?)));
-    }
-    let passphrase = match &from.passphrase_file {
-        Some(path) => secrets::passphrase_file(path)?,
-        None if from.passphrase_stdin => secrets::passphrase_stdin()?,
-        None => return Ok(None),
-    };
-    Ok(Some(SlotSecret::Passphrase(passphrase)))
 }
 
 /// It is no secret, so its buffer may grow as it is read.

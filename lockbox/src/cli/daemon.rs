@@ -2,12 +2,13 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use lockbox_core::slots::SlotSecret;
 use lockbox_rpc::api::local::{
     Alarm, GetStatusRequest, GetStatusResponse, Membership, SealRequest, StoreState, UnsealRequest, unseal_request,
 };
 use serde_json::{Value, json};
 
-use super::args::{ServeArgs, UnsealArgs};
+use super::args::{SecretArgs, ServeArgs};
 use super::client::Client;
 use super::error::CliError;
 use super::output::{Output, fields, hex, or_null, uuid};
@@ -30,13 +31,10 @@ pub(super) fn serve(args: ServeArgs) -> Result<(), CliError> {
     serve::run(config, options).map_err(explain)
 }
 
-pub(super) async fn unseal(args: UnsealArgs, mut client: Client, output: &Output) -> Result<(), CliError> {
-    let secret = if let Some(path) = &args.key_file {
-        unseal_request::Secret::KeyFile(std::mem::take(&mut *secrets::key_file(path)?))
-    } else if args.passphrase_stdin {
-        unseal_request::Secret::Passphrase(std::mem::take(&mut *secrets::passphrase_stdin()?))
-    } else {
-        unseal_request::Secret::Passphrase(std::mem::take(&mut *secrets::passphrase_prompt("Passphrase: ")?))
+pub(super) async fn unseal(args: SecretArgs, mut client: Client, output: &Output) -> Result<(), CliError> {
+    let secret = match secrets::slot_secret_or_prompt(&args, "Passphrase: ")? {
+        SlotSecret::KeyFile(mut bytes) => unseal_request::Secret::KeyFile(std::mem::take(&mut *bytes)),
+        SlotSecret::Passphrase(mut bytes) => unseal_request::Secret::Passphrase(std::mem::take(&mut *bytes)),
     };
     let request = UnsealRequest { secret: Some(secret) };
     let slot_id = client.service.unseal(request).await?.into_inner().slot_id;

@@ -3,10 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use lockbox_core::lockbox::LockboxError;
-use lockbox_core::slots::SlotSecret;
 use serde_json::{Value, json};
 
-use super::args::{InitArgs, NewSecret};
+use super::args::InitArgs;
 use super::error::CliError;
 use super::output::{Output, fields};
 use super::secrets;
@@ -16,7 +15,7 @@ use crate::folder::{Folder, FolderError};
 
 pub(super) fn run(args: InitArgs, output: &Output, socket: &Path) -> Result<(), CliError> {
     let prepared = prepare(&args, socket)?;
-    let secret = read_secret(&args.secret)?;
+    let secret = secrets::new_slot_secret(&args.secret)?;
     let (_, header) = Folder::init_on(args.store, &prepared.state_dir, &args.name, &secret).map_err(explain)?;
     prepared.write_config()?;
     let lockbox_id = header.lockbox_id().to_string();
@@ -85,18 +84,6 @@ impl Prepared {
             ("next", format!("lockbox serve --config {config}")),
         ])
     }
-}
-
-pub(super) fn read_secret(from: &NewSecret) -> Result<SlotSecret, CliError> {
-    if let Some(path) = &from.key_file {
-        return Ok(SlotSecret::KeyFile(secrets::key_file(path)?));
-    }
-    let passphrase = match &from.passphrase_file {
-        Some(path) => secrets::passphrase_file(path)?,
-        None if from.passphrase_stdin => secrets::passphrase_stdin()?,
-        None => secrets::new_passphrase_prompt()?,
-    };
-    Ok(SlotSecret::Passphrase(passphrase))
 }
 
 fn absolute(path: &Path) -> Result<PathBuf, CliError> {

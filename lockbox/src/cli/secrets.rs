@@ -8,9 +8,10 @@ use std::path::Path;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use lockbox_core::limits::{MAX_KEY_FILE_BYTES, MAX_MATERIAL_BYTES, MAX_PASSPHRASE_BYTES};
+use lockbox_core::slots::SlotSecret;
 use zeroize::Zeroizing;
 
-use super::args::Encoding;
+use super::args::{Encoding, SecretArgs};
 use super::error::CliError;
 use crate::files::{self, FileError};
 
@@ -21,6 +22,35 @@ const MAX_ENCODED_BYTES: usize = 4 * MAX_MATERIAL_BYTES;
 const MAX_TOKEN_BYTES: usize = 4_096;
 
 type Secret = Zeroizing<Vec<u8>>;
+
+/// What the arguments name; nothing if none does, so that the caller asks.
+pub(super) fn slot_secret(args: &SecretArgs) -> Result<Option<SlotSecret>, CliError> {
+    if let Some(path) = &args.key_file {
+        return Ok(Some(SlotSecret::KeyFile(key_file(path)?)));
+    }
+    let passphrase = match &args.passphrase_file {
+        Some(path) => passphrase_file(path)?,
+        None if args.passphrase_stdin => passphrase_stdin()?,
+        None => return Ok(None),
+    };
+    Ok(Some(SlotSecret::Passphrase(passphrase)))
+}
+
+/// The same for what exists already, where asking once is enough.
+pub(super) fn slot_secret_or_prompt(args: &SecretArgs, prompt: &str) -> Result<SlotSecret, CliError> {
+    match slot_secret(args)? {
+        Some(secret) => Ok(secret),
+        None => Ok(SlotSecret::Passphrase(passphrase_prompt(prompt)?)),
+    }
+}
+
+/// The same for what is being made.
+pub(super) fn new_slot_secret(args: &SecretArgs) -> Result<SlotSecret, CliError> {
+    match slot_secret(args)? {
+        Some(secret) => Ok(secret),
+        None => Ok(SlotSecret::Passphrase(new_passphrase_prompt()?)),
+    }
+}
 
 /// The bytes of a key file, which must be nobody else's to read.
 pub(super) fn key_file(path: &Path) -> Result<Secret, CliError> {

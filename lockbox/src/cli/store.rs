@@ -5,7 +5,7 @@ use lockbox_core::vault::Verification;
 use lockbox_store_disk::Converted;
 use serde_json::json;
 
-use super::args::{ConvertArgs, StoreArgs, StoreCommand, UnsealArgs};
+use super::args::{ConvertArgs, StoreArgs, StoreCommand};
 use super::error::CliError;
 use super::output::Output;
 use super::secrets;
@@ -39,7 +39,7 @@ fn convert(args: ConvertArgs, output: &Output) -> Result<(), CliError> {
 }
 
 fn verify(args: StoreArgs, output: &Output) -> Result<(), CliError> {
-    let (folder, secret) = folder_and_secret(args)?;
+    let (folder, secret) = folder_and_secret(&args)?;
     let looked = offline::verify(&folder, &secret).map_err(explain_offline)?;
     print(&looked, output)?;
     if looked.is_as_committed() {
@@ -52,22 +52,14 @@ fn verify(args: StoreArgs, output: &Output) -> Result<(), CliError> {
 }
 
 fn accept(args: StoreArgs, output: &Output) -> Result<(), CliError> {
-    let (folder, secret) = folder_and_secret(args)?;
+    let (folder, secret) = folder_and_secret(&args)?;
     let looked = offline::accept(&folder, &secret).map_err(explain_offline)?;
     print(&looked, output)
 }
 
-fn folder_and_secret(args: StoreArgs) -> Result<(Folder, SlotSecret), CliError> {
+fn folder_and_secret(args: &StoreArgs) -> Result<(Folder, SlotSecret), CliError> {
     let folder = Folder::find(&args.state_dir).map_err(explain)?;
-    Ok((folder, slot_secret(&args.secret)?))
-}
-
-fn slot_secret(args: &UnsealArgs) -> Result<SlotSecret, CliError> {
-    Ok(match &args.key_file {
-        Some(path) => SlotSecret::KeyFile(secrets::key_file(path)?),
-        None if args.passphrase_stdin => SlotSecret::Passphrase(secrets::passphrase_stdin()?),
-        None => SlotSecret::Passphrase(secrets::passphrase_prompt("Passphrase: ")?),
-    })
+    Ok((folder, secrets::slot_secret_or_prompt(&args.secret, "Passphrase: ")?))
 }
 
 fn print(looked: &Looked, output: &Output) -> Result<(), CliError> {
