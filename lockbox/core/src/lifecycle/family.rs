@@ -161,9 +161,19 @@ impl Lockbox {
         Ok(chain)
     }
 
+    /// All of them, however many: none may be overlooked when a material is known to strangers, or an ancestor is destroyed.
     fn second_ids(&self, prefix: &[u8]) -> Result<Vec<KeyId>, LockboxError> {
-        let rows = self.vault.scan(prefix, None, MAX_FAMILY)?;
-        let second = |(place, _): &(Vec<u8>, _)| place.last_chunk::<16>().map(|id| KeyId(*id));
-        Ok(rows.iter().filter_map(second).collect())
+        const PAGE: usize = 10_000;
+        let mut ids = Vec::new();
+        let mut after: Option<Vec<u8>> = None;
+        loop {
+            let rows = self.vault.scan(prefix, after.as_deref(), PAGE)?;
+            let Some((last, _)) = rows.last() else {
+                return Ok(ids);
+            };
+            after = Some(last.clone());
+            let second = |(place, _): &(Vec<u8>, _)| place.last_chunk::<16>().map(|id| KeyId(*id));
+            ids.extend(rows.iter().filter_map(second));
+        }
     }
 }

@@ -32,6 +32,21 @@ fn write(node: &mut Node, row: Row) {
     .expect("memory does not fail");
 }
 
+/// A snapshot each hour makes so many in a year and two months. One that is overlooked goes on being copied.
+#[test]
+fn a_compromise_reaches_every_snapshot_however_many_there_are() {
+    const SNAPSHOTS: usize = 10_001;
+    let mut node = node();
+    let volume = make(&mut node, ANY);
+    let snapshots: Vec<KeyId> = (0..SNAPSHOTS)
+        .map(|_| derive(&mut node, volume, Relation::Snapshot).expect("the policy allows it"))
+        .collect();
+    assert_eq!(compromise(&mut node, volume), 1 + SNAPSHOTS);
+    for snapshot in snapshots {
+        assert_eq!(state(&node, snapshot), KeyState::Compromised);
+    }
+}
+
 /// The snapshot is at the other lockbox when its material is found to be known; the volume comes after that, or before.
 #[test]
 fn keys_that_meet_are_compromised_if_one_of_their_material_is() {
