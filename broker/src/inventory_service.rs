@@ -24,7 +24,7 @@ use crate::registry::{Exposed, Impact};
 use crate::requesters::Permission;
 use crate::{control_service, status};
 
-/// Findings in one message: each may have 64 consumers, and a message takes 4 MiB.
+/// A message takes 4 MiB, and the consumers of a finding up to 33 KiB.
 const FINDINGS_PER_PAGE: usize = 100;
 
 /// Answers lockboxes.

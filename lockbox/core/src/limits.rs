@@ -20,6 +20,10 @@ pub const MAX_ALGORITHM_CHARS: usize = 64;
 /// Consumers of one key.
 pub const MAX_CONSUMERS: usize = 64;
 
+/// Bytes of the texts of one key's consumers. With the longest labels beside them the record still fits into 64 KiB, which
+/// is a value of the store and a frame of a backup.
+pub const MAX_CONSUMERS_BYTES: usize = 32 * 1024;
+
 /// Plaintext bytes of one chunk. With the transport's limit of 4 MiB for a message there is room to spare.
 pub const MAX_CHUNK_BYTES: usize = 1024 * 1024;
 

@@ -5,7 +5,7 @@ use lockbox_authz::id::{AuthorizationId, KeyId, LockboxId, MaterialId};
 use prost::Message;
 use zeroize::{Zeroize, Zeroizing};
 
-use crate::limits::{MAX_ALGORITHM_CHARS, MAX_CONSUMERS, MAX_KEY_NAME_CHARS, MAX_MATERIAL_BYTES};
+use crate::limits::{MAX_ALGORITHM_CHARS, MAX_CONSUMERS, MAX_CONSUMERS_BYTES, MAX_KEY_NAME_CHARS, MAX_MATERIAL_BYTES};
 use crate::secrets::KeyMaterial;
 use crate::wire;
 
@@ -146,6 +146,10 @@ impl KeyInfo {
             field::text("service", &consumer.service, 1, 64)?;
             field::text("resource_type", &consumer.resource_type, 1, 64)?;
             field::text("resource_id", &consumer.resource_id, 1, 128)?;
+        }
+        let bytes = |one: &Consumer| one.service.len() + one.resource_type.len() + one.resource_id.len();
+        if self.consumers.iter().map(bytes).sum::<usize>() > MAX_CONSUMERS_BYTES {
+            return Err(FieldError::new("consumers", "must take at most 32 KiB together"));
         }
         Ok(())
     }

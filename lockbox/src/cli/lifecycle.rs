@@ -6,7 +6,7 @@ use lockbox_authz::id::KeyId;
 use lockbox_authz::wire::{InventoryConsumer, InventoryEntry, InventoryState};
 use lockbox_rpc::api::local::{
     AddConsumerRequest, ClonePolicy, CompromiseKeyRequest, DeriveKeyRequest, Finding, GetImpactRequest,
-    GetImpactResponse, GetKeyRequest, Key, LabelSet, Relation, RemoveConsumerRequest, SetKeyRequest, TransferPolicy,
+    GetImpactResponse, GetKeyRequest, LabelSet, Relation, RemoveConsumerRequest, SetKeyRequest, TransferPolicy,
 };
 use serde_json::{Value, json};
 
@@ -146,8 +146,8 @@ pub(super) async fn run(command: LifeCommand, client: &mut Client, output: &Outp
         LifeCommand::Compromise { key } => compromise(key, client, output).await,
         LifeCommand::Impact { key } => {
             let key_id = resolve(client, key, true).await?.to_vec();
-            let answer = client.lifecycle.get_impact(GetImpactRequest { key_id }).await?;
-            print_impact(output, &answer.into_inner())
+            let impact = impact(client, key_id).await?;
+            output.print(&impact_json(&impact), || impact_text(&impact))
         }
     }
 }
@@ -262,23 +262,28 @@ async fn derive(
 async fn compromise(key: KeyName, client: &mut Client, output: &Output) -> Result<(), CliError> {
     let key_id = resolve(client, key, false).await?.to_vec();
     let request = CompromiseKeyRequest { key_id: key_id.clone() };
-    let marked = client.lifecycle.compromise_key(request).await?.into_inner().keys;
-    let impact = client
-        .lifecycle
-        .get_impact(GetImpactRequest { key_id })
-        .await?
-        .into_inner();
-    let ids: Vec<_> = marked.iter().map(|key: &Key| uuid(&key.key_id)).collect();
+    let mut pages = client.lifecycle.compromise_key(request).await?.into_inner();
+    let mut marked = Vec::new();
+    while let Some(page) = pages.message().await? {
+        marked.extend(page.key_ids.iter().map(|id| uuid(id)));
+    }
+    let impact = impact(client, key_id).await?;
     let mut json = impact_json(&impact);
-    json["marked"] = json!(ids);
+    json["marked"] = json!(marked);
     output.print(&json, || {
         let text = impact_text(&impact);
-        format!("{} keys are marked as compromised.\n\n{text}", ids.len())
+        format!("{} keys are marked as compromised.\n\n{text}", marked.len())
     })
 }
 
-fn print_impact(output: &Output, impact: &GetImpactResponse) -> Result<(), CliError> {
-    output.print(&impact_json(impact), || impact_text(impact))
+async fn impact(client: &mut Client, key_id: Vec<u8>) -> Result<GetImpactResponse, CliError> {
+    let answer = client.lifecycle.get_impact(GetImpactRequest { key_id }).await?;
+    let mut pages = answer.into_inner();
+    let mut impact = pages.message().await?.unwrap_or_default();
+    while let Some(page) = pages.message().await? {
+        impact.findings.extend(page.findings);
+    }
+    Ok(impact)
 }
 
 fn impact_json(impact: &GetImpactResponse) -> Value {

@@ -6,7 +6,6 @@ use lockbox_authz::field::FieldError;
 use lockbox_authz::id::KeyId;
 use lockbox_core::lifecycle::change::KeyChange;
 use lockbox_core::lifecycle::derive::{self, DeriveRequest};
-use lockbox_core::lifecycle::impact::Impact;
 use lockbox_core::lifecycle::job::Job;
 use lockbox_core::lifecycle::state;
 use lockbox_core::lockbox::{Lockbox, LockboxError};
@@ -22,6 +21,13 @@ use tonic::{Request, Response, Status};
 use super::{LocalPort, convert, key_id};
 use crate::node::Node;
 use crate::status;
+
+/// A message takes 4 MiB, and the consumers of a finding up to 33 KiB.
+const FINDINGS_PER_PAGE: usize = 100;
+const IDS_PER_PAGE: usize = 10_000;
+
+/// An answer that is too long for one message.
+type Pages<T> = tokio_stream::Iter<std::vec::IntoIter<Result<T, Status>>>;
 
 /// The service for [`lockbox_rpc::transport::serve_unix`].
 pub(crate) fn service(node: Arc<Node>) -> LifecycleServiceServer<LocalPort> {
@@ -90,25 +96,35 @@ impl LifecycleService for LocalPort {
         }))
     }
 
+    type CompromiseKeyStream = Pages<CompromiseKeyResponse>;
+
     async fn compromise_key(
         &self,
         request: Request<CompromiseKeyRequest>,
-    ) -> Result<Response<CompromiseKeyResponse>, Status> {
+    ) -> Result<Response<Self::CompromiseKeyStream>, Status> {
         let peer = self.unsealed(&request)?;
         let key_id = key_id(&request.into_inner().key_id)?;
         let marked = self.run(move |lockbox, _, rng| lockbox.compromise_key(key_id, rng));
         let marked = marked.await?;
         tracing::warn!(key = %key_id, keys = marked.len(), uid = peer.uid, "compromised");
-        Ok(Response::new(CompromiseKeyResponse {
-            keys: marked.iter().map(convert::key_info).collect(),
+        Ok(pages(&marked, IDS_PER_PAGE, |marked| CompromiseKeyResponse {
+            key_ids: marked.iter().map(|info| info.key_id.to_vec()).collect(),
         }))
     }
 
-    async fn get_impact(&self, request: Request<GetImpactRequest>) -> Result<Response<GetImpactResponse>, Status> {
+    type GetImpactStream = Pages<GetImpactResponse>;
+
+    async fn get_impact(&self, request: Request<GetImpactRequest>) -> Result<Response<Self::GetImpactStream>, Status> {
         self.unsealed(&request)?;
         let key_id = key_id(&request.into_inner().key_id)?;
         let impact = self.look_at(move |lockbox| lockbox.impact(key_id)).await?;
-        Ok(Response::new(impact_to_wire(&impact)))
+        Ok(pages(&impact.findings, FINDINGS_PER_PAGE, |findings| {
+            GetImpactResponse {
+                material_id: impact.material_id.to_vec(),
+                findings: findings.iter().map(finding).collect(),
+                truncated: impact.truncated,
+            }
+        }))
     }
 
     async fn list_jobs(&self, request: Request<ListJobsRequest>) -> Result<Response<ListJobsResponse>, Status> {
@@ -271,16 +287,21 @@ fn to_wire(job: &Job) -> local::Job {
     }
 }
 
-fn impact_to_wire(impact: &Impact) -> GetImpactResponse {
-    let finding = |finding: &lockbox_authz::impact::Finding| local::Finding {
+fn finding(finding: &lockbox_authz::impact::Finding) -> local::Finding {
+    local::Finding {
         entry: Some(finding.holding.entry.to_wire()),
         kinship: finding.kinship.name().to_owned(),
         remedy: finding.remedy.name().to_owned(),
         progress: finding.progress.text(),
-    };
-    GetImpactResponse {
-        material_id: impact.material_id.to_vec(),
-        findings: impact.findings.iter().map(finding).collect(),
-        truncated: impact.truncated,
     }
+}
+
+/// At least one.
+fn pages<T, P>(all: &[T], at_most: usize, page: impl Fn(&[T]) -> P) -> Response<Pages<P>> {
+    let parts = match all.is_empty() {
+        true => vec![all],
+        false => all.chunks(at_most).collect(),
+    };
+    let pages: Vec<_> = parts.into_iter().map(|part| Ok(page(part))).collect();
+    Response::new(tokio_stream::iter(pages))
 }
