@@ -1,8 +1,10 @@
 //! The inventory of the lockboxes: what they report on the node port, and what the control plane's port answers of it.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use lockbox_authz::impact::Finding;
+use lockbox_authz::roster::Roster;
 use lockbox_authz::{InventoryReport, KeyId, PublicKey, UnverifiedEnvelope};
 use lockbox_rpc::api::control::impact_service_server::{ImpactService, ImpactServiceServer};
 use lockbox_rpc::api::control::{
@@ -72,16 +74,24 @@ impl ImpactService for ImpactPort {
 
     async fn get_impact(&self, request: Request<GetImpactRequest>) -> Result<Response<Self::GetImpactStream>, Status> {
         let requester = control_service::requester(&self.broker, &request)?;
-        let subject = request.into_inner().subject;
-        let impact = self.broker.impact(&requester, subject).await;
-        let impact = impact.map_err(|refusal| status::for_requester(&refusal))?;
+        let exposed = self.broker.exposed(&requester, request.into_inner().subject);
+        let exposed = exposed.map_err(|refusal| status::for_requester(&refusal))?;
         let (sender, pages) = mpsc::channel(1);
         let broker = Arc::clone(&self.broker);
         tokio::spawn(async move {
-            for page in pages_of(&broker, &impact) {
-                if sender.send(Ok(page)).await.is_err() {
-                    return;
+            let roster = broker.roster();
+            let to = sender.clone();
+            let take = move |impact: Impact| {
+                let mut pages = pages_of(&roster, &impact);
+                match pages.try_for_each(|page| to.blocking_send(Ok(page))) {
+                    Ok(()) => ControlFlow::Continue(()),
+                    // The requester went away.
+                    Err(_) => ControlFlow::Break(()),
                 }
+            };
+            if let Err(refusal) = broker.registry().impact(exposed, take).await {
+                // As above: then nobody wants to know.
+                let _ = sender.send(Err(status::for_requester(&refusal))).await;
             }
         });
         Ok(Response::new(ReceiverStream::new(pages)))
@@ -102,30 +112,28 @@ impl Broker {
         .await
     }
 
-    async fn impact(self: &Arc<Self>, requester: &str, subject: Option<Subject>) -> Result<Impact, Refusal> {
+    fn exposed(&self, requester: &str, subject: Option<Subject>) -> Result<Exposed, Refusal> {
         decide::permitted(self.requesters(), requester, Permission::ListAll)?;
-        let exposed = match subject {
-            Some(Subject::KeyId(id)) => Exposed::Key(KeyId::from_slice("key_id", &id)?),
+        match subject {
+            Some(Subject::KeyId(id)) => Ok(Exposed::Key(KeyId::from_slice("key_id", &id)?)),
             Some(Subject::Lockbox(name)) => {
                 let roster = self.roster();
                 let member = find_lockbox(&roster, &name).ok_or(Refusal::UnknownLockbox(name))?;
-                Exposed::Lockbox(member.lockbox.lockbox_id)
+                Ok(Exposed::Lockbox(member.lockbox.lockbox_id))
             }
-            None => return Err(lockbox_authz::FieldError::new("subject", "is missing").into()),
-        };
-        self.registry().impact(exposed).await
+            None => Err(lockbox_authz::FieldError::new("subject", "is missing").into()),
+        }
     }
 }
 
-fn pages_of(broker: &Broker, impact: &Impact) -> Vec<GetImpactResponse> {
-    let roster = broker.roster();
+fn pages_of(roster: &Roster, impact: &Impact) -> impl Iterator<Item = GetImpactResponse> {
     let name_of = |finding: &Finding| {
         let id = finding.holding.lockbox_id;
         roster
             .lockbox(&id)
             .map_or_else(String::new, |member| member.lockbox.name.clone())
     };
-    let to_wire = |finding: &Finding| ImpactFinding {
+    let to_wire = move |finding: &Finding| ImpactFinding {
         lockbox: Some(LockboxName {
             lockbox_id: finding.holding.lockbox_id.to_vec(),
             name: name_of(finding),
@@ -140,12 +148,9 @@ fn pages_of(broker: &Broker, impact: &Impact) -> Vec<GetImpactResponse> {
             .copied()
             .unwrap_or(0),
     };
-    let page = |findings: &[Finding]| GetImpactResponse {
-        findings: findings.iter().map(to_wire).collect(),
+    let pages = impact.findings.chunks(FINDINGS_PER_PAGE);
+    pages.map(move |findings| GetImpactResponse {
+        findings: findings.iter().map(&to_wire).collect(),
         truncated: impact.truncated,
-    };
-    match impact.findings.is_empty() {
-        true => vec![page(&[])],
-        false => impact.findings.chunks(FINDINGS_PER_PAGE).map(page).collect(),
-    }
+    })
 }

@@ -1,6 +1,7 @@
 //! What a stolen key or lockbox opens, and what is done about a stolen lockbox.
 
 use clap::{Args, ValueEnum};
+use lockbox_authz::impact::Remedy;
 use lockbox_authz::roster::{Change, Roster};
 use lockbox_authz::{AuthorizationId, KeyId};
 use lockbox_rpc::api::control::get_impact_request::Subject;
@@ -215,6 +216,8 @@ async fn fetch(broker: &mut Broker, subject: Subject) -> Result<Found, CliError>
         found.findings.extend(page.findings);
         found.truncated |= page.truncated;
     }
+    // It is told family by family; what has to be done comes first.
+    found.findings.sort_by_key(|finding| finding.remedy != Remedy::Deep.name());
     Ok(found)
 }
 

@@ -1,6 +1,7 @@
 //! What the lockboxes have reported of their keys, and what a stolen one opens. SPEC sections 13.5 and 13.6.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use lockbox_authz::id::MaterialId;
@@ -23,13 +24,14 @@ pub enum Exposed {
     Lockbox(LockboxId),
 }
 
-/// What that opens.
+/// What that opens, of one family of keys: those that are tied by a material or by descent.
 #[derive(Clone, Debug, Default)]
 pub struct Impact {
+    /// The deep ones first.
     pub findings: Vec<Finding>,
     /// When each lockbox last reported.
     pub reported_at_ms: BTreeMap<LockboxId, i64>,
-    /// Whether there is more than what was looked at.
+    /// Whether the family is larger than what was looked at.
     pub truncated: bool,
 }
 
@@ -93,11 +95,15 @@ impl Turn<'_> {
 }
 
 impl Registry {
-    /// What is opened. It reads much, and holds up nobody: what it sees may not be durable yet, which only a power cut could
-    /// tell.
-    pub async fn impact(self: &Arc<Self>, exposed: Exposed) -> Result<Impact, Refusal> {
+    /// What is opened, told family by family until nobody takes more. It reads much, and holds up nobody: what it sees may
+    /// not be durable yet, which only a power cut could tell.
+    pub async fn impact(
+        self: &Arc<Self>,
+        exposed: Exposed,
+        take: impl FnMut(Impact) -> ControlFlow<()> + Send + 'static,
+    ) -> Result<(), Refusal> {
         let store = Arc::clone(&self.store);
-        let read = tokio::task::spawn_blocking(move || Reader { store }.impact(exposed));
+        let read = tokio::task::spawn_blocking(move || Reader { store }.impact(exposed, take));
         joined(read.await)?
     }
 }
@@ -106,55 +112,101 @@ struct Reader {
     store: Arc<dyn Store>,
 }
 
+#[derive(Default)]
+struct Family {
+    holdings: Vec<Holding>,
+    truncated: bool,
+}
+
 impl Reader {
-    fn impact(&self, exposed: Exposed) -> Result<Impact, Refusal> {
-        let (materials, start, stolen) = match exposed {
+    fn impact(&self, exposed: Exposed, mut take: impl FnMut(Impact) -> ControlFlow<()>) -> Result<(), Refusal> {
+        match exposed {
             Exposed::Key(key_id) => {
-                let holdings = self.holdings(key_id)?;
-                let materials: BTreeSet<MaterialId> = holdings.iter().map(|held| held.entry.material_id).collect();
-                (materials, vec![key_id], None)
+                let family = self.family(key_id, &mut HashSet::new())?;
+                let held = family.holdings.iter().filter(|held| held.entry.key_id == key_id);
+                let materials = held.map(|held| held.entry.material_id).collect();
+                // Nobody is left to be told if it breaks off.
+                let _ = take(self.judge(family, &materials, None)?);
+                Ok(())
             }
-            Exposed::Lockbox(lockbox_id) => {
-                let entries = self.entries_at(lockbox_id)?;
-                let held = entries.iter().filter(|entry| entry.state.is_held());
-                let materials = held.map(|entry| entry.material_id).collect();
-                let start = entries.iter().map(|entry| entry.key_id).collect();
-                (materials, start, Some(lockbox_id))
+            Exposed::Lockbox(lockbox_id) => self.impact_of_lockbox(lockbox_id, take),
+        }
+    }
+
+    /// A server may hold a million keys, and a family is seldom larger than ten.
+    fn impact_of_lockbox(
+        &self,
+        stolen: LockboxId,
+        mut take: impl FnMut(Impact) -> ControlFlow<()>,
+    ) -> Result<(), Refusal> {
+        let prefix = keys::inventory(stolen);
+        let mut after: Option<Vec<u8>> = None;
+        let mut seen = HashSet::new();
+        loop {
+            let page = self.store.scan(&prefix, after.as_deref(), SCAN_PAGE);
+            let page = page.map_err(Refusal::Store)?;
+            let Some((last, _)) = page.last() else { return Ok(()) };
+            after = Some(last.clone());
+            for (place, _) in &page {
+                let key_id = last_id(place).map_err(Refusal::Record)?;
+                if seen.contains(&key_id) {
+                    continue;
+                }
+                let family = self.family(key_id, &mut seen)?;
+                let held = |held: &&Holding| held.lockbox_id == stolen && held.entry.state.is_held();
+                let held = family.holdings.iter().filter(held);
+                let materials = held.map(|held| held.entry.material_id).collect();
+                if take(self.judge(family, &materials, Some(stolen))?).is_break() {
+                    return Ok(());
+                }
             }
-        };
-        let mut family: BTreeMap<KeyId, Vec<Holding>> = BTreeMap::new();
-        let mut waiting = start;
-        let mut seen_materials = BTreeSet::new();
+        }
+    }
+
+    /// Everything that is tied to a key and was not seen before.
+    fn family(&self, key_id: KeyId, seen: &mut HashSet<KeyId>) -> Result<Family, Refusal> {
+        let mut family = Family::default();
+        let mut size = 0;
+        let mut waiting = vec![key_id];
+        let mut materials = BTreeSet::new();
         while let Some(key_id) = waiting.pop() {
-            if family.len() >= MAX_IMPACT_KEYS {
-                break;
-            }
-            if family.contains_key(&key_id) {
+            if seen.contains(&key_id) {
                 continue;
             }
+            if size == MAX_IMPACT_KEYS {
+                family.truncated = true;
+                break;
+            }
+            size += 1;
+            seen.insert(key_id);
             let holdings = self.holdings(key_id)?;
             for entry in holdings.iter().map(|held| &held.entry) {
                 waiting.extend(entry.parent.iter().map(|parent| parent.key_id));
-                if seen_materials.insert(entry.material_id) {
+                if materials.insert(entry.material_id) {
                     waiting.extend(self.ids(&keys::materials(entry.material_id))?);
                 }
             }
             waiting.extend(self.ids(&keys::children(key_id))?);
-            family.insert(key_id, holdings);
+            family.holdings.extend(holdings);
         }
-        let truncated = family.len() >= MAX_IMPACT_KEYS;
-        let findings = assess(&materials, stolen, family.into_values().flatten());
+        Ok(family)
+    }
+
+    fn judge(
+        &self,
+        family: Family,
+        materials: &BTreeSet<MaterialId>,
+        stolen: Option<LockboxId>,
+    ) -> Result<Impact, Refusal> {
         let mut reported_at_ms = BTreeMap::new();
-        for finding in &findings {
-            let lockbox_id = finding.holding.lockbox_id;
-            if let std::collections::btree_map::Entry::Vacant(slot) = reported_at_ms.entry(lockbox_id) {
-                slot.insert(self.reported_at_ms(lockbox_id)?);
-            }
+        let holders: BTreeSet<_> = family.holdings.iter().map(|held| held.lockbox_id).collect();
+        for lockbox_id in holders {
+            reported_at_ms.insert(lockbox_id, self.reported_at_ms(lockbox_id)?);
         }
         Ok(Impact {
-            findings,
+            findings: assess(materials, stolen, family.holdings),
             reported_at_ms,
-            truncated,
+            truncated: family.truncated,
         })
     }
 
@@ -169,22 +221,6 @@ impl Reader {
             }
         }
         Ok(holdings)
-    }
-
-    fn entries_at(&self, lockbox_id: LockboxId) -> Result<Vec<InventoryEntry>, Refusal> {
-        let prefix = keys::inventory(lockbox_id);
-        let mut after: Option<Vec<u8>> = None;
-        let mut entries = Vec::new();
-        while entries.len() < MAX_IMPACT_KEYS {
-            let page = self.store.scan(&prefix, after.as_deref(), SCAN_PAGE);
-            let page = page.map_err(Refusal::Store)?;
-            let Some((last, _)) = page.last() else { break };
-            after = Some(last.clone());
-            for (_, bytes) in &page {
-                entries.push(decode(bytes)?);
-            }
-        }
-        Ok(entries)
     }
 
     /// The ids that end the places under a prefix.

@@ -1,0 +1,136 @@
+//! What lockboxes report of their keys, and what a stolen one opens.
+
+use std::collections::BTreeSet;
+use std::ops::ControlFlow;
+
+use lockbox_authz::impact::Finding;
+use lockbox_authz::inventory::{InventoryEntry, InventoryState, MAX_INVENTORY_ENTRIES};
+use lockbox_authz::{InventoryReport, MaterialId};
+
+use super::*;
+use crate::limits::MAX_IMPACT_KEYS;
+
+fn held(number: u8, material: u8) -> InventoryEntry {
+    InventoryEntry {
+        key_id: KeyId([number; 16]),
+        material_id: MaterialId([material; 16]),
+        state: InventoryState::Active,
+        parent: None,
+        consumers: Vec::new(),
+        job: None,
+    }
+}
+
+async fn tell(registry: &Arc<Registry>, lockbox: u8, range: (Option<u8>, Option<u8>), entries: &[(u8, u8)]) {
+    tell_at(registry, NOW_MS, lockbox, range, entries).await;
+}
+
+async fn tell_at(
+    registry: &Arc<Registry>,
+    reported_at_ms: i64,
+    lockbox: u8,
+    range: (Option<u8>, Option<u8>),
+    entries: &[(u8, u8)],
+) {
+    let report = InventoryReport {
+        cluster_id: registry.roster().cluster_id(),
+        lockbox_id: id(lockbox),
+        reported_at_ms,
+        after: range.0.map(|number| KeyId([number; 16])),
+        last: range.1.map(|number| KeyId([number; 16])),
+        entries: entries.iter().map(|(key, material)| held(*key, *material)).collect(),
+    };
+    let taken = registry.turn(move |turn| turn.take_inventory(&report, NOW_MS)).await;
+    taken.unwrap();
+}
+
+async fn impact(registry: &Arc<Registry>, exposed: Exposed) -> Vec<Impact> {
+    let (sender, parts) = std::sync::mpsc::channel();
+    let take = move |part| {
+        sender.send(part).expect("it is received below");
+        ControlFlow::Continue(())
+    };
+    registry.impact(exposed, take).await.unwrap();
+    parts.into_iter().collect()
+}
+
+async fn opened_by(registry: &Arc<Registry>, key: u8) -> Vec<(u8, LockboxId)> {
+    let at = |finding: &Finding| (finding.holding.entry.key_id.0[0], finding.holding.lockbox_id);
+    let impact = impact(registry, Exposed::Key(KeyId([key; 16]))).await;
+    impact.iter().flat_map(|part| part.findings.iter().map(at)).collect()
+}
+
+/// All that was known of the keys of a stolen server is asked, and a server may have more keys than one family may.
+#[tokio::test]
+async fn every_key_of_a_stolen_lockbox_is_told_however_many_there_are() {
+    const KEYS: usize = MAX_IMPACT_KEYS + 1;
+    let store = MemoryStore::new();
+    let registry = registry(&store).await;
+    let key_id = |number: usize| KeyId((number as u128 + 1).to_be_bytes());
+    let numbers: Vec<usize> = (0..KEYS).collect();
+    for range in numbers.chunks(MAX_INVENTORY_ENTRIES) {
+        let (first, last) = (range[0], range[range.len() - 1]);
+        let entry = |number: &usize| InventoryEntry {
+            key_id: key_id(*number),
+            material_id: MaterialId(key_id(*number).0),
+            ..held(0, 0)
+        };
+        let report = InventoryReport {
+            cluster_id: registry.roster().cluster_id(),
+            lockbox_id: id(ALPHA),
+            reported_at_ms: NOW_MS,
+            after: (first > 0).then(|| key_id(first - 1)),
+            last: (last + 1 < KEYS).then(|| key_id(last)),
+            entries: range.iter().map(entry).collect(),
+        };
+        let taken = registry.turn(move |turn| turn.take_inventory(&report, NOW_MS)).await;
+        taken.unwrap();
+    }
+    let told = impact(&registry, Exposed::Lockbox(id(ALPHA))).await;
+    assert!(told.iter().all(|part| !part.truncated));
+    let keys: BTreeSet<KeyId> = told
+        .iter()
+        .flat_map(|part| part.findings.iter().map(|finding| finding.holding.entry.key_id))
+        .collect();
+    assert_eq!(keys.len(), KEYS);
+}
+
+/// An operator who looks for what a thief can open must not be shown what is no more, nor miss what another range has.
+#[tokio::test]
+async fn a_range_of_an_inventory_replaces_that_range_and_no_other() {
+    let store = MemoryStore::new();
+    let registry = registry(&store).await;
+    tell(&registry, ALPHA, (None, Some(4)), &[(2, 2), (4, 2)]).await;
+    tell(&registry, ALPHA, (Some(4), None), &[(6, 2)]).await;
+    tell(&registry, BETA, (None, None), &[(2, 2), (9, 9)]).await;
+    let mut all = opened_by(&registry, 2).await;
+    all.sort();
+    let mut expected = vec![(2, id(ALPHA)), (2, id(BETA)), (4, id(ALPHA)), (6, id(ALPHA))];
+    expected.sort();
+    assert_eq!(all, expected);
+    tell(&registry, ALPHA, (None, Some(4)), &[(2, 2)]).await;
+    let registry = reopen(&store);
+    let mut all = opened_by(&registry, 6).await;
+    all.sort();
+    expected.retain(|found| *found != (4, id(ALPHA)));
+    assert_eq!(all, expected);
+    assert_eq!(opened_by(&registry, 9).await, [(9, id(BETA))]);
+    assert_eq!(opened_by(&registry, 77).await, []);
+}
+
+/// A report that was held back on an old connection would bring back what the lockbox has told is gone.
+#[tokio::test]
+async fn an_older_report_does_not_replace_a_newer_one() {
+    let store = MemoryStore::new();
+    let registry = registry(&store).await;
+    tell_at(&registry, NOW_MS - 5, ALPHA, (None, None), &[(2, 2), (4, 2)]).await;
+    tell_at(&registry, NOW_MS - 9, ALPHA, (None, None), &[(2, 2)]).await;
+    assert_eq!(opened_by(&registry, 2).await.len(), 2);
+    // Another lockbox's clock is its own.
+    tell_at(&registry, NOW_MS - 9, BETA, (None, None), &[(6, 2)]).await;
+    assert_eq!(opened_by(&registry, 2).await.len(), 3);
+    // A clock that was ahead and was put right.
+    tell_at(&registry, NOW_MS + 1_000_000, ALPHA, (None, None), &[(2, 2)]).await;
+    tell_at(&registry, NOW_MS, ALPHA, (None, None), &[(2, 2), (4, 2)]).await;
+    assert_eq!(opened_by(&registry, 2).await.len(), 3);
+}
