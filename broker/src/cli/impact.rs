@@ -217,7 +217,9 @@ async fn fetch(broker: &mut Broker, subject: Subject) -> Result<Found, CliError>
         found.truncated |= page.truncated;
     }
     // It is told family by family; what has to be done comes first.
-    found.findings.sort_by_key(|finding| finding.remedy != Remedy::Deep.name());
+    found
+        .findings
+        .sort_by_key(|finding| finding.remedy != Remedy::Deep.name());
     Ok(found)
 }
 

@@ -2,16 +2,17 @@
 //!
 //! Nothing here has to be remembered: on each connection everything is told once, and after that what has changed.
 
-use std::collections::HashMap;
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use lockbox_authz::inventory::InventoryEntry;
-use lockbox_authz::{Hash, KeyId};
+use lockbox_authz::envelope::Verified;
+use lockbox_authz::{InventoryReport, KeyId};
+use lockbox_core::lifecycle::inventory::InventoryWatch;
 use lockbox_rpc::api::node::ReportInventoryRequest;
 use lockbox_rpc::api::node::inventory_service_client::InventoryServiceClient;
-use prost::Message;
+use tokio::time::Instant;
 use tonic::Code;
 use tonic::transport::Channel;
 
@@ -27,22 +28,35 @@ const BETWEEN_ROUNDS: Duration = Duration::from_secs(1);
 const AFTER_REFUSAL: Duration = Duration::from_secs(5);
 const AFTER_REFUSAL_AT_MOST: Duration = Duration::from_secs(600);
 
-/// A round may take this part of the time: with a million keys one takes seconds.
-const ROUND_SHARE: u32 = 50;
+/// Rounds that tell everything may take this part of the time: with a million keys one takes seconds.
+const FULL_SHARE: u32 = 50;
 
-/// What was told of one range: where it ended, and the hash of its entries.
-type Told = HashMap<Option<KeyId>, (Option<KeyId>, Hash)>;
+/// Changed keys that are told one by one. If there are more, telling everything costs less.
+const MAX_CHANGED: usize = 4_096;
+
+/// What one connection knows.
+struct Teller<'a> {
+    node: &'a Arc<Node>,
+    client: InventoryServiceClient<Channel>,
+    /// Notes what has changed since everything was told; `None` if everything is still to be told.
+    watch: Option<Arc<InventoryWatch>>,
+    /// When everything may be told again.
+    not_before: Instant,
+}
 
 /// Runs for as long as the connection lasts. A broker that does not take inventories is left in peace.
 pub(super) async fn run(node: &Arc<Node>, channel: Channel) -> Result<Infallible, LinkError> {
-    let mut client = InventoryServiceClient::new(channel);
     let mut activity = node.engine.watch_activity();
-    let mut told = Told::new();
+    let mut teller = Teller {
+        node,
+        client: InventoryServiceClient::new(channel),
+        watch: None,
+        not_before: Instant::now(),
+    };
     let mut after_refusal = AFTER_REFUSAL;
     loop {
-        let began = Instant::now();
         activity.borrow_and_update();
-        match round(node, &mut client, &mut told).await {
+        match teller.round().await {
             Ok(()) => after_refusal = AFTER_REFUSAL,
             Err(LinkError::Status(status)) if status.code() == Code::Unimplemented => {
                 tracing::info!("the broker takes no inventory");
@@ -53,51 +67,78 @@ pub(super) async fn run(node: &Arc<Node>, channel: Channel) -> Result<Infallible
                     error = crate::chain(&error),
                     "the inventory was not told; it is tried again"
                 );
-                told.clear();
+                teller.watch = None;
                 tokio::time::sleep(after_refusal).await;
                 after_refusal = AFTER_REFUSAL_AT_MOST.min(after_refusal * 2);
                 continue;
             }
             Err(error) => return Err(error),
         }
-        tokio::time::sleep(BETWEEN_ROUNDS.max(began.elapsed() * ROUND_SHARE)).await;
+        tokio::time::sleep(BETWEEN_ROUNDS).await;
         activity.changed().await.map_err(|_| LinkError::Closed)?;
     }
 }
 
-/// Tells every range that is not as it was told before.
-async fn round(
-    node: &Arc<Node>,
-    client: &mut InventoryServiceClient<Channel>,
-    told: &mut Told,
-) -> Result<(), LinkError> {
-    let mut after = None;
-    let mut now_told = Told::new();
-    loop {
-        // What a power cut could take back would be told again as it is then.
-        let report = node
-            .engine
-            .read(move |lockbox| lockbox.inventory_report(after, now_ms()))
-            .await?;
-        let report = report.map_err(StepError::Refused)?;
-        let (last, hash) = (report.statement().last, hash(&report.statement().entries));
-        if told.get(&after) != Some(&(last, hash)) {
-            let report = report.envelope().to_bytes();
-            client.report_inventory(ReportInventoryRequest { report }).await?;
+impl Teller<'_> {
+    async fn round(&mut self) -> Result<(), LinkError> {
+        if let Some(watch) = self.watch.take() {
+            let noted = Arc::clone(&watch);
+            let changed = self.node.engine.read(move |lockbox| lockbox.changed_keys(&noted));
+            if let Some(changed) = changed.await?.filter(|changed| changed.len() <= MAX_CHANGED) {
+                self.tell_changed(changed).await?;
+                self.watch = Some(watch);
+                return Ok(());
+            }
         }
-        now_told.insert(after, (last, hash));
-        if last.is_none() {
-            *told = now_told;
-            return Ok(());
-        }
-        after = last;
+        self.tell_everything().await
     }
-}
 
-fn hash(entries: &[InventoryEntry]) -> Hash {
-    let bytes: Vec<u8> = entries
-        .iter()
-        .flat_map(|entry| entry.to_wire().encode_length_delimited_to_vec())
-        .collect();
-    Hash::of(&bytes)
+    async fn tell_changed(&mut self, mut changed: BTreeSet<KeyId>) -> Result<(), LinkError> {
+        loop {
+            // What a power cut could take back would be told again as it is then.
+            let read = self.node.engine.read(move |lockbox| {
+                let report = lockbox.inventory_report_of(&changed, now_ms());
+                (changed, report)
+            });
+            let (asked, report) = read.await?;
+            let Some(report) = report.map_err(StepError::Refused)? else {
+                return Ok(());
+            };
+            self.tell(&report).await?;
+            changed = match report.statement().last {
+                Some(last) => asked.into_iter().filter(|key_id| *key_id > last).collect(),
+                None => return Ok(()),
+            };
+        }
+    }
+
+    /// Tells every range. What changes meanwhile is noted, and told after it.
+    async fn tell_everything(&mut self) -> Result<(), LinkError> {
+        tokio::time::sleep_until(self.not_before).await;
+        let began = Instant::now();
+        let watch = self.node.engine.read(lockbox_core::lockbox::Lockbox::watch_inventory);
+        let watch = Arc::new(watch.await?);
+        let mut after = None;
+        loop {
+            let report = self
+                .node
+                .engine
+                .read(move |lockbox| lockbox.inventory_report(after, now_ms()));
+            let report = report.await?.map_err(StepError::Refused)?;
+            self.tell(&report).await?;
+            after = report.statement().last;
+            if after.is_none() {
+                break;
+            }
+        }
+        self.not_before = Instant::now() + began.elapsed() * FULL_SHARE;
+        self.watch = Some(watch);
+        Ok(())
+    }
+
+    async fn tell(&mut self, report: &Verified<InventoryReport>) -> Result<(), LinkError> {
+        let report = report.envelope().to_bytes();
+        self.client.report_inventory(ReportInventoryRequest { report }).await?;
+        Ok(())
+    }
 }

@@ -1,6 +1,7 @@
 //! Which keys change while they are being read in pages.
 
 use std::collections::BTreeSet;
+use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use lockbox_authz::id::KeyId;
@@ -69,6 +70,12 @@ impl Watch {
     pub(crate) fn changed(&self) -> Option<BTreeSet<KeyId>> {
         let seen = lock(&self.0);
         (seen.changed.len() <= MAX_CHANGED_KEYS).then(|| seen.changed.clone())
+    }
+
+    /// What has changed since it was asked last; `None` if it is too much to be remembered.
+    pub(crate) fn take_changed(&self) -> Option<BTreeSet<KeyId>> {
+        let changed = mem::take(&mut lock(&self.0).changed);
+        (changed.len() <= MAX_CHANGED_KEYS).then_some(changed)
     }
 
     fn note(&self, changes: &Changes) {
