@@ -14,7 +14,8 @@ use lockbox_core::wire;
 use prost::Message;
 
 use crate::node::Node;
-use crate::world::{START_MS, Session, SourceEnd, TargetEnd, ToSource, ToTarget, World};
+use crate::world::session::{Session, SourceEnd, TargetEnd, ToSource, ToTarget};
+use crate::world::{START_MS, World};
 
 pub(crate) type Digest = u64;
 
