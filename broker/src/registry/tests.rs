@@ -689,13 +689,24 @@ async fn tell_at(
     range: (Option<u8>, Option<u8>),
     entries: &[(u8, u8)],
 ) {
+    let entries = entries.iter().map(|(key, material)| held(*key, *material)).collect();
+    tell_entries(registry, reported_at_ms, lockbox, range, entries).await;
+}
+
+async fn tell_entries(
+    registry: &Arc<Registry>,
+    reported_at_ms: i64,
+    lockbox: u8,
+    range: (Option<u8>, Option<u8>),
+    entries: Vec<lockbox_authz::inventory::InventoryEntry>,
+) {
     let report = lockbox_authz::InventoryReport {
         cluster_id: registry.roster().cluster_id(),
         lockbox_id: id(lockbox),
         reported_at_ms,
         after: range.0.map(|number| KeyId([number; 16])),
         last: range.1.map(|number| KeyId([number; 16])),
-        entries: entries.iter().map(|(key, material)| held(*key, *material)).collect(),
+        entries,
     };
     let taken = registry.turn(move |turn| turn.take_inventory(&report, NOW_MS)).await;
     taken.unwrap();
@@ -728,6 +739,39 @@ async fn a_range_of_an_inventory_replaces_that_range_and_no_other() {
     assert_eq!(all, expected);
     assert_eq!(opened_by(&registry, 9).await, [(9, id(BETA))]);
     assert_eq!(opened_by(&registry, 77).await, []);
+}
+
+/// The layer is at a lockbox that has not reported; its snapshot's old blocks are under the base's material all the same.
+#[tokio::test]
+async fn what_lies_on_a_key_is_found_although_its_parent_was_never_reported() {
+    let store = MemoryStore::new();
+    let registry = registry(&store).await;
+    let mut snapshot = held(6, 4);
+    snapshot.parent = Some(lockbox_authz::inventory::Parent {
+        key_id: KeyId([4; 16]),
+        relation: "snapshot".to_owned(),
+        stated_lies_on: Some(KeyId([2; 16])),
+    });
+    tell(&registry, ALPHA, (None, None), &[(2, 2)]).await;
+    tell_entries(&registry, NOW_MS, BETA, (None, None), vec![snapshot]).await;
+    let registry = reopen(&store);
+    let exposed = Exposed::Key(KeyId([2; 16]));
+    let impact = registry.impact(exposed).await.unwrap();
+    let found = impact
+        .findings
+        .iter()
+        .map(|found| (found.holding.lockbox_id, found.kinship));
+    let expected = [
+        (id(ALPHA), lockbox_authz::impact::Kinship::Material),
+        (id(BETA), lockbox_authz::impact::Kinship::Layer),
+    ];
+    assert_eq!(found.collect::<Vec<_>>(), expected);
+    let remedy = impact.findings.iter().map(|found| found.remedy);
+    assert!(
+        remedy
+            .into_iter()
+            .all(|remedy| remedy == lockbox_authz::impact::Remedy::Deep)
+    );
 }
 
 /// A report that was held back on an old connection would bring back what the lockbox has told is gone.

@@ -77,7 +77,7 @@ pub enum TargetError {
     OnItsWayOut(KeyId),
     #[error("key {0} was destroyed here, and a destroyed key does not come back")]
     WasDestroyed(KeyId),
-    #[error("key {key} is a layer on key {ancestor}, which is not here and did not come with it")]
+    #[error("key {key} lies on key {ancestor}, which is not here and did not come with it")]
     MissingAncestor { key: KeyId, ancestor: KeyId },
     #[error(transparent)]
     Local(#[from] LockboxError),
@@ -588,14 +588,11 @@ fn take_key(lockbox: &Lockbox, key: Key) -> Result<Option<Key>, TargetError> {
     }
 }
 
-/// A layer is worth nothing without what it lies on: that comes in the same chunk, or is here.
+/// A key is worth little without what it lies on: that comes in the same chunk, or is here.
 fn check_layers(lockbox: &Lockbox, keys: &[Key]) -> Result<(), TargetError> {
     let arriving: HashSet<KeyId> = keys.iter().map(|key| key.info.key_id).collect();
     for key in keys {
-        let Some(below) = key.info.lineage.as_ref().filter(|lineage| lineage.is_layer()) else {
-            continue;
-        };
-        let ancestor = below.parent_key_id;
+        let Some(ancestor) = key.info.lies_on() else { continue };
         if !arriving.contains(&ancestor) && !lockbox.vault.has_key(ancestor).map_err(LockboxError::from)? {
             let key = key.info.key_id;
             return Err(TargetError::MissingAncestor { key, ancestor });
