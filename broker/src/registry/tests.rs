@@ -766,12 +766,13 @@ async fn what_lies_on_a_key_is_found_although_its_parent_was_never_reported() {
         (id(BETA), lockbox_authz::impact::Kinship::Layer),
     ];
     assert_eq!(found.collect::<Vec<_>>(), expected);
-    let remedy = impact.findings.iter().map(|found| found.remedy);
     assert!(
-        remedy
-            .into_iter()
-            .all(|remedy| remedy == lockbox_authz::impact::Remedy::Deep)
+        impact
+            .findings
+            .iter()
+            .all(|found| found.remedy == lockbox_authz::impact::Remedy::Deep)
     );
+    assert_eq!(opened_by(&registry, 6).await, [(6, id(BETA)), (2, id(ALPHA))]);
 }
 
 /// A report that was held back on an old connection would bring back what the lockbox has told is gone.

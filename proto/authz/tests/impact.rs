@@ -46,7 +46,18 @@ fn on(mut holding: Holding, below: KeyId) -> Holding {
 }
 
 fn judge(holdings: &[Holding], lockbox_id: LockboxId, key_id: KeyId) -> (Kinship, Remedy, Progress) {
-    let found = assess(&BTreeSet::from([MaterialId(OLD.0)]), None, holdings.to_vec());
+    judge_if(&[OLD], holdings, lockbox_id, key_id)
+}
+
+/// The same, if the materials of these are exposed.
+fn judge_if(
+    exposed: &[KeyId],
+    holdings: &[Holding],
+    lockbox_id: LockboxId,
+    key_id: KeyId,
+) -> (Kinship, Remedy, Progress) {
+    let exposed: BTreeSet<MaterialId> = exposed.iter().map(|key_id| MaterialId(key_id.0)).collect();
+    let found = assess(&exposed, None, holdings.to_vec());
     let is_it = |found: &&Finding| (found.holding.lockbox_id, found.holding.entry.key_id) == (lockbox_id, key_id);
     let found = found.iter().find(is_it).expect("it is related");
     (found.kinship, found.remedy, found.progress)
@@ -150,6 +161,8 @@ fn a_rotation_of_a_layer_does_not_help_against_a_thief_of_the_base() {
             let open = (Kinship::Layer, Remedy::Deep, Progress::Open);
             assert_eq!(judge(&holdings, HONEST, layer), open);
             assert_eq!(judge(&holdings, HONEST, rotated), open);
+            // Nor if the layer's own is known as well.
+            assert_eq!(judge_if(&[OLD, layer], &holdings, HONEST, rotated), open);
         }
     }
 }

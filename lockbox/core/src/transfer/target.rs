@@ -589,7 +589,7 @@ fn take_key(lockbox: &Lockbox, key: Key) -> Result<Option<Key>, TargetError> {
 }
 
 /// A key is worth little without what it lies on: that comes in the same chunk, or is here.
-fn check_layers(lockbox: &Lockbox, keys: &[Key]) -> Result<(), TargetError> {
+pub(crate) fn check_layers(lockbox: &Lockbox, keys: &[Key]) -> Result<(), TargetError> {
     let arriving: HashSet<KeyId> = keys.iter().map(|key| key.info.key_id).collect();
     for key in keys {
         let Some(ancestor) = key.info.lies_on() else { continue };

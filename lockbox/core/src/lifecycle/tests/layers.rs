@@ -11,6 +11,7 @@ use crate::lifecycle::family::MAX_LAYERS;
 use crate::lockbox::LockboxError;
 use crate::record::{Key, Lineage, Tombstone};
 use crate::testing::{Cluster, Node};
+use crate::transfer::target::{TargetError, check_layers};
 use crate::transfer::tests::carry;
 use crate::wire;
 
@@ -162,6 +163,30 @@ fn what_lies_on_a_base_travels_with_it_and_is_told_byte_for_byte() {
     }
 }
 
+/// A source that plans otherwise than it should must not leave this lockbox with half of a volume's keys.
+#[test]
+fn rejects_what_arrives_without_what_it_lies_on() {
+    let mut source = node();
+    let (base, layer) = layered(&mut source);
+    let snapshot = derive(&mut source, layer, Relation::Snapshot).expect("it may");
+    let target = Node::new("b", 2);
+    let arriving = |keys: &[KeyId]| {
+        let keys: Vec<Key> = keys
+            .iter()
+            .map(|key| source.lockbox().reveal_key(*key).expect("it is here"))
+            .collect();
+        check_layers(target.lockbox(), &keys)
+    };
+    for torn in [&[snapshot][..], &[layer, snapshot]] {
+        let refused = arriving(torn);
+        assert!(matches!(refused, Err(TargetError::MissingAncestor { ancestor, .. }) if ancestor == base));
+    }
+    assert!(
+        arriving(&[snapshot, base]).is_ok(),
+        "the snapshot does not need the layer"
+    );
+}
+
 /// Rotating a layer helps against a thief of the layer's material, and not against one of the base's.
 #[test]
 fn what_is_made_of_a_layer_is_deep_when_the_base_is_compromised_whoever_is_gone() {
@@ -186,6 +211,8 @@ fn what_is_made_of_a_layer_is_deep_when_the_base_is_compromised_whoever_is_gone(
     }
     let found = of(snapshot, snapshot);
     assert_eq!(found, Some((Kinship::Material, Remedy::Deep, Progress::Open)));
+    let found = of(snapshot, base);
+    assert_eq!(found, Some((Kinship::Ancestor, Remedy::Shallow, Progress::Done)));
     destroy(&mut cluster.b, snapshot, false).expect("nothing lies on it");
     let impact = cluster.b.lockbox().impact(base).expect("undamaged");
     let found = impact
