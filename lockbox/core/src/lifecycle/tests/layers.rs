@@ -187,6 +187,33 @@ fn rejects_what_arrives_without_what_it_lies_on() {
     );
 }
 
+/// Nothing of it could ever be destroyed, or moved away.
+#[test]
+fn rejects_keys_that_arrive_lying_on_each_other_in_a_ring() {
+    let mut source = node();
+    let keys: Vec<KeyId> = (0..=MAX_LAYERS).map(|_| make(&mut source, ANY)).collect();
+    let target = Node::new("b", 2);
+    // Each key on the one after it; the last on the first, or on none.
+    let chain = |count: usize, is_ring: bool| {
+        let lie = |place: usize| {
+            let mut key = source.lockbox().reveal_key(keys[place]).expect("it is here");
+            let below = (place + 1 < count || is_ring).then(|| keys[(place + 1) % count]);
+            key.info.lineage = below.map(|below| Lineage {
+                parent_key_id: KeyId([7; 16]),
+                relation: "snapshot".to_owned(),
+                stated_lies_on: Some(below),
+            });
+            key
+        };
+        let keys: Vec<Key> = (0..count).map(lie).collect();
+        check_layers(target.lockbox(), &keys)
+    };
+    assert!(chain(MAX_LAYERS, false).is_ok());
+    for refused in [chain(2, true), chain(MAX_LAYERS, true), chain(MAX_LAYERS + 1, false)] {
+        assert!(matches!(refused, Err(TargetError::Field(_))), "{refused:?}");
+    }
+}
+
 /// Rotating a layer helps against a thief of the layer's material, and not against one of the base's.
 #[test]
 fn what_is_made_of_a_layer_is_deep_when_the_base_is_compromised_whoever_is_gone() {
