@@ -68,6 +68,7 @@ const FIELDS: &[(&str, &str)] = &[
     ("authz.ErasureRecord.receipt_hash", "hash"),
     ("authz.Genesis.nonce", "random, public"),
     ("authz.InventoryEntry.key_id", "identifier"),
+    ("authz.InventoryEntry.lies_on_key_id", "identifier"),
     ("authz.InventoryEntry.material_id", "identifier"),
     ("authz.InventoryEntry.moved_to", "identifier"),
     ("authz.InventoryEntry.parent_key_id", "identifier"),

@@ -101,7 +101,6 @@ impl LocalCode for LifecycleError {
             Self::Transition { .. }
             | Self::State { .. }
             | Self::Layered { .. }
-            | Self::OfLayer { .. }
             | Self::InJob { .. }
             | Self::JobState { .. }
             | Self::TooManyLayers(_) => Code::FailedPrecondition,

@@ -106,6 +106,7 @@ def judge_book_record(vector: Vector) -> None:
 def judge_key_record(vector: Vector) -> None:
     bound = [vector.bytes(name) for name in ("store-id", "placing-key", "bucket-key", "key-id", "sealed-data-key")]
     data_key, record = at_rest.open_key_record(*bound, vector.body)
+    at_rest.decode_key(record)
     yields(vector, "data-key", data_key)
     yields(vector, "plaintext", record)
 

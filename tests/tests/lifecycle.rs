@@ -437,3 +437,72 @@ fn a_canary_raises_an_alarm_and_nothing_leaves_until_an_operator_says_otherwise(
     waiting.wait();
     assert_eq!(b.keys(), [key]);
 }
+
+/// Option 4 goes on: a layer is snapshotted and rotated as any volume, and what is made of it keeps what its old blocks are under.
+#[test]
+fn option_4_what_is_made_of_a_layer_keeps_the_ancestor_and_travels_with_it() {
+    let cluster = Cluster::start();
+    let a = cluster.add_lockbox("a");
+    let b = cluster.add_lockbox("b");
+    let open = |lockbox: &Lockbox, job: KeyId| {
+        let job = job.to_string();
+        let socket = lockbox.socket();
+        let socket = socket.to_str().expect("a path of ours");
+        let verify = [
+            "job",
+            "verify",
+            &job,
+            "--socket",
+            socket,
+            "--",
+            "sh",
+            "-c",
+            "cat >/dev/null",
+        ];
+        lockbox.command(verify).expect_success("job verify");
+        ask(lockbox, &["job", "done", &job]);
+    };
+    let base = volume(&a, "share,layer");
+    let layer = clone(&a, base, "layer");
+    open(&a, layer);
+    let snapshot = id(&ask(&a, &["key", "snapshot", &layer.to_string()])["key_id"]);
+    let shown = ask(&a, &["key", "show", &snapshot.to_string()]);
+    assert_eq!(
+        (id(&shown["parent_key_id"]), id(&shown["lies_on_key_id"])),
+        (layer, base)
+    );
+    assert_eq!(a.reveal(snapshot), a.reveal(layer));
+
+    // With an ancestor missing it is refused, and says which.
+    let torn = cluster.move_keys(&a, &b, &[layer, snapshot]).wait_for_end();
+    assert_eq!(torn.state(), TransferState::Refused);
+    assert!(torn.detail.contains(&base.to_string()), "{}", torn.detail);
+    let torn = cluster.move_keys(&a, &b, &[base, layer]).wait_for_end();
+    assert!(torn.detail.contains(&snapshot.to_string()), "{}", torn.detail);
+    cluster.move_keys(&a, &b, &[base, layer, snapshot]).wait();
+    assert_eq!(ask(&b, &["key", "show", &snapshot.to_string()]), shown);
+
+    // The layer's own blocks come under a new key; the base's stay as they are.
+    let rotated = id(&ask(&b, &["key", "rotate", &layer.to_string()])["key_id"]);
+    open(&b, rotated);
+    assert!(!b.holds(layer) && b.holds(snapshot));
+    b.restart();
+    ask(&b, &["key", "compromise", &base.to_string()]);
+    for key in [snapshot, rotated] {
+        let found = eventually("the broker knows that it is deep", || {
+            let impact = impact(&cluster, &[&base.to_string()]);
+            let is_it = |found: &&Value| found["key_id"] == key.to_string() && found["lockbox"] == "b";
+            impact["findings"].as_array()?.iter().find(is_it).cloned()
+        });
+        assert_eq!(
+            (&found["remedy"], &found["progress"]),
+            (&"deep".into(), &"to do".into())
+        );
+    }
+    for key in [snapshot, rotated] {
+        let why = refusal(&b, &["key", "destroy", &base.to_string(), "--yes", "--force"]);
+        assert!(why.contains(&key.to_string()), "{why}");
+        ask(&b, &["key", "destroy", &key.to_string(), "--yes", "--force"]);
+    }
+    ask(&b, &["key", "destroy", &base.to_string(), "--yes", "--force"]);
+}

@@ -280,10 +280,16 @@ fn to_json(finding: &ImpactFinding) -> Value {
         "remedy": node.remedy,
         "progress": node.progress,
         "parent_key_id": node.parent,
+        "lies_on_key_id": lies_on(&entry),
         "relation": (!node.relation.is_empty()).then_some(node.relation),
         "consumers": node.consumers,
         "reported_at_ms": finding.reported_at_ms,
     })
+}
+
+fn lies_on(entry: &lockbox_authz::wire::InventoryEntry) -> Option<String> {
+    let entry = lockbox_authz::inventory::InventoryEntry::from_wire(entry.clone()).ok()?;
+    entry.parent?.lies_on().map(|key_id| key_id.to_string())
 }
 
 fn node(finding: &ImpactFinding) -> Node {

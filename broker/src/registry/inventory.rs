@@ -56,10 +56,10 @@ impl Turn<'_> {
             }
             batch.put(keys::inventory_key(lockbox_id, entry.key_id), bytes);
             batch.put(keys::holder(entry.key_id, lockbox_id), Vec::new());
-            // A key's material and parent never change, whoever holds it.
+            // A key's material and ancestors never change, whoever holds it.
             batch.put(keys::material(entry.material_id, entry.key_id), Vec::new());
-            if let Some(parent) = &entry.parent {
-                batch.put(keys::child(parent.key_id, entry.key_id), Vec::new());
+            for ancestor in ancestors(entry) {
+                batch.put(keys::child(ancestor, entry.key_id), Vec::new());
             }
         }
         for key_id in known.into_keys() {
@@ -181,7 +181,7 @@ impl Reader {
             seen.insert(key_id);
             let holdings = self.holdings(key_id)?;
             for entry in holdings.iter().map(|held| &held.entry) {
-                waiting.extend(entry.parent.iter().map(|parent| parent.key_id));
+                waiting.extend(ancestors(entry));
                 if materials.insert(entry.material_id) {
                     waiting.extend(self.ids(&keys::materials(entry.material_id))?);
                 }
@@ -238,6 +238,15 @@ impl Reader {
         let number = bytes.and_then(|bytes| bytes.try_into().ok());
         Ok(number.map_or(0, i64::from_be_bytes))
     }
+}
+
+/// A key's parent, and what it lies on: nobody may have reported the keys between the two.
+fn ancestors(entry: &InventoryEntry) -> impl Iterator<Item = KeyId> {
+    let named = entry
+        .parent
+        .iter()
+        .flat_map(|parent| [Some(parent.key_id), parent.lies_on()]);
+    named.flatten()
 }
 
 fn last_id(place: &[u8]) -> Result<KeyId, FieldError> {

@@ -20,7 +20,7 @@
 //! | `inventory-at/` lockbox id | when the lockbox last reported |
 //! | `holder/` key id, lockbox id | nothing: the lockboxes that have, or had, a key |
 //! | `material/` material id, key id | nothing: the keys of a material |
-//! | `child/` key id, key id | nothing: the keys that descend from one |
+//! | `child/` key id, key id | nothing: the keys whose parent one is, or that lie on it |
 //!
 //! Numbers are big-endian, so that they sort. A time is subtracted from the largest, so that the newest sorts first.
 

@@ -197,12 +197,7 @@ impl Lockbox {
         if let Some(transfer) = self.open_transfer_of(key)? {
             return Err(LockboxError::KeyInTransfer { key, transfer });
         }
-        let layers = self.layers_on(key)?;
-        if !layers.is_empty() {
-            let layers: Vec<_> = layers.iter().map(KeyId::to_string).collect();
-            let layers = layers.join(", ");
-            return Err(LifecycleError::Layered { key, layers }.into());
-        }
+        self.check_bears_none(key)?;
         let jobs = self.jobs_holding(key)?;
         match jobs.into_iter().find(|job| Some(*job) != by_job) {
             Some(job) => Err(LifecycleError::InJob { key, job }.into()),

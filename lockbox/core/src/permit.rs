@@ -97,11 +97,11 @@ pub enum Refusal {
     Canary(KeyId),
     #[error("step 16, jobs: key {key} is needed by the job {job}, which is not done")]
     InJob { key: KeyId, job: KeyId },
-    #[error("step 17, layers: key {key} is a layer on key {ancestor}, which is not selected or may not leave")]
+    #[error("step 17, layers: key {key} lies on key {ancestor}, which is not selected or may not leave")]
     MissingAncestor { key: KeyId, ancestor: KeyId },
-    #[error("step 17, layers: key {layer} is a layer on key {key} and would stay behind")]
+    #[error("step 17, layers: key {layer} lies on key {key} and would stay behind")]
     LayerLeftBehind { key: KeyId, layer: KeyId },
-    #[error("step 17, layers: the layers of key {0} do not fit into one chunk")]
+    #[error("step 17, layers: key {0} and what lies on it do not fit into one chunk")]
     TooManyLayers(KeyId),
     #[error("step 18, caps: {keys} keys would leave, and this lockbox lets {cap} leave under one authorization")]
     TooManyKeys { keys: u64, cap: u64 },

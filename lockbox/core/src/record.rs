@@ -2,6 +2,7 @@
 
 use lockbox_authz::field::{self, FieldError, Labels};
 use lockbox_authz::id::{AuthorizationId, KeyId, LockboxId, MaterialId};
+use lockbox_authz::lineage;
 use prost::Message;
 use zeroize::{Zeroize, Zeroizing};
 
@@ -53,6 +54,8 @@ pub struct TransferPolicy {
 pub struct Lineage {
     pub parent_key_id: KeyId,
     pub relation: String,
+    /// The key that this one lies on, unless the relation says it. [`Lineage::lies_on`] has both.
+    pub stated_lies_on: Option<KeyId>,
 }
 
 /// What remains of a key that is gone.
@@ -130,6 +133,11 @@ impl Key {
 }
 
 impl KeyInfo {
+    /// The key that this one lies on: the nearest ancestor whose material old blocks are under.
+    pub fn lies_on(&self) -> Option<KeyId> {
+        self.lineage.as_ref().and_then(Lineage::lies_on)
+    }
+
     /// Checks the texts and counts, for a key that is made here or arrives.
     pub(crate) fn check(&self) -> Result<(), FieldError> {
         field::text("algorithm", &self.algorithm, 1, MAX_ALGORITHM_CHARS)?;
@@ -142,6 +150,7 @@ impl KeyInfo {
         if lineage.is_some_and(|lineage| lineage.parent_key_id == self.key_id) {
             return Err(FieldError::new("lineage", "names the key as its own parent"));
         }
+        lineage::check_stated(self.key_id, lineage.and_then(|lineage| lineage.stated_lies_on))?;
         for consumer in &self.consumers {
             field::text("service", &consumer.service, 1, 64)?;
             field::text("resource_type", &consumer.resource_type, 1, 64)?;
@@ -178,10 +187,17 @@ impl TransferPolicy {
 }
 
 impl Lineage {
+    /// What the key lies on: the nearest ancestor whose material old blocks are under.
+    pub fn lies_on(&self) -> Option<KeyId> {
+        lineage::lies_on(self.parent_key_id, &self.relation, self.stated_lies_on)
+    }
+
     fn from_wire(wire: wire::Lineage) -> Result<Self, FieldError> {
         field::text("relation", &wire.relation, 1, 32)?;
+        let parent_key_id = KeyId::from_slice("parent_key_id", &wire.parent_key_id)?;
         Ok(Self {
-            parent_key_id: KeyId::from_slice("parent_key_id", &wire.parent_key_id)?,
+            parent_key_id,
+            stated_lies_on: lineage::stated_from_wire(parent_key_id, &wire.relation, &wire.lies_on_key_id)?,
             relation: wire.relation,
         })
     }
@@ -190,6 +206,7 @@ impl Lineage {
         wire::Lineage {
             parent_key_id: self.parent_key_id.to_vec(),
             relation: self.relation.clone(),
+            lies_on_key_id: self.stated_lies_on.map(KeyId::to_vec).unwrap_or_default(),
         }
     }
 }
@@ -225,14 +242,17 @@ impl Tombstone {
                 ))
             })
             .transpose()?;
+        let key_id = KeyId::from_slice("key_id", &wire.key_id)?;
+        let lineage = wire.lineage.map(Lineage::from_wire).transpose()?;
+        lineage::check_stated(key_id, lineage.as_ref().and_then(|lineage| lineage.stated_lies_on))?;
         Ok(Self {
-            key_id: KeyId::from_slice("key_id", &wire.key_id)?,
+            key_id,
             material_id: MaterialId::from_slice("material_id", &wire.material_id)?,
             name: wire.name,
             departure,
             departed_at_ms: wire.departed_at_ms,
             moved,
-            lineage: wire.lineage.map(Lineage::from_wire).transpose()?,
+            lineage,
         })
     }
 

@@ -38,10 +38,10 @@ pub enum Row {
     RestoredFrom,
     /// A key that has a material, unless it is the one that the material was made for.
     MaterialKey(MaterialId, KeyId),
-    /// A key that descends, or descended, from another: parent, then child.
+    /// A key that descends, or descended, from another: its parent or what it lies on, then the key.
     Descendant(KeyId, KeyId),
-    /// A layer that is here, and lies on another key: ancestor, then layer.
-    LayerOn(KeyId, KeyId),
+    /// A key that is here, and what it lies on: ancestor, then key.
+    LiesOn(KeyId, KeyId),
     /// A job that brings data under a new key; named by that key.
     Job(KeyId),
     /// A key, and an open job that needs it.
@@ -70,7 +70,7 @@ impl Row {
                 key.extend(id.0);
                 key.extend(key_id.0);
             }
-            Self::Descendant(first, second) | Self::LayerOn(first, second) | Self::HeldBy(first, second) => {
+            Self::Descendant(first, second) | Self::LiesOn(first, second) | Self::HeldBy(first, second) => {
                 key.extend(first.0);
                 key.extend(second.0);
             }
@@ -98,7 +98,7 @@ impl Row {
             Self::RestoredFrom => b'b',
             Self::MaterialKey(..) => b'a',
             Self::Descendant(..) => b'd',
-            Self::LayerOn(..) => b'l',
+            Self::LiesOn(..) => b'l',
             Self::Job(_) => b'j',
             Self::HeldBy(..) => b'h',
             Self::Spent => b'n',

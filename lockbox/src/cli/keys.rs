@@ -219,6 +219,7 @@ pub(super) fn key_json(key: &Key) -> Value {
         "consumers": key.consumers.iter().map(consumer_text).collect::<Vec<_>>(),
         "parent_key_id": or_null(uuid(&key.parent_key_id)),
         "relation": or_null(key.relation.clone()),
+        "lies_on_key_id": or_null(uuid(&key.lies_on_key_id)),
         "open_transfer": or_null(uuid(&key.open_transfer)),
         "departed_at_ms": time_or_null(key.departed_at_ms),
         "moved_to": or_null(uuid(&key.moved_to)),
@@ -248,11 +249,20 @@ pub(super) fn key_text(key: &Key) -> String {
         ),
         ("descends from", uuid(&key.parent_key_id)),
         ("as its", key.relation.clone()),
+        ("lies on", lies_on_text(key)),
         ("in transfer", uuid(&key.open_transfer)),
         ("gone since", time(key.departed_at_ms)),
         ("moved to", uuid(&key.moved_to)),
         ("material", uuid(&key.material_id)),
     ])
+}
+
+/// A layer lies on what it descends from; that is said already.
+fn lies_on_text(key: &Key) -> String {
+    match key.lies_on_key_id == key.parent_key_id {
+        true => String::new(),
+        false => uuid(&key.lies_on_key_id),
+    }
 }
 
 fn keys_text(keys: &[Key]) -> String {

@@ -298,6 +298,7 @@ fn impact_json(impact: &GetImpactResponse) -> Value {
             "progress": finding.progress,
             "parent_key_id": or_null(uuid(&entry.parent_key_id)),
             "relation": or_null(entry.relation.clone()),
+            "lies_on_key_id": lies_on(&entry),
             "moved_to": or_null(uuid(&entry.moved_to)),
             "consumers": entry.consumers.iter().map(consumer_text).collect::<Vec<_>>(),
         })
@@ -307,6 +308,11 @@ fn impact_json(impact: &GetImpactResponse) -> Value {
         "truncated": impact.truncated,
         "findings": impact.findings.iter().map(finding).collect::<Vec<_>>(),
     })
+}
+
+fn lies_on(entry: &lockbox_authz::wire::InventoryEntry) -> Option<String> {
+    let entry = lockbox_authz::inventory::InventoryEntry::from_wire(entry.clone()).ok()?;
+    entry.parent?.lies_on().map(|key_id| key_id.to_string())
 }
 
 fn impact_text(impact: &GetImpactResponse) -> String {

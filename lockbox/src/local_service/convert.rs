@@ -178,6 +178,7 @@ pub(super) fn key_info(info: &KeyInfo) -> local::Key {
         consumers: info.consumers.iter().map(consumer_to_wire).collect(),
         parent_key_id: parent(info.lineage.as_ref()),
         relation: relation(info.lineage.as_ref()),
+        lies_on_key_id: lies_on(info.lineage.as_ref()),
         ..local::Key::default()
     }
 }
@@ -192,6 +193,7 @@ pub(super) fn tombstone(tombstone: &Tombstone) -> local::Key {
         moved_to: tombstone.moved.map(|(_, target)| target.to_vec()).unwrap_or_default(),
         parent_key_id: parent(tombstone.lineage.as_ref()),
         relation: relation(tombstone.lineage.as_ref()),
+        lies_on_key_id: lies_on(tombstone.lineage.as_ref()),
         ..local::Key::default()
     }
 }
@@ -337,6 +339,13 @@ fn parent(lineage: Option<&Lineage>) -> Vec<u8> {
 
 fn relation(lineage: Option<&Lineage>) -> String {
     lineage.map(|lineage| lineage.relation.clone()).unwrap_or_default()
+}
+
+fn lies_on(lineage: Option<&Lineage>) -> Vec<u8> {
+    lineage
+        .and_then(Lineage::lies_on)
+        .map(KeyId::to_vec)
+        .unwrap_or_default()
 }
 
 fn operation(operation: Operation) -> lockbox_authz::wire::Operation {

@@ -2,10 +2,12 @@
 //!
 //! Pure: a lockbox asks it about its own keys, a broker about what all lockboxes have reported.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::id::{KeyId, LockboxId, MaterialId};
-use crate::inventory::{InventoryEntry, InventoryState, JobProgress, JobState};
+use crate::inventory::{InventoryEntry, InventoryState, JobProgress, JobState, Parent};
+use crate::lineage::REKEY;
 
 /// A key at one lockbox.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -122,7 +124,10 @@ pub fn assess(
         .iter()
         .filter_map(|holding| {
             let key_id = holding.entry.key_id;
-            let kinship = match deep.get(&(holding.lockbox_id, key_id)) {
+            let why = deep
+                .get(&(holding.lockbox_id, key_id))
+                .and_then(BTreeMap::first_key_value);
+            let kinship = match why {
                 Some((kinship, _)) => *kinship,
                 None if ancestors.contains(&key_id) => Kinship::Ancestor,
                 None if descendants.contains(&key_id) => Kinship::Descendant,
@@ -131,7 +136,7 @@ pub fn assess(
             };
             // What was moved away before is erased here: the thief of this lockbox has at most what wrapped it.
             let is_left = matches!(holding.entry.state, InventoryState::Moved { .. });
-            let (remedy, progress) = match deep.get(&(holding.lockbox_id, key_id)) {
+            let (remedy, progress) = match why {
                 Some((_, job)) if !is_left => (Remedy::Deep, family.progress(holding, kinship, *job)),
                 _ => (Remedy::Shallow, Progress::Done),
             };
@@ -157,8 +162,8 @@ pub fn assess(
 
 type Edges = BTreeMap<KeyId, BTreeSet<KeyId>>;
 
-/// The holdings with data under the exposed material: why, and the job that changes it.
-type Deep = BTreeMap<(LockboxId, KeyId), (Kinship, Option<JobProgress>)>;
+/// The holdings with data under the exposed material: each reason, and the job that ends it. The first reason counts.
+type Deep = BTreeMap<(LockboxId, KeyId), BTreeMap<Kinship, Option<JobProgress>>>;
 
 /// Who descends from whom, and who says so.
 struct Family<'a> {
@@ -188,9 +193,14 @@ impl<'a> Family<'a> {
         for Holding { lockbox_id, entry } in holdings {
             let reports = family.reports.entry(entry.key_id).or_default();
             reports.insert(*lockbox_id, entry);
-            if let Some(parent) = &entry.parent {
-                family.parents.entry(entry.key_id).or_default().insert(parent.key_id);
-                family.children.entry(parent.key_id).or_default().insert(entry.key_id);
+            // Nobody may have reported the keys between one and what it lies on.
+            let above = entry
+                .parent
+                .iter()
+                .flat_map(|parent| [Some(parent.key_id), parent.lies_on()]);
+            for ancestor in above.flatten() {
+                family.parents.entry(entry.key_id).or_default().insert(ancestor);
+                family.children.entry(ancestor).or_default().insert(entry.key_id);
             }
         }
         family
@@ -205,12 +215,16 @@ impl<'a> Family<'a> {
         self.reports.get(&key_id)?.get(&lockbox_id).copied()
     }
 
-    /// How a key at a lockbox descends from a parent: as that lockbox says, else as anybody says.
-    fn relations(&self, lockbox_id: LockboxId, key_id: KeyId, parent: KeyId) -> Vec<&'a str> {
+    /// What a key at a lockbox descends from, and how: as that lockbox says, else as anybody says.
+    fn claims(&self, lockbox_id: LockboxId, key_id: KeyId) -> Vec<&'a Parent> {
         let own = self.report(lockbox_id, key_id).and_then(|entry| entry.parent.as_ref());
         let others = self.reports_of(key_id).filter_map(|(_, entry)| entry.parent.as_ref());
-        let claims = own.map_or_else(|| others.collect(), |own| vec![own]);
-        let of_parent = claims.into_iter().filter(|claim| claim.key_id == parent);
+        own.map_or_else(|| others.collect(), |own| vec![own])
+    }
+
+    fn relations(&self, lockbox_id: LockboxId, key_id: KeyId, parent: KeyId) -> Vec<&'a str> {
+        let claims = self.claims(lockbox_id, key_id).into_iter();
+        let of_parent = claims.filter(|claim| claim.key_id == parent);
         of_parent.map(|claim| claim.relation.as_str()).collect()
     }
 
@@ -231,22 +245,24 @@ impl<'a> Family<'a> {
         for (key_id, reports) in &self.reports {
             for (lockbox_id, entry) in reports {
                 if exposed.contains(&entry.material_id) {
-                    deep.insert((*lockbox_id, *key_id), (Kinship::Material, None));
-                    waiting.push((*lockbox_id, *key_id));
+                    let place = (*lockbox_id, *key_id);
+                    deep.insert(place, BTreeMap::from([(Kinship::Material, None)]));
+                    waiting.push(place);
                 }
             }
         }
         while let Some((at, parent)) = waiting.pop() {
+            let lies_on_exposed = deep[&(at, parent)].contains_key(&Kinship::Layer);
             for child in self.children.get(&parent).into_iter().flatten() {
                 for (lockbox_id, _) in self.reports_of(*child) {
                     // A lockbox that reports the parent itself is judged by that.
                     let concerns = lockbox_id == at || self.report(lockbox_id, parent).is_none();
                     let place = (lockbox_id, *child);
                     if concerns
-                        && !deep.contains_key(&place)
-                        && let Some(why) = self.inherits(lockbox_id, *child, parent)
+                        && let Some((why, job)) = self.inherits(lockbox_id, *child, parent, lies_on_exposed)
+                        && let Entry::Vacant(reason) = deep.entry(place).or_default().entry(why)
                     {
-                        deep.insert(place, why);
+                        reason.insert(job);
                         waiting.push(place);
                     }
                 }
@@ -255,10 +271,19 @@ impl<'a> Family<'a> {
         deep
     }
 
-    /// Why data under a key at a lockbox is under what its parent's data is under.
-    fn inherits(&self, lockbox_id: LockboxId, key_id: KeyId, parent: KeyId) -> Option<(Kinship, Option<JobProgress>)> {
+    /// Why data under a key at a lockbox is under what the data of an ancestor is under.
+    fn inherits(
+        &self,
+        lockbox_id: LockboxId,
+        key_id: KeyId,
+        parent: KeyId,
+        lies_on_exposed: bool,
+    ) -> Option<(Kinship, Option<JobProgress>)> {
         let relations = self.relations(lockbox_id, key_id, parent);
-        if relations.contains(&"layer") {
+        let claims = self.claims(lockbox_id, key_id);
+        // What is made of a layer lies where that does, also if an older lockbox did not keep what says so.
+        let lies_with_parent = lies_on_exposed && relations.iter().any(|relation| *relation != REKEY);
+        if lies_with_parent || claims.iter().any(|claim| claim.lies_on() == Some(parent)) {
             return Some((Kinship::Layer, None));
         }
         let job = self.job(lockbox_id, key_id, parent);
@@ -275,6 +300,10 @@ impl<'a> Family<'a> {
         }
         if kinship == Kinship::Rekeying {
             return job.map_or(Progress::Open, |job| Progress::Running(job.percent));
+        }
+        // A rotation of it lies on the exposed key as well.
+        if kinship == Kinship::Layer {
+            return Progress::Open;
         }
         let children = self.children.get(&key_id).into_iter().flatten();
         let rotations: Vec<KeyId> = children

@@ -8,7 +8,7 @@ use crate::field::{self, FieldError};
 use crate::id::{ClusterId, KeyId, LockboxId, MaterialId};
 use crate::keys::PublicKey;
 use crate::limits::VERSION;
-use crate::{labels, wire};
+use crate::{labels, lineage, wire};
 
 /// Entries in one report.
 pub const MAX_INVENTORY_ENTRIES: usize = 256;
@@ -62,6 +62,8 @@ pub struct Parent {
     pub key_id: KeyId,
     /// "snapshot", "share", "rekey", "layer", "rotate", or what a later version adds.
     pub relation: String,
+    /// The key that this one lies on, unless the relation says it. [`Parent::lies_on`] has both.
+    pub stated_lies_on: Option<KeyId>,
 }
 
 /// A user of a key, in Castellan's words.
@@ -167,18 +169,20 @@ impl InventoryEntry {
         if wire.consumers.len() > MAX_CONSUMERS {
             return Err(FieldError::new("consumers", "must be at most 64"));
         }
-        let parent = match (wire.parent_key_id.is_empty(), wire.relation.is_empty()) {
-            (true, true) => None,
-            _ => {
-                field::text("relation", &wire.relation, 1, 32)?;
-                Some(Parent {
-                    key_id: KeyId::from_slice("parent_key_id", &wire.parent_key_id)?,
-                    relation: wire.relation,
-                })
-            }
+        let key_id = KeyId::from_slice("key_id", &wire.key_id)?;
+        let is_first = wire.parent_key_id.is_empty() && wire.relation.is_empty() && wire.lies_on_key_id.is_empty();
+        let parent = match is_first {
+            true => None,
+            false => Some(Parent::from_wire(
+                wire.parent_key_id,
+                wire.relation,
+                wire.lies_on_key_id,
+            )?),
         };
+        let stated = parent.as_ref().and_then(|parent| parent.stated_lies_on);
+        lineage::check_stated(key_id, stated)?;
         Ok(Self {
-            key_id: KeyId::from_slice("key_id", &wire.key_id)?,
+            key_id,
             material_id: MaterialId::from_slice("material_id", &wire.material_id)?,
             state,
             parent,
@@ -200,6 +204,7 @@ impl InventoryEntry {
             Some(parent) => (parent.key_id.to_vec(), parent.relation.clone()),
             None => (Vec::new(), String::new()),
         };
+        let stated = self.parent.as_ref().and_then(|parent| parent.stated_lies_on);
         wire::InventoryEntry {
             key_id: self.key_id.to_vec(),
             material_id: self.material_id.to_vec(),
@@ -210,7 +215,25 @@ impl InventoryEntry {
             moved_to,
             job: self.job.map_or(wire::InventoryJob::Unspecified, job_to_wire).into(),
             job_percent: self.job.map_or(0, |job| job.percent),
+            lies_on_key_id: stated.map(KeyId::to_vec).unwrap_or_default(),
         }
+    }
+}
+
+impl Parent {
+    /// The key that this one lies on: the nearest ancestor whose material old blocks are under.
+    pub fn lies_on(&self) -> Option<KeyId> {
+        lineage::lies_on(self.key_id, &self.relation, self.stated_lies_on)
+    }
+
+    fn from_wire(key_id: Vec<u8>, relation: String, lies_on: Vec<u8>) -> Result<Self, FieldError> {
+        field::text("relation", &relation, 1, 32)?;
+        let key_id = KeyId::from_slice("parent_key_id", &key_id)?;
+        Ok(Self {
+            key_id,
+            stated_lies_on: lineage::stated_from_wire(key_id, &relation, &lies_on)?,
+            relation,
+        })
     }
 }
 

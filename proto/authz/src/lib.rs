@@ -19,6 +19,7 @@ pub mod join;
 pub mod keys;
 pub mod labels;
 pub mod limits;
+pub mod lineage;
 pub mod roster;
 pub mod transfer;
 

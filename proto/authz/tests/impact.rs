@@ -32,13 +32,32 @@ fn child(lockbox_id: LockboxId, key_id: KeyId, parent: KeyId, relation: &str, jo
     holding.entry.parent = Some(Parent {
         key_id: parent,
         relation: relation.to_owned(),
+        stated_lies_on: None,
     });
     holding.entry.job = job.map(|state| JobProgress { state, percent: 30 });
     holding
 }
 
+/// One that is made of a layer, and says what it lies on.
+fn on(mut holding: Holding, below: KeyId) -> Holding {
+    let parent = holding.entry.parent.as_mut();
+    parent.expect("it has one").stated_lies_on = Some(below);
+    holding
+}
+
 fn judge(holdings: &[Holding], lockbox_id: LockboxId, key_id: KeyId) -> (Kinship, Remedy, Progress) {
-    let found = assess(&BTreeSet::from([MaterialId(OLD.0)]), None, holdings.to_vec());
+    judge_if(&[OLD], holdings, lockbox_id, key_id)
+}
+
+/// The same, if the materials of these are exposed.
+fn judge_if(
+    exposed: &[KeyId],
+    holdings: &[Holding],
+    lockbox_id: LockboxId,
+    key_id: KeyId,
+) -> (Kinship, Remedy, Progress) {
+    let exposed: BTreeSet<MaterialId> = exposed.iter().map(|key_id| MaterialId(key_id.0)).collect();
+    let found = assess(&exposed, None, holdings.to_vec());
     let is_it = |found: &&Finding| (found.holding.lockbox_id, found.holding.entry.key_id) == (lockbox_id, key_id);
     let found = found.iter().find(is_it).expect("it is related");
     (found.kinship, found.remedy, found.progress)
@@ -108,4 +127,64 @@ fn a_job_counts_elsewhere_only_from_a_lockbox_that_reports_both_keys() {
     holdings.push(root(LIAR, OLD));
     holdings.push(child(LIAR, NEW, OLD, "rekey", Some(JobState::Cancelled)));
     assert_eq!(judge(&holdings, HONEST, NEW).1, Remedy::Deep);
+}
+
+/// Nobody has reported the layer that the three were made of.
+#[test]
+fn what_lies_on_an_exposed_key_is_deep_without_its_parent() {
+    let holdings = [
+        root(HONEST, OLD),
+        on(child(HONEST, NEW, KeyId([20; 16]), "snapshot", None), OLD),
+        on(
+            child(OTHER, ABOVE, KeyId([20; 16]), "rotate", Some(JobState::Done)),
+            OLD,
+        ),
+        child(OTHER, KeyId([21; 16]), ABOVE, "layer", None),
+    ];
+    let layer = (Kinship::Layer, Remedy::Deep, Progress::Open);
+    assert_eq!(judge(&holdings, HONEST, NEW), layer);
+    assert_eq!(judge(&holdings, OTHER, ABOVE), layer);
+    assert_eq!(judge(&holdings, OTHER, KeyId([21; 16])), layer);
+}
+
+/// Whichever of its two reasons to be deep is found first, the one that stays counts.
+#[test]
+fn a_rotation_of_a_layer_does_not_help_against_a_thief_of_the_base() {
+    for state in [JobState::Running, JobState::Verified, JobState::Done] {
+        let (first, second) = (KeyId([9; 16]), KeyId([13; 16]));
+        for (layer, rotated) in [(first, second), (second, first)] {
+            let holdings = [
+                root(HONEST, OLD),
+                child(HONEST, layer, OLD, "layer", None),
+                on(child(HONEST, rotated, layer, "rotate", Some(state)), OLD),
+            ];
+            let open = (Kinship::Layer, Remedy::Deep, Progress::Open);
+            assert_eq!(judge(&holdings, HONEST, layer), open);
+            assert_eq!(judge(&holdings, HONEST, rotated), open);
+            // Nor if the layer's own is known as well.
+            assert_eq!(judge_if(&[OLD, layer], &holdings, HONEST, rotated), open);
+        }
+    }
+}
+
+/// A lockbox of an earlier version does not keep what a key lies on, nor report it.
+#[test]
+fn what_is_made_of_a_layer_is_deep_also_if_its_report_lacks_what_it_lies_on() {
+    for relation in ["snapshot", "share", "rotate"] {
+        let mut holdings = vec![
+            root(HONEST, OLD),
+            child(HONEST, NEW, OLD, "layer", None),
+            child(OTHER, ABOVE, NEW, relation, Some(JobState::Done)),
+        ];
+        assert_eq!(judge(&holdings, OTHER, ABOVE).1, Remedy::Deep, "{relation}");
+        // One that all data came under is not.
+        holdings.push(child(OTHER, KeyId([21; 16]), ABOVE, "rekey", Some(JobState::Done)));
+        assert_eq!(judge(&holdings, OTHER, KeyId([21; 16])).1, Remedy::Shallow);
+    }
+    let of_no_layer = [
+        root(HONEST, OLD),
+        child(HONEST, NEW, OLD, "rekey", Some(JobState::Done)),
+        child(OTHER, ABOVE, NEW, "snapshot", None),
+    ];
+    assert_eq!(judge(&of_no_layer, OTHER, ABOVE).1, Remedy::Shallow);
 }

@@ -18,6 +18,7 @@ fn entry(number: u8) -> InventoryEntry {
         parent: Some(Parent {
             key_id: KeyId([1; 16]),
             relation: "rekey".to_owned(),
+            stated_lies_on: None,
         }),
         consumers: vec![Consumer {
             service: "cinder".to_owned(),
@@ -69,6 +70,45 @@ fn rejects_a_report_whose_fields_break_their_rules() {
         "resource_id"
     );
     assert_eq!(refused(|wire| wire.entries = vec![entry(3).to_wire(); 257]), "entries");
+}
+
+/// Two spellings of one lineage would be two truths, and a wrong one would hide what a stolen lockbox opens.
+#[test]
+fn rejects_an_entry_whose_relation_says_otherwise_what_it_lies_on() {
+    let (parent, other) = ([1; 16], [9; 16]);
+    let entry = |relation: &str, lies_on: &[u8]| {
+        let mut wire = report().to_wire();
+        relation.clone_into(&mut wire.entries[0].relation);
+        wire.entries[0].lies_on_key_id = lies_on.to_vec();
+        wire
+    };
+    for relation in ["snapshot", "share", "rotate", "of a later version"] {
+        let wire = entry(relation, &other);
+        let read = InventoryReport::from_wire(wire.clone()).expect("it is stated once");
+        let parent = read.entries[0].parent.clone().expect("it has one");
+        assert_eq!(parent.lies_on(), Some(KeyId(other)));
+        assert_eq!(read.to_wire(), wire);
+    }
+    let implied = InventoryReport::from_wire(entry("layer", &[])).expect("it is not stated");
+    let implied = implied.entries[0].parent.as_ref().and_then(Parent::lies_on);
+    assert_eq!(implied, Some(KeyId(parent)));
+    for (relation, lies_on) in [
+        ("layer", &parent[..]),
+        ("layer", &other),
+        ("rekey", &other),
+        ("snapshot", &parent),
+        ("snapshot", &[3; 16]),
+        ("snapshot", &other[1..]),
+    ] {
+        let refused = refused_field::<InventoryReport>(entry(relation, lies_on));
+        assert_eq!(refused, "lies_on_key_id", "{relation} on {lies_on:?}");
+    }
+    let without_parent = |wire: &mut wire::InventoryReport| {
+        let first = &mut wire.entries[0];
+        (first.parent_key_id, first.relation) = (Vec::new(), String::new());
+        first.lies_on_key_id = other.to_vec();
+    };
+    assert_eq!(refused(without_parent), "relation");
 }
 
 /// A report replaces what was known of its range: a key outside of it would overwrite another range.

@@ -154,7 +154,20 @@ def parse_rows(data: bytes) -> dict[bytes, bytes]:
 
 
 def decode_key(record: bytes) -> dict:
-    return wire.decode_canonical(_SEALED + "KeyRecord", record)
+    key = wire.decode_canonical(_SEALED + "KeyRecord", record)
+    if key["lineage"] is not None:
+        _check_lineage(key["key_id"], key["lineage"])
+    return key
+
+
+def _check_lineage(key_id: bytes, lineage: dict) -> None:
+    """8.5 What the relation says is not said again, nor contradicted."""
+    parent, lies_on = lineage["parent_key_id"], lineage["lies_on_key_id"]
+    demand(len(parent) == 16 and parent != key_id, "field")
+    demand(1 <= len(lineage["relation"]) <= 32, "field")
+    if lies_on:
+        demand(lineage["relation"] not in ("layer", "rekey"), "field")
+        demand(len(lies_on) == 16 and lies_on not in (parent, key_id), "field")
 
 
 def decode_self(record: bytes) -> dict:

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use lockbox::root_file::RootFile;
 use lockbox::two_slots::FILE_BYTES;
 use lockbox_authz::{AuthorizationId, KeyId, LockboxId, MaterialId};
-use lockbox_core::record::{Departure, Tombstone};
+use lockbox_core::record::{Departure, Lineage, Tombstone};
 use lockbox_core::wire::{self, ChunkPayload};
 use lockbox_rpc::api::peer::{self, transfer_request, transfer_response};
 use lockbox_store::EffaceableRoot;
@@ -28,6 +28,16 @@ pub fn seeds() -> Vec<(&'static str, String, Vec<u8>)> {
     add("tombstone", "destroyed", tombstone(None).encode());
     let moved = Some((AuthorizationId([3; 16]), LockboxId([4; 16])));
     add("tombstone", "moved", tombstone(moved).encode());
+    let lineage = Some(Lineage {
+        parent_key_id: KeyId([5; 16]),
+        relation: "snapshot".to_owned(),
+        stated_lies_on: Some(KeyId([6; 16])),
+    });
+    let lies_on = Tombstone {
+        lineage,
+        ..tombstone(None)
+    };
+    add("tombstone", "lies-on", lies_on.encode());
     for (name, bytes) in messages(&vectors) {
         add("peer_message", name, bytes);
     }
@@ -80,6 +90,10 @@ fn inputs(vector: &Vector) -> Vec<(&'static str, Vec<u8>)> {
         ],
         ("join-token", _) => vec![("join_token", body)],
         ("header", _) => vec![("header", body)],
+        // Other contents under the same data-encryption key: `sealed_record` promises that no other bytes open.
+        ("key-record", _) if vector.name != vector.kind && vector.expect == Expect::Accepted => {
+            vec![("key_record", vector.bytes("yields-plaintext"))]
+        }
         ("book-record" | "key-record" | "root-image", _) => vec![("sealed_record", body)],
         ("chunk", _) if vector.expect == Expect::Accepted => {
             let payload = vector.bytes("yields-plaintext");

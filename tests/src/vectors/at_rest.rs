@@ -4,13 +4,14 @@
 //! primitives and the labels.
 
 use lockbox_core::labels;
-use lockbox_core::primitives::{aead_open, hkdf_sha256};
+use lockbox_core::primitives::{aead_open, aead_seal, hkdf_sha256};
 use lockbox_core::wire;
 use lockbox_store::Store;
 use prost::Message;
 
 use super::Vector;
 use super::file::hex;
+use super::fixed::FixedRng;
 use super::scene::{Node, Scene};
 
 /// The keys of a store that hang on its root key.
@@ -238,11 +239,8 @@ fn key_records(scene: &Scene, keys: &Keys) -> Vec<Vector> {
         &keys.aad(labels::DATA_KEY, &data_key_place),
     ));
     let (version, sealed) = stored.split_at(8);
-    let plaintext = open(
-        &data_key,
-        sealed,
-        &keys.aad(labels::KEY_RECORD, &[version, &record_place].concat()),
-    );
+    let aad = keys.aad(labels::KEY_RECORD, &[version, &record_place].concat());
+    let plaintext = open(&data_key, sealed, &aad);
     let about = "A volume key, under its own data-encryption key, which is under its bucket's key.";
     let good = Vector::accepted("key-record", "key-record", about, stored.clone())
         .with_hex("store-id", &keys.store_id)
@@ -259,7 +257,8 @@ fn key_records(scene: &Scene, keys: &Keys) -> Vec<Vector> {
             vector.set("sealed-data-key", hex(&sealed));
         })
     };
-    vec![
+    let mut vectors = lineages(&good, &data_key, &aad);
+    vectors.extend([
         changed(&good, "version-changed", "It claims to be a later version.", |body| {
             body[7] = 2
         }),
@@ -301,5 +300,77 @@ fn key_records(scene: &Scene, keys: &Keys) -> Vec<Vector> {
             },
         ),
         good,
-    ]
+    ]);
+    vectors
+}
+
+/// Records of the same key that open, with other lineages.
+fn lineages(good: &Vector, data_key: &[u8; 32], aad: &[u8]) -> Vec<Vector> {
+    let (parent, base) = ([0xC7; 16], [0xB5; 16]);
+    let mut rng = FixedRng::new("lineages");
+    let mut with = |relation: &str, lies_on: &[u8]| {
+        let plaintext = good.bytes("yields-plaintext");
+        let mut record = wire::KeyRecord::decode(&plaintext[..]).expect("it is accepted");
+        record.lineage = Some(wire::Lineage {
+            parent_key_id: parent.to_vec(),
+            relation: relation.to_owned(),
+            lies_on_key_id: lies_on.to_vec(),
+        });
+        let plaintext = record.encode_to_vec();
+        let sealed = aead_seal(data_key, &plaintext, aad, &mut rng);
+        let version = &good.body[..8];
+        (plaintext, [version, &sealed].concat())
+    };
+    let mut accepted = |name: &str, about: &str, relation: &str, lies_on: &[u8]| {
+        let (plaintext, body) = with(relation, lies_on);
+        let mut vector = good.clone();
+        (vector.name, vector.about) = (name.to_owned(), about.to_owned());
+        vector.body = body;
+        vector.set("yields-plaintext", hex(&plaintext));
+        vector
+    };
+    let snapshot = "The snapshot of a layer: it says which key its old blocks lie under.";
+    let layer = "A layer: that it lies on its parent is in the relation, and not said again.";
+    let mut vectors = vec![
+        accepted("key-record-lies-on", snapshot, "snapshot", &base),
+        accepted("key-record-of-a-layer", layer, "layer", &[]),
+    ];
+    let key_id = good.bytes("key-id");
+    for (suffix, about, relation, lies_on) in [
+        (
+            "layer-says-it-twice",
+            "A layer that says its parent again.",
+            "layer",
+            &parent[..],
+        ),
+        (
+            "layer-lies-elsewhere",
+            "A layer that lies on another key.",
+            "layer",
+            &base,
+        ),
+        (
+            "rekeyed-lies-on",
+            "All data of a rekeyed clone is under its own key.",
+            "rekey",
+            &base,
+        ),
+        (
+            "lies-on-its-parent",
+            "Only a layer lies on its parent.",
+            "rotate",
+            &parent,
+        ),
+        ("lies-on-itself", "A key that lies on itself.", "share", &key_id),
+        (
+            "lies-on-half-an-id",
+            "The id of what it lies on is short.",
+            "share",
+            &base[..15],
+        ),
+    ] {
+        let (_, body) = with(relation, lies_on);
+        vectors.push(good.spoiled(suffix, "field", about, |vector| vector.body.clone_from(&body)));
+    }
+    vectors
 }

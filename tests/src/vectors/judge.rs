@@ -18,7 +18,7 @@ use lockbox_core::primitives::{DoesNotOpen, hpke_setup_receiver, wrapping_key};
 use lockbox_core::record::Key;
 use lockbox_core::secrets::WrappingSeed;
 use lockbox_core::slots::{Header, SlotError};
-use lockbox_core::vault::Images;
+use lockbox_core::vault::{Images, VaultError};
 use lockbox_core::wire;
 use lockbox_store::{Batch, MemoryStore, Store};
 use prost::Message;
@@ -301,6 +301,7 @@ fn header_with(bytes: &[u8], store_id: Vec<u8>) -> Header {
 
 fn lockbox_class(error: &LockboxError) -> &'static str {
     match error {
+        LockboxError::Vault(VaultError::Field { .. }) => "field",
         LockboxError::Vault(_) => "does-not-open",
         _ => "malformed",
     }

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 
-use lockbox_authz::impact::Finding;
-use lockbox_authz::inventory::{InventoryEntry, InventoryState, MAX_INVENTORY_ENTRIES};
+use lockbox_authz::impact::{Finding, Kinship, Remedy};
+use lockbox_authz::inventory::{InventoryEntry, InventoryState, MAX_INVENTORY_ENTRIES, Parent};
 use lockbox_authz::{InventoryReport, MaterialId};
 
 use super::*;
@@ -32,13 +32,24 @@ async fn tell_at(
     range: (Option<u8>, Option<u8>),
     entries: &[(u8, u8)],
 ) {
+    let entries = entries.iter().map(|(key, material)| held(*key, *material)).collect();
+    tell_entries(registry, reported_at_ms, lockbox, range, entries).await;
+}
+
+async fn tell_entries(
+    registry: &Arc<Registry>,
+    reported_at_ms: i64,
+    lockbox: u8,
+    range: (Option<u8>, Option<u8>),
+    entries: Vec<InventoryEntry>,
+) {
     let report = InventoryReport {
         cluster_id: registry.roster().cluster_id(),
         lockbox_id: id(lockbox),
         reported_at_ms,
         after: range.0.map(|number| KeyId([number; 16])),
         last: range.1.map(|number| KeyId([number; 16])),
-        entries: entries.iter().map(|(key, material)| held(*key, *material)).collect(),
+        entries,
     };
     let taken = registry.turn(move |turn| turn.take_inventory(&report, NOW_MS)).await;
     taken.unwrap();
@@ -116,6 +127,34 @@ async fn a_range_of_an_inventory_replaces_that_range_and_no_other() {
     assert_eq!(all, expected);
     assert_eq!(opened_by(&registry, 9).await, [(9, id(BETA))]);
     assert_eq!(opened_by(&registry, 77).await, []);
+}
+
+/// The layer is at a lockbox that has not reported; its snapshot's old blocks are under the base's material all the same.
+#[tokio::test]
+async fn what_lies_on_a_key_is_found_although_its_parent_was_never_reported() {
+    let store = MemoryStore::new();
+    let registry = registry(&store).await;
+    let mut snapshot = held(6, 4);
+    snapshot.parent = Some(Parent {
+        key_id: KeyId([4; 16]),
+        relation: "snapshot".to_owned(),
+        stated_lies_on: Some(KeyId([2; 16])),
+    });
+    tell(&registry, ALPHA, (None, None), &[(2, 2)]).await;
+    tell_entries(&registry, NOW_MS, BETA, (None, None), vec![snapshot]).await;
+    let registry = reopen(&store);
+    let told = impact(&registry, Exposed::Key(KeyId([2; 16]))).await;
+    let found: Vec<_> = told
+        .iter()
+        .flat_map(|part| &part.findings)
+        .map(|found| (found.holding.lockbox_id, found.kinship, found.remedy))
+        .collect();
+    let expected = [
+        (id(ALPHA), Kinship::Material, Remedy::Deep),
+        (id(BETA), Kinship::Layer, Remedy::Deep),
+    ];
+    assert_eq!(found, expected);
+    assert_eq!(opened_by(&registry, 6).await, [(6, id(BETA)), (2, id(ALPHA))]);
 }
 
 /// A report that was held back on an old connection would bring back what the lockbox has told is gone.

@@ -399,3 +399,4 @@ fn a_backup_has_the_cluster_of_the_backup_that_its_lockbox_is_made_of() {
 
 mod evidence;
 mod jobs;
+mod layers;

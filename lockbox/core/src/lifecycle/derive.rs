@@ -7,6 +7,9 @@
 //! | rekey | its own | rekey | until the clone's data is under it |
 //! | layer | its own, for new blocks | layer | until the clone opens with the chain |
 //! | rotate | its own | none asked: it is the same volume | until the volume's data is under it; then the old key is destroyed |
+//!
+//! A layer lies on its parent; what has the parent's data as it stands, a snapshot, share or rotation, lies on what the
+//! parent lies on; a rekeyed clone has all data under its own material, and lies on nothing.
 
 use lockbox_authz::field::Labels;
 use lockbox_authz::id::{KeyId, MaterialId};
@@ -52,7 +55,10 @@ impl Lockbox {
         if let Some(key_id) = request.key_id
             && let Some(existing) = self.vault.key(key_id)?
         {
-            let same = existing.info.lineage.as_ref() == Some(&lineage(&request));
+            // What the parent lies on is not asked: it may be gone by now.
+            let same = existing.info.lineage.as_ref().is_some_and(|lineage| {
+                lineage.parent_key_id == request.parent && lineage.relation == request.relation.name()
+            });
             return match same {
                 true => Ok(Step::new(Vec::new(), existing.info)),
                 false => Err(LockboxError::KeyExists(key_id)),
@@ -95,26 +101,11 @@ impl Lockbox {
             let state = rules.name;
             return Err(LifecycleError::State { key, state, what }.into());
         }
-        if relation == Relation::Layer && self.layers_below(parent)?.len() + 1 >= MAX_LAYERS {
+        if relation == Relation::Layer && self.depth(info)? + 1 >= MAX_LAYERS {
             return Err(LifecycleError::TooManyLayers(key).into());
         }
-        // What shares a layer's material, or replaces it, lies on the layer's ancestors as well, and its lineage has room for
-        // one parent: the ancestors could be destroyed under it.
-        let lies_on_one = info.lineage.as_ref().is_some_and(Lineage::is_layer);
-        if lies_on_one && (relation.shares() || relation == Relation::Rotate) {
-            return Err(LifecycleError::OfLayer {
-                key,
-                wanted: relation.name(),
-            }
-            .into());
-        }
         if relation == Relation::Rotate {
-            let layers = self.layers_on(key)?;
-            if !layers.is_empty() {
-                let layers: Vec<_> = layers.iter().map(KeyId::to_string).collect();
-                let layers = layers.join(", ");
-                return Err(LifecycleError::Layered { key, layers }.into());
-            }
+            self.check_bears_none(key)?;
             // Another rotation, or a clone that still reads the old material, would lose it.
             if let Some(job) = self.job_holding(key)? {
                 return Err(LifecycleError::InJob { key, job }.into());
@@ -124,16 +115,21 @@ impl Lockbox {
     }
 }
 
-fn lineage(request: &DeriveRequest) -> Lineage {
+fn lineage(parent: &KeyInfo, relation: Relation) -> Lineage {
+    let stated_lies_on = match relation {
+        Relation::Snapshot | Relation::Share | Relation::Rotate => parent.lies_on(),
+        Relation::Layer | Relation::Rekey => None,
+    };
     Lineage {
-        parent_key_id: request.parent,
-        relation: request.relation.name().to_owned(),
+        parent_key_id: parent.key_id,
+        relation: relation.name().to_owned(),
+        stated_lies_on,
     }
 }
 
 fn descendant(parent: &Key, request: DeriveRequest, now_ms: i64, rng: &mut dyn CryptoRng) -> Key {
     let relation = request.relation;
-    let lineage = Some(lineage(&request));
+    let lineage = Some(lineage(&parent.info, relation));
     let (key_id, own_material) = new_ids(request.key_id, rng);
     let of = parent.info.clone();
     let (material, material_id) = if relation.shares() {

@@ -3,17 +3,19 @@
 //! | row | says | stays |
 //! |---|---|---|
 //! | material ‖ key | the key has the material | while the key is here |
-//! | parent ‖ key | the key descends from the parent | for good: it is history |
-//! | ancestor ‖ key | the key is a layer on the ancestor | while the key is here |
+//! | ancestor ‖ key | the ancestor is the key's parent, or the key lies on it | for good: it is history |
+//! | ancestor ‖ key | the key lies on the ancestor | while the key is here |
 //! | key ‖ job | the job needs the key | until the job ends |
 //!
 //! A material that was made here has the id of the key that it was made for, and that key needs no material row: it is
 //! looked for by its id. So a key that shares nothing and descends from nobody costs no row.
 
 use lockbox_authz::id::{KeyId, MaterialId};
+use lockbox_authz::lineage;
 
+use super::LifecycleError;
 use crate::lockbox::{Lockbox, LockboxError};
-use crate::record::{Key, KeyInfo, Lineage, Tombstone};
+use crate::record::{KeyInfo, Lineage, Tombstone};
 use crate::rows::Row;
 use crate::vault::Changes;
 
@@ -32,8 +34,8 @@ impl Relation {
         match self {
             Self::Snapshot => "snapshot",
             Self::Share => "share",
-            Self::Rekey => "rekey",
-            Self::Layer => "layer",
+            Self::Rekey => lineage::REKEY,
+            Self::Layer => lineage::LAYER,
             Self::Rotate => "rotate",
         }
     }
@@ -44,13 +46,7 @@ impl Relation {
     }
 }
 
-impl Lineage {
-    pub(crate) fn is_layer(&self) -> bool {
-        self.relation == Relation::Layer.name()
-    }
-}
-
-/// Layers in one chain: a chain travels in one chunk.
+/// Keys that lie on each other in one chain: a chain travels in one chunk.
 pub(crate) const MAX_LAYERS: usize = 64;
 
 /// Keys of one family that are looked at.
@@ -62,23 +58,24 @@ pub(crate) fn index(info: &KeyInfo, changes: &mut Changes) {
         changes.put(Row::MaterialKey(info.material_id, info.key_id), Vec::new());
     }
     if let Some(lineage) = &info.lineage {
-        changes.put(
-            Row::Descendant(lineage.parent_key_id, info.key_id),
-            lineage.relation.clone().into_bytes(),
-        );
-        if lineage.is_layer() {
-            changes.put(Row::LayerOn(lineage.parent_key_id, info.key_id), Vec::new());
-        }
+        index_descendant(lineage, info.key_id, changes);
+    }
+    if let Some(ancestor) = info.lies_on() {
+        changes.put(Row::LiesOn(ancestor, info.key_id), Vec::new());
     }
 }
 
 /// The row that stays of a key that was here: those that descend from its parent, here or gone, are found by it.
 pub(crate) fn index_departed(tombstone: &Tombstone, changes: &mut Changes) {
     if let Some(lineage) = &tombstone.lineage {
-        changes.put(
-            Row::Descendant(lineage.parent_key_id, tombstone.key_id),
-            lineage.relation.clone().into_bytes(),
-        );
+        index_descendant(lineage, tombstone.key_id, changes);
+    }
+}
+
+/// What a key lies on leads to it even if its parent was never here.
+fn index_descendant(lineage: &Lineage, key_id: KeyId, changes: &mut Changes) {
+    for ancestor in [Some(lineage.parent_key_id), lineage.lies_on()].into_iter().flatten() {
+        changes.put(Row::Descendant(ancestor, key_id), lineage.relation.clone().into_bytes());
     }
 }
 
@@ -101,8 +98,8 @@ fn remove_rows(key_id: KeyId, material_id: MaterialId, lineage: Option<&Lineage>
     if material_id.0 != key_id.0 {
         changes.remove(Row::MaterialKey(material_id, key_id));
     }
-    if let Some(lineage) = lineage.filter(|lineage| lineage.is_layer()) {
-        changes.remove(Row::LayerOn(lineage.parent_key_id, key_id));
+    if let Some(ancestor) = lineage.and_then(Lineage::lies_on) {
+        changes.remove(Row::LiesOn(ancestor, key_id));
     }
 }
 
@@ -120,14 +117,24 @@ impl Lockbox {
         Ok(keys)
     }
 
-    /// The keys that descend from this one directly, here or gone.
+    /// The keys whose parent this one is, or that lie on it, here or gone.
     pub(crate) fn children(&self, key_id: KeyId) -> Result<Vec<KeyId>, LockboxError> {
         self.second_ids(&Row::Descendant(key_id, key_id).key()[..17])
     }
 
-    /// The layers here that lie on this key directly.
-    pub(crate) fn layers_on(&self, key_id: KeyId) -> Result<Vec<KeyId>, LockboxError> {
-        self.second_ids(&Row::LayerOn(key_id, key_id).key()[..17])
+    /// The keys here that lie on this one, with none between them.
+    pub(crate) fn keys_on(&self, key_id: KeyId) -> Result<Vec<KeyId>, LockboxError> {
+        self.second_ids(&Row::LiesOn(key_id, key_id).key()[..17])
+    }
+
+    /// Refuses what would take this key from those that lie on it.
+    pub(crate) fn check_bears_none(&self, key: KeyId) -> Result<(), LockboxError> {
+        let bears = self.keys_on(key)?;
+        if bears.is_empty() {
+            return Ok(());
+        }
+        let layers = bears.iter().map(KeyId::to_string).collect::<Vec<_>>().join(", ");
+        Err(LifecycleError::Layered { key, layers }.into())
     }
 
     /// The first job that needs this key.
@@ -139,26 +146,21 @@ impl Lockbox {
         self.second_ids(&Row::HeldBy(key_id, key_id).key()[..17])
     }
 
-    /// Whether any key here is a layer, or held by a job: if none is, a transfer of a million keys need not ask of each.
+    /// Whether any key here lies on another, or is held by a job: if none is, a transfer of a million keys need not ask of each.
     pub(crate) fn has_bonds(&self) -> Result<bool, LockboxError> {
         let any = |kind| Ok::<_, LockboxError>(!self.vault.scan(&[kind], None, 1)?.is_empty());
         let nobody = KeyId([0; 16]);
-        Ok(any(Row::LayerOn(nobody, nobody).kind())? || any(Row::HeldBy(nobody, nobody).kind())?)
+        Ok(any(Row::LiesOn(nobody, nobody).kind())? || any(Row::HeldBy(nobody, nobody).kind())?)
     }
 
-    /// The keys that this one lies on, the nearest first. The last may be one that is not here.
-    pub(crate) fn layers_below(&self, key: &Key) -> Result<Vec<(KeyId, Option<Key>)>, LockboxError> {
-        let mut chain: Vec<(KeyId, Option<Key>)> = Vec::new();
-        let mut lineage = key.info.lineage.clone();
-        while let Some(below) = lineage.filter(Lineage::is_layer) {
-            let ancestor = self.vault.key(below.parent_key_id)?;
-            lineage = ancestor.as_ref().and_then(|ancestor| ancestor.info.lineage.clone());
-            chain.push((below.parent_key_id, ancestor));
-            if chain.len() > MAX_LAYERS {
-                break;
-            }
+    /// How many keys this one lies on, down to the first that is not here, and no more than [`MAX_LAYERS`].
+    pub(crate) fn depth(&self, info: &KeyInfo) -> Result<usize, LockboxError> {
+        let (mut depth, mut next) = (0, info.lies_on());
+        while let Some(below) = next.filter(|_| depth < MAX_LAYERS) {
+            depth += 1;
+            next = self.vault.key(below)?.and_then(|ancestor| ancestor.info.lies_on());
         }
-        Ok(chain)
+        Ok(depth)
     }
 
     /// All of them, however many: none may be overlooked when a material is known to strangers, or an ancestor is destroyed.

@@ -64,7 +64,11 @@ impl Lockbox {
             }
             let entry = self.inventory_entry(next)?;
             if let Some(entry) = &entry {
-                waiting.extend(entry.parent.iter().map(|parent| parent.key_id));
+                let ancestors = entry
+                    .parent
+                    .iter()
+                    .flat_map(|parent| [Some(parent.key_id), parent.lies_on()]);
+                waiting.extend(ancestors.flatten());
                 waiting.extend(self.keys_of_material(entry.material_id)?);
             }
             waiting.extend(self.children(next)?);

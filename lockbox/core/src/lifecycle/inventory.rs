@@ -174,5 +174,6 @@ fn parent(lineage: &Lineage) -> Parent {
     Parent {
         key_id: lineage.parent_key_id,
         relation: lineage.relation.clone(),
+        stated_lies_on: lineage.stated_lies_on,
     }
 }

@@ -46,12 +46,8 @@ pub enum LifecycleError {
     },
     #[error("key {key} has no consumer {consumer}")]
     NoConsumer { key: KeyId, consumer: String },
-    #[error("key {key} is needed by the layers above it: {layers}; destroy those first")]
+    #[error("key {key} is needed by the keys that lie on it: {layers}; destroy those first")]
     Layered { key: KeyId, layers: String },
-    #[error(
-        "key {key} is a layer, of which there is no {wanted}: make a layer on it, or a clone with a key of its own (rekey)"
-    )]
-    OfLayer { key: KeyId, wanted: &'static str },
     #[error("key {key} is part of the job {job}, which is not done: finish it, or cancel it")]
     InJob { key: KeyId, job: KeyId },
     #[error("there is no job {0}")]
@@ -64,7 +60,7 @@ pub enum LifecycleError {
     },
     #[error("the proof was not made with the new key of job {0}")]
     Proof(KeyId),
-    #[error("key {0} has as many layers below it as a chain may have")]
+    #[error("key {0} lies on as many keys as a chain may have")]
     TooManyLayers(KeyId),
     #[error("{0}")]
     Field(#[from] FieldError),

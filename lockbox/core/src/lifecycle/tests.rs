@@ -16,6 +16,7 @@ use crate::testing::{Cluster, Node};
 use crate::transfer::tests::carry;
 
 mod inventory;
+mod layers;
 mod oracle;
 mod repairs;
 
@@ -477,21 +478,6 @@ fn an_inventory_in_pages_has_every_key_once() {
     }
     assert_eq!(seen.len(), 301);
     assert!(seen.windows(2).all(|pair| pair[0] < pair[1]) && seen.contains(&gone));
-}
-
-/// Otherwise the ancestor, which the old blocks of the volume are under, could be destroyed beneath it.
-#[test]
-fn rejects_what_would_lie_on_a_layers_ancestor_without_being_a_layer() {
-    let mut node = node();
-    let base = make(&mut node, ANY);
-    let layer = derive(&mut node, base, Relation::Layer).expect("the policy allows it");
-    for relation in [Relation::Snapshot, Relation::Share, Relation::Rotate] {
-        let refused = derive(&mut node, layer, relation).expect_err("it would lie on the base");
-        let refused = matches!(refused, LockboxError::Lifecycle(LifecycleError::OfLayer { .. }));
-        assert!(refused, "{relation:?}");
-    }
-    derive(&mut node, layer, Relation::Layer).expect("a layer on a layer is one");
-    derive(&mut node, layer, Relation::Rekey).expect("its data come under a key of its own");
 }
 
 /// It would be found out when the data is encrypted anew already, and the old key can't go.

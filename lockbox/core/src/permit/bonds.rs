@@ -7,11 +7,11 @@ use lockbox_authz::id::KeyId;
 
 use super::Refusal;
 use crate::lockbox::{Lockbox, LockboxError};
-use crate::record::{Key, Lineage};
+use crate::record::Key;
 
-/// The selected keys that are layers, or have layers on them.
+/// The selected keys that lie on others, or others on them.
 pub(super) struct Bonds {
-    /// Whether this lockbox has any layer, or any job.
+    /// Whether this lockbox has any key that lies on another, or any job.
     pub(super) any: bool,
     operation: Operation,
     keys: BTreeMap<KeyId, Bond>,
@@ -50,10 +50,9 @@ impl Bonds {
     /// Takes a key that may leave, if it is bound to another.
     pub(super) fn take(&mut self, lockbox: &Lockbox, key: &Key) -> Result<bool, LockboxError> {
         let info = &key.info;
-        let below = info.lineage.as_ref().filter(|lineage| Lineage::is_layer(lineage));
-        let below = below.map(|lineage| lineage.parent_key_id);
+        let below = info.lies_on();
         let above = match self.any {
-            true => lockbox.layers_on(info.key_id)?,
+            true => lockbox.keys_on(info.key_id)?,
             false => Vec::new(),
         };
         if below.is_none() && above.is_empty() {
@@ -92,7 +91,7 @@ impl Bonds {
         let mut group = Group::default();
         let mut waiting = vec![lowest];
         while let Some(key) = waiting.pop() {
-            // A layer that is not selected stays: a COPY leaves it what it lies on.
+            // What lies on it and is not selected stays: a COPY leaves it what it lies on.
             let Some(bond) = self.keys.get(&key) else { continue };
             group.key_ids.push(key);
             group.bytes += bond.bytes;

@@ -10,7 +10,7 @@
 //!
 //! A receipt is locked in its step until the keys that it speaks of are durable.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use lockbox_authz::authorization::{Authorization, Selection};
 use lockbox_authz::envelope::{EnvelopeError, UnverifiedEnvelope, Verified};
@@ -25,7 +25,7 @@ use rand_core::CryptoRng;
 
 use super::{Chunk, Offer, Present, Resume, Settlement, chunk_aad, session_info};
 use crate::ledger::{Entry, Incoming, damaged};
-use crate::lifecycle::family::index;
+use crate::lifecycle::family::{MAX_LAYERS, index};
 use crate::limits::{MAX_CHUNK_BYTES, MAX_CHUNK_KEYS, RECEIPTS_PER_MESSAGE};
 use crate::lockbox::{Lockbox, LockboxError, Standing};
 use crate::primitives::{self, ReceiverContext, hpke_setup_receiver};
@@ -77,7 +77,7 @@ pub enum TargetError {
     OnItsWayOut(KeyId),
     #[error("key {0} was destroyed here, and a destroyed key does not come back")]
     WasDestroyed(KeyId),
-    #[error("key {key} is a layer on key {ancestor}, which is not here and did not come with it")]
+    #[error("key {key} lies on key {ancestor}, which is not here and did not come with it")]
     MissingAncestor { key: KeyId, ancestor: KeyId },
     #[error(transparent)]
     Local(#[from] LockboxError),
@@ -588,17 +588,29 @@ fn take_key(lockbox: &Lockbox, key: Key) -> Result<Option<Key>, TargetError> {
     }
 }
 
-/// A layer is worth nothing without what it lies on: that comes in the same chunk, or is here.
-fn check_layers(lockbox: &Lockbox, keys: &[Key]) -> Result<(), TargetError> {
-    let arriving: HashSet<KeyId> = keys.iter().map(|key| key.info.key_id).collect();
+/// A key is worth little without what it lies on: that comes in the same chunk, or is here. Keys that lie on each other in a
+/// ring could never be destroyed or moved again.
+pub(crate) fn check_layers(lockbox: &Lockbox, keys: &[Key]) -> Result<(), TargetError> {
+    let arriving: HashMap<KeyId, Option<KeyId>> =
+        keys.iter().map(|key| (key.info.key_id, key.info.lies_on())).collect();
     for key in keys {
-        let Some(below) = key.info.lineage.as_ref().filter(|lineage| lineage.is_layer()) else {
-            continue;
-        };
-        let ancestor = below.parent_key_id;
-        if !arriving.contains(&ancestor) && !lockbox.vault.has_key(ancestor).map_err(LockboxError::from)? {
+        let mut next = key.info.lies_on();
+        if let Some(ancestor) = next
+            && !arriving.contains_key(&ancestor)
+            && !lockbox.vault.has_key(ancestor).map_err(LockboxError::from)?
+        {
             let key = key.info.key_id;
             return Err(TargetError::MissingAncestor { key, ancestor });
+        }
+        let mut chain = 1;
+        while let Some(ancestor) = next {
+            chain += 1;
+            if chain > MAX_LAYERS {
+                return Err(
+                    FieldError::new("lineage", "must lead to a key that lies on none, over 64 keys at most").into(),
+                );
+            }
+            next = arriving.get(&ancestor).copied().flatten();
         }
     }
     Ok(())

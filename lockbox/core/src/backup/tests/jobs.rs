@@ -27,7 +27,7 @@ fn progress(node: &mut Node, job: KeyId, percent: u32) {
 }
 
 /// Makes a new lockbox of a file. `change` is given each entry before it is restored.
-fn restore(file: &[u8], mut change: impl FnMut(&mut Entry)) -> (Node, Vec<DroppedJob>) {
+pub(super) fn restore(file: &[u8], mut change: impl FnMut(&mut Entry)) -> (Node, Vec<DroppedJob>) {
     let mut target = Node::new("b", 2);
     let mut source = file;
     let backup = Backup::open(&mut source, &key_file()).expect("nothing is wrong with it");

@@ -12,7 +12,7 @@ use rand_core::Rng;
 
 use super::{ANY, derive, destroy, done, make, verify};
 use crate::lifecycle::derive::Relation;
-use crate::record::KeyState;
+use crate::record::{KeyInfo, KeyState};
 use crate::testing::{Cluster, Node, TestRng};
 use crate::transfer::tests::carry;
 
@@ -72,12 +72,12 @@ impl World {
         }
     }
 
-    fn below(&mut self, limit: usize) -> usize {
+    fn roll(&mut self, limit: usize) -> usize {
         (self.rng.next_u32() as usize) % limit
     }
 
     fn pick(&mut self, from: &[KeyId]) -> Option<KeyId> {
-        (!from.is_empty()).then(|| from[self.below(from.len())])
+        (!from.is_empty()).then(|| from[self.roll(from.len())])
     }
 
     fn held(&self, at: usize) -> Vec<KeyId> {
@@ -107,37 +107,39 @@ impl World {
         self.made.iter().filter_map(needs).collect()
     }
 
-    fn layers_on(&self, at: usize, key: KeyId) -> Vec<KeyId> {
-        let layers = self
-            .made
-            .iter()
-            .filter(|(_, made)| made.parent == Some((key, Relation::Layer)));
-        layers
-            .map(|(layer, _)| *layer)
-            .filter(|layer| self.holds(at, *layer))
-            .collect()
+    fn keys_on(&self, at: usize, key: KeyId) -> Vec<KeyId> {
+        let mut held = self.held(at);
+        held.retain(|other| self.below(*other) == Some(key));
+        held
     }
 
-    fn layer_below(&self, key: KeyId) -> Option<KeyId> {
-        let parent = self.made[&key]
-            .parent
-            .filter(|(_, relation)| *relation == Relation::Layer);
-        parent.map(|(below, _)| below)
+    /// The key that another lies on, found by its whole history.
+    fn below(&self, key: KeyId) -> Option<KeyId> {
+        let (parent, relation) = self.made[&key].parent?;
+        match relation {
+            Relation::Layer => Some(parent),
+            Relation::Rekey => None,
+            Relation::Snapshot | Relation::Share | Relation::Rotate => self.below(parent),
+        }
     }
 
     fn step(&mut self) {
-        let at = self.below(2);
+        let at = self.roll(2);
         let held = self.held(at);
         let some = self.pick(&held);
         let working: Vec<KeyId> = held.iter().copied().filter(|key| self.has_open_job(at, *key)).collect();
         let at_work = self.pick(&working);
-        match (self.below(24), some) {
+        match (self.roll(24), some) {
             (_, None) => self.create(at),
-            (0..4, Some(key)) if held.len() < FEW => self.derive(at, key),
+            (0..4, Some(key)) if held.len() < FEW => {
+                let lying: Vec<KeyId> = held.into_iter().filter(|key| self.below(*key).is_some()).collect();
+                let parent = self.pick(&lying).filter(|_| self.roll(2) == 0);
+                self.derive(at, parent.unwrap_or(key));
+            }
             (0..4, Some(key)) => self.destroy(at, key),
             (4..9, Some(key)) => self.transfer(at, key),
             (9..14, Some(key)) => self.destroy(at, key),
-            (14, Some(key)) if self.below(4) == 0 => self.compromise(at, key),
+            (14, Some(key)) if self.roll(4) == 0 => self.compromise(at, key),
             (14..23, Some(key)) => self.job(at, at_work.unwrap_or(key)),
             (_, Some(_)) => self.node(at).restart(),
         }
@@ -174,15 +176,11 @@ impl World {
             Relation::Layer,
             Relation::Rotate,
         ];
-        let relation = relations[self.below(relations.len())];
-        let is_layer = self.layer_below(parent).is_some();
+        let relation = relations[self.roll(relations.len())];
         let allowed = match relation {
-            Relation::Snapshot | Relation::Share => !self.is_compromised(at, parent) && !is_layer,
-            Relation::Layer => !self.is_compromised(at, parent),
+            Relation::Snapshot | Relation::Share | Relation::Layer => !self.is_compromised(at, parent),
             Relation::Rekey => true,
-            Relation::Rotate => {
-                self.jobs_needing(at, parent).is_empty() && !is_layer && self.layers_on(at, parent).is_empty()
-            }
+            Relation::Rotate => self.jobs_needing(at, parent).is_empty() && self.keys_on(at, parent).is_empty(),
         };
         let outcome = derive(self.node(at), parent, relation);
         assert_eq!(outcome.is_ok(), allowed, "{relation:?} of {parent}: {outcome:?}");
@@ -200,10 +198,10 @@ impl World {
     fn transfer(&mut self, from: usize, key: KeyId) {
         let to = 1 - from;
         let mut chosen = BTreeSet::from([key]);
-        if self.below(3) > 0 {
+        if self.roll(3) > 0 {
             let mut waiting = vec![key];
             while let Some(next) = waiting.pop() {
-                let bound = self.layers_on(from, next).into_iter().chain(self.layer_below(next));
+                let bound = self.keys_on(from, next).into_iter().chain(self.below(next));
                 waiting.extend(bound.filter(|other| chosen.insert(*other)));
             }
         }
@@ -215,7 +213,7 @@ impl World {
             // It would be declined by the target, which the tests of transfers look at.
             return;
         }
-        let operation = if self.below(2) == 0 {
+        let operation = if self.roll(2) == 0 {
             Operation::Copy
         } else {
             Operation::Move
@@ -257,14 +255,14 @@ impl World {
 
     fn may_leave(&self, from: usize, chosen: &[KeyId], operation: Operation) -> bool {
         chosen.iter().all(|key| {
-            let whole_below = self.layer_below(*key).is_none_or(|below| chosen.contains(&below));
+            let whole_below = self.below(*key).is_none_or(|below| chosen.contains(&below));
             let is_held = self.holds(from, *key);
             is_held
                 && whole_below
                 && match operation {
                     Operation::Copy => !self.is_compromised(from, *key),
                     Operation::Move => {
-                        let whole_above = self.layers_on(from, *key).iter().all(|layer| chosen.contains(layer));
+                        let whole_above = self.keys_on(from, *key).iter().all(|above| chosen.contains(above));
                         whole_above && self.jobs_needing(from, *key).is_empty()
                     }
                 }
@@ -272,7 +270,7 @@ impl World {
     }
 
     fn destroy(&mut self, at: usize, key: KeyId) {
-        let allowed = self.layers_on(at, key).is_empty() && self.jobs_needing(at, key).is_empty();
+        let allowed = self.keys_on(at, key).is_empty() && self.jobs_needing(at, key).is_empty();
         let outcome = destroy(self.node(at), key, true);
         assert_eq!(outcome.is_ok(), allowed, "{key}: {outcome:?}");
         if let Ok(remaining) = outcome {
@@ -304,9 +302,9 @@ impl World {
             return;
         };
         let (old, relation) = self.made[&key].parent.expect("a job has an old key");
-        let next = match self.below(4) {
+        let next = match self.roll(6) {
             0 => {
-                let percent = self.below(101) as u32;
+                let percent = self.roll(101) as u32;
                 let allowed = matches!(job, Job::Running(_));
                 let step = self
                     .node(at)
@@ -314,15 +312,15 @@ impl World {
                 assert_eq!(step.is_ok(), allowed);
                 allowed.then_some(Job::Running(percent))
             }
-            1 => {
+            1..3 => {
                 let allowed = matches!(job, Job::Running(_) | Job::Verified);
                 assert_eq!(verify(self.node(at), key).is_ok(), allowed);
                 allowed.then_some(Job::Verified)
             }
-            2 => {
+            3..5 => {
                 let destroys = relation == Relation::Rotate;
                 let others = self.jobs_needing(at, old).len() > 1;
-                let needed = destroys && (others || !self.layers_on(at, old).is_empty());
+                let needed = destroys && (others || !self.keys_on(at, old).is_empty());
                 let allowed = job == Job::Done || (job == Job::Verified && !needed);
                 let outcome = done(self.node(at), key);
                 assert_eq!(outcome.is_ok(), allowed, "{job:?} {outcome:?}");
@@ -369,6 +367,58 @@ impl World {
         }
     }
 
+    /// What came about in this history of what is made of layers.
+    fn of_layers(&self) -> BTreeSet<&'static str> {
+        let mut seen = BTreeSet::new();
+        for (key, made) in self.made.iter().filter(|(key, _)| self.below(**key).is_some()) {
+            let (parent, relation) = made.parent.expect("it lies on something");
+            let parent_lies = self.below(parent).is_some();
+            let of_parent = self.made[&parent].parent.map(|(_, relation)| relation);
+            seen.insert(match (relation, &made.job) {
+                (Relation::Layer, _) if parent_lies && of_parent != Some(Relation::Layer) => {
+                    "a layer on what is made of one"
+                }
+                (Relation::Rotate, Some((_, Job::Done))) => "a rotation that is done",
+                (Relation::Rotate, Some((_, Job::Cancelled(_)))) => "a rotation that is cancelled",
+                (relation, _) => relation.name(),
+            });
+            for at in (0..2).filter(|at| relation != Relation::Layer && self.holds(*at, *key)) {
+                if !self.places[at].contains_key(&parent) {
+                    seen.insert("one that is held where its parent never was");
+                }
+                if self.places[1 - at].get(key) == Some(&Place::Moved) {
+                    seen.insert("one that was moved");
+                }
+            }
+        }
+        seen
+    }
+
+    /// Where a key is held, everything is held that its blocks are under.
+    fn check_chains(&self) {
+        for at in 0..2 {
+            for key in self.held(at) {
+                let info = self.cluster_info(at, key);
+                assert_eq!(info.lies_on(), self.below(key), "{key}");
+                assert!(
+                    self.below(key).is_none_or(|below| self.holds(at, below)),
+                    "{key} at {at}"
+                );
+            }
+        }
+    }
+
+    fn cluster_info(&self, at: usize, key: KeyId) -> KeyInfo {
+        let node = [&self.cluster.a, &self.cluster.b][at];
+        node.lockbox().reveal_key(key).expect("it is held").info
+    }
+
+    /// Whether old blocks of a key's volume are under the exposed material by what it lies on, or it has the material.
+    fn reaches(&self, key: KeyId, exposed: KeyId) -> bool {
+        let below = self.below(key);
+        self.made[&key].material == exposed || below.is_some_and(|below| self.reaches(below, exposed))
+    }
+
     fn root(&self, key: KeyId) -> KeyId {
         self.made[&key].parent.map_or(key, |(parent, _)| self.root(parent))
     }
@@ -376,15 +426,16 @@ impl World {
     /// Whether data under this key is under the exposed material.
     fn is_deep(&self, key: KeyId, exposed: KeyId) -> bool {
         let made = &self.made[&key];
-        let through_parent = made.parent.is_some_and(|(parent, relation)| {
-            let open = match relation {
-                Relation::Layer => true,
-                Relation::Snapshot | Relation::Share => false,
-                Relation::Rekey | Relation::Rotate => !matches!(made.job, Some((_, Job::Verified | Job::Done))),
-            };
-            open && self.is_deep(parent, exposed)
+        let is_rekeying = made.parent.is_some_and(|(parent, relation)| {
+            let from_old = matches!(relation, Relation::Rekey | Relation::Rotate);
+            let is_over = matches!(made.job, Some((_, Job::Verified | Job::Done)));
+            from_old && !is_over && self.is_deep(parent, exposed)
         });
-        made.material == exposed || through_parent
+        made.material == exposed || is_rekeying || self.lies_on_deep(key, exposed)
+    }
+
+    fn lies_on_deep(&self, key: KeyId, exposed: KeyId) -> bool {
+        self.below(key).is_some_and(|below| self.is_deep(below, exposed))
     }
 
     fn progress(&self, at: usize, key: KeyId, exposed: KeyId, place: Place) -> Progress {
@@ -392,11 +443,10 @@ impl World {
         if place == Place::Destroyed {
             return Progress::Done;
         }
-        let is_rekeying = made.material != exposed
-            && made
-                .parent
-                .is_some_and(|(_, relation)| matches!(relation, Relation::Rekey | Relation::Rotate));
-        if is_rekeying {
+        if made.material != exposed && self.lies_on_deep(key, exposed) {
+            return Progress::Open;
+        }
+        if made.material != exposed {
             return match made.job {
                 Some((_, Job::Running(percent) | Job::Cancelled(percent))) => Progress::Running(percent),
                 _ => unreachable!("a verified one is not deep"),
@@ -455,6 +505,12 @@ impl World {
             let Ok(local) = self.node(at).lockbox().impact(key) else {
                 continue;
             };
+            let deep = |key: KeyId| {
+                let found = local.findings.iter().find(|found| found.holding.entry.key_id == key);
+                found.is_some_and(|found| found.remedy == Remedy::Deep)
+            };
+            let reaching = self.held(at).into_iter().filter(|key| self.reaches(*key, exposed));
+            assert!(reaching.into_iter().all(deep), "what lies on {key} is deep at {at}");
             let local: BTreeSet<KeyId> = local.findings.iter().map(|found| found.holding.entry.key_id).collect();
             assert!(self.siblings_at(at, key).iter().all(|sibling| local.contains(sibling)));
             assert!(local.iter().all(|other| self.root(*other) == self.root(key)));
@@ -489,15 +545,33 @@ impl World {
 
 #[test]
 fn random_histories_end_as_the_oracle_says() {
+    let mut seen = BTreeSet::new();
     for seed in 0..HISTORIES {
         let mut world = World::new(seed);
         for _ in 0..STEPS {
             world.step();
         }
         world.check_bytes();
+        world.check_chains();
         let keys: Vec<KeyId> = world.made.keys().copied().collect();
         for key in keys {
             world.check_impact(key);
         }
+        seen.extend(world.of_layers());
     }
+    assert_eq!(
+        Vec::from_iter(seen),
+        [
+            "a layer on what is made of one",
+            "a rotation that is cancelled",
+            "a rotation that is done",
+            "layer",
+            "one that is held where its parent never was",
+            "one that was moved",
+            "rotate",
+            "share",
+            "snapshot",
+        ],
+        "the histories are too tame"
+    );
 }
