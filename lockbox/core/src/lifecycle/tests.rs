@@ -295,6 +295,32 @@ fn rejects_a_second_rotation_while_one_is_open() {
     assert!(matches!(refused, LockboxError::Lifecycle(LifecycleError::InJob { .. })));
 }
 
+/// A snapshot of a volume in the middle of its re-encryption has blocks under both keys, and would open with one.
+#[test]
+fn rejects_descendants_of_a_key_whose_data_is_being_rewritten() {
+    let mut node = node();
+    let old = make(&mut node, ANY);
+    let in_job = |node: &mut Node, key, relation| {
+        let refused = derive(node, key, relation).expect_err("some of its data is under another key");
+        assert!(matches!(refused, LockboxError::Lifecycle(LifecycleError::InJob { .. })));
+    };
+    let new = derive(&mut node, old, Relation::Rotate).expect("nothing holds it");
+    for key in [old, new] {
+        for relation in [Relation::Snapshot, Relation::Share, Relation::Rekey, Relation::Layer] {
+            in_job(&mut node, key, relation);
+        }
+    }
+    verify(&mut node, new).expect("its data opens");
+    done(&mut node, new).expect("it is verified");
+    derive(&mut node, new, Relation::Snapshot).expect("all of it is under the new key");
+
+    let clone = derive(&mut node, new, Relation::Rekey).expect("the policy allows it");
+    in_job(&mut node, clone, Relation::Snapshot);
+    derive(&mut node, new, Relation::Snapshot).expect("the clone's source is not rewritten");
+    let layer = derive(&mut node, new, Relation::Layer).expect("the policy allows it");
+    derive(&mut node, layer, Relation::Snapshot).expect("a layer rewrites nothing");
+}
+
 #[test]
 fn rejects_destroying_what_a_layer_lies_on() {
     let mut node = node();

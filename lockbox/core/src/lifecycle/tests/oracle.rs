@@ -107,6 +107,16 @@ impl World {
         self.made.iter().filter_map(needs).collect()
     }
 
+    /// Whether an open job has some of the key's data under another key.
+    fn is_being_rewritten(&self, at: usize, key: KeyId) -> bool {
+        let rewrites = |job: &KeyId| match self.made[job].parent {
+            Some((_, Relation::Rotate)) => true,
+            Some((_, Relation::Rekey)) => *job == key,
+            _ => false,
+        };
+        self.jobs_needing(at, key).iter().any(rewrites)
+    }
+
     fn keys_on(&self, at: usize, key: KeyId) -> Vec<KeyId> {
         let mut held = self.held(at);
         held.retain(|other| self.below(*other) == Some(key));
@@ -182,6 +192,7 @@ impl World {
             Relation::Rekey => true,
             Relation::Rotate => self.jobs_needing(at, parent).is_empty() && self.keys_on(at, parent).is_empty(),
         };
+        let allowed = allowed && !self.is_being_rewritten(at, parent);
         let outcome = derive(self.node(at), parent, relation);
         assert_eq!(outcome.is_ok(), allowed, "{relation:?} of {parent}: {outcome:?}");
         if let Ok(key) = outcome {
