@@ -19,7 +19,7 @@ use tokio::time::timeout;
 
 use super::client::Client;
 use super::error::CliError;
-use super::job_tool::{JobKeys, JobTool, Which, find};
+use super::job_tool::{JobKeys, JobTool, Which, find_open};
 use super::percent::Percentages;
 
 /// For one report: a daemon that answers later is as good as none.
@@ -37,8 +37,12 @@ pub(super) async fn run(mut client: Client, job: KeyId, words: &[OsString]) -> R
              `--key-file={new}` or `--object secret,id=new,file={new:hex}`; {old} and {old:hex} stand for the old key",
         ));
     }
-    let found = find(&mut client, job).await?;
-    check_state(job, &found)?;
+    let found = find_open(&mut client, job).await?;
+    if found.state == "verified" {
+        return Err(CliError::failed(format!(
+            "job {job} is verified, so nothing was run: its data was opened with the new key, and `lockbox job done {job}` ends it"
+        )));
+    }
     let keys = JobKeys::reveal(&mut client, &found, &command).await?;
     let mut reporter = Reporter::new(client, job);
     // The daemon has the last word on whether the job is still open, and it begins anew if it was run before.
@@ -67,20 +71,6 @@ pub(super) async fn run(mut client: Client, job: KeyId, words: &[OsString]) -> R
             command.name()
         ))
     })
-}
-
-/// What is over is not begun again: the old key may be gone.
-fn check_state(id: KeyId, job: &Job) -> Result<(), CliError> {
-    let advice = match job.state.as_str() {
-        "verified" => format!("its data was opened with the new key, and `lockbox job done {id}` ends it"),
-        "done" => "its data is under the new key".to_owned(),
-        "cancelled" => "`lockbox key clone` and `lockbox key rotate` make new ones".to_owned(),
-        _ => return Ok(()),
-    };
-    let state = &job.state;
-    Err(CliError::failed(format!(
-        "job {id} is {state}, so nothing was run: {advice}"
-    )))
 }
 
 /// Tells the daemon how far the tool is.

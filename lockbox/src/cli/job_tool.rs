@@ -184,6 +184,17 @@ pub(super) async fn find(client: &mut Client, job: KeyId) -> Result<Job, CliErro
     Ok(answer.into_inner().job.unwrap_or_default())
 }
 
+/// The job, if it is there and not over: the old key of one that is may be gone.
+pub(super) async fn find_open(client: &mut Client, id: KeyId) -> Result<Job, CliError> {
+    let job = find(client, id).await?;
+    match job.state.as_str() {
+        state @ ("done" | "cancelled") => Err(CliError::failed(format!(
+            "job {id} is {state}, so nothing was run; `lockbox key clone` and `lockbox key rotate` begin new ones"
+        ))),
+        _ => Ok(job),
+    }
+}
+
 fn pieces(mut argument: &[u8]) -> Vec<Piece<'_>> {
     let mut pieces = Vec::new();
     while let Some((at, length, key)) = first_placeholder(argument) {

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::client::Client;
 use super::error::CliError;
 use super::job_run;
-use super::job_tool::{JobKeys, JobTool, Which, find};
+use super::job_tool::{JobKeys, JobTool, Which, find, find_open};
 use super::output::{Output, fields, or_null, table, time_or_null, uuid};
 use crate::clock::rfc3339;
 
@@ -152,7 +152,7 @@ async fn verify(client: &mut Client, job: KeyId, words: &[OsString]) -> Result<J
         ));
     }
     // Asked first, so that nothing is run for a job that is not there.
-    let found = find(client, job).await?;
+    let found = find_open(client, job).await?;
     let keys = JobKeys::reveal(client, &found, &command).await?;
     command.run(&keys)?;
     let name = command.name();
