@@ -146,12 +146,12 @@ struct Conversion<'a> {
 }
 
 impl Conversion<'_> {
-    fn into_new_image(&self) -> Vec<String> {
+    fn to_new_image(&self) -> Vec<String> {
         let target = self.new.path().to_str().expect("a path of ours");
         self.arguments(&["-O", "luks", "-o", "key-secret=new,iter-time=10"], target)
     }
 
-    fn into_image_that_is_there(&self, rate: &[&str]) -> Vec<String> {
+    fn to_image_that_is_there(&self, rate: &[&str]) -> Vec<String> {
         let options = [&["-n", "--target-image-opts"], rate].concat();
         self.arguments(&options, &self.new.options(&["new"]))
     }
@@ -197,18 +197,18 @@ fn a_clone_is_encrypted_anew_and_the_old_key_can_go() {
     let cluster = Cluster::start();
     let a = cluster.new_lockbox("a");
     let volume = volume(&a, "rekey");
-    let old = Image::create(cluster.folder(), "vol.qcow2", BYTES, &a.reveal(volume));
+    let old = Image::create(cluster.folder(), "vol.luks", BYTES, &a.reveal(volume));
     old.fill(&[&a.reveal(volume)], 0..BYTES, EARLY);
     let job = clone(&a, volume, "rekey");
     let conversion = Conversion {
         lockbox: &a,
         job,
         old: &old,
-        new: &Image::create(cluster.folder(), "clone.qcow2", BYTES, &a.reveal(job)),
+        new: &Image::create(cluster.folder(), "clone.luks", BYTES, &a.reveal(job)),
     };
 
     // So slow that it is looked at, and killed, before its end.
-    let running = conversion.start(&conversion.into_image_that_is_there(&["-r", "2M"]));
+    let running = conversion.start(&conversion.to_image_that_is_there(&["-r", "2M"]));
     eventually("the job is somewhere in the middle", || {
         let percent = conversion.shown()["percent"].as_u64()?;
         (1..100).contains(&percent).then_some(())
@@ -230,7 +230,7 @@ fn a_clone_is_encrypted_anew_and_the_old_key_can_go() {
     assert_eq!(conversion.shown()["state"], "running");
     assert!(a.holds(volume) && a.holds(job));
 
-    let again = conversion.start(&conversion.into_image_that_is_there(&[]));
+    let again = conversion.start(&conversion.to_image_that_is_there(&[]));
     again.wait().expect_success("job run, again");
     assert_eq!(conversion.shown()["percent"], 100);
     conversion.verify().expect_success("qemu-img compare");
@@ -274,7 +274,7 @@ fn a_rotated_volume_opens_with_the_new_key_only() {
         new: &Image::at(cluster.folder(), "rotated.luks", BYTES),
     };
     // What QEMU can't measure is no more than a tool that failed: the job is run again.
-    until_measured(|| conversion.start(&conversion.into_new_image()).wait()).expect_success("job run");
+    until_measured(|| conversion.start(&conversion.to_new_image()).wait()).expect_success("job run");
     let new = conversion.new;
     let verify = ["cryptsetup", "open", "--test-passphrase", "--key-file={new:hex}"];
     let volume_path = new.path().to_str().expect("a path of ours");

@@ -1,9 +1,9 @@
 //! Encrypted disk images of QEMU.
 //!
-//! Needs qemu-img and qemu-io, which `tests/run` installs.
+//! Needs qemu-img, qemu-io and cryptsetup, which `tests/run` installs.
 
 use std::ffi::OsStr;
-use std::fs;
+use std::fs::{self, File};
 use std::io::Write;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,11 @@ use std::process::Command;
 
 use tempfile::NamedTempFile;
 
+use super::luks;
 use super::process::{Output, run};
+
+/// What the header of LUKS1 takes with a key of 64 bytes.
+const LUKS1_HEADER_BYTES: usize = 2 << 20;
 
 /// How often a command may say that the machine can't be measured.
 const TRIES: usize = 20;
@@ -52,7 +56,7 @@ impl Image {
     /// A new image under a key.
     pub fn create(folder: &Path, name: &str, bytes: usize, key: &[u8]) -> Self {
         let image = Self::at(folder, name, bytes);
-        image.make(&[key]);
+        image.make(key);
         image
     }
 
@@ -61,7 +65,7 @@ impl Image {
         let mut image = self.clone();
         image.path.set_file_name(name);
         image.below = Some(Box::new(self.clone()));
-        image.make(&[key]);
+        image.make(key);
         image
     }
 
@@ -145,28 +149,35 @@ impl Image {
         fs::read(plain.path()).expect("it was written")
     }
 
-    fn make(&self, keys: &[&[u8]]) {
-        let secrets = Secrets::new(keys);
-        let mut command = secrets.command("qemu-img", &["create", "-q"]);
+    fn make(&self, key: &[u8]) {
         match self.format {
-            Format::Qcow2 => {
-                let options = format!(
-                    "encrypt.format=luks,encrypt.key-secret={},encrypt.iter-time=10",
-                    secrets.names()[0]
-                );
-                command.args(["-f", "qcow2", "-o", &options]);
-            }
-            Format::Luks => {
-                let options = format!("key-secret={},iter-time=10", secrets.names()[0]);
-                command.args(["-f", "luks", "-o", &options]);
-            }
+            Format::Qcow2 => self.make_qcow2(key),
+            Format::Luks => self.make_luks(key),
         }
+    }
+
+    fn make_qcow2(&self, key: &[u8]) {
+        let secrets = Secrets::new(&[key]);
+        let mut command = secrets.command("qemu-img", &["create", "-q", "-f", "qcow2"]);
+        let name = &secrets.names()[0];
+        let options = format!("encrypt.format=luks,encrypt.key-secret={name},encrypt.iter-time=10");
+        command.args(["-o", &options]);
         if let Some(below) = &self.below {
             // Not opened, since its key can't be said here.
             command.args(["-u", "-F", "qcow2", "-b"]).arg(&below.path);
         }
         command.arg(&self.path).arg(self.bytes.to_string());
         until_measured(|| run(&mut command, b"")).expect_success("qemu-img create");
+    }
+
+    /// By cryptsetup, which need not measure for a second how fast the machine is. QEMU knows the first version only.
+    fn make_luks(&self, key: &[u8]) {
+        let file = File::create(&self.path).expect("the folder is ours");
+        let bytes = LUKS1_HEADER_BYTES + self.bytes;
+        file.set_len(bytes as u64).expect("there is room for it");
+        let mut format = vec!["luksFormat", "--batch-mode", "--type=luks1", "--key-size=512"];
+        format.extend(["--pbkdf-force-iterations=1000", "--key-file=-"]);
+        luks::cryptsetup(&format, &self.path, hex(key).as_bytes()).expect_success("luksFormat");
     }
 
     fn io(&self, keys: &[&[u8]], what: &str) -> Output {
@@ -197,8 +208,7 @@ impl Secrets {
     pub fn new(keys: &[&[u8]]) -> Self {
         let file = |key: &&[u8]| {
             let mut file = NamedTempFile::new().expect("there is room for it");
-            let hex: String = key.iter().map(|byte| format!("{byte:02x}")).collect();
-            file.write_all(hex.as_bytes()).expect("there is room for it");
+            file.write_all(hex(key).as_bytes()).expect("there is room for it");
             file
         };
         Self(keys.iter().map(file).collect())
@@ -218,4 +228,8 @@ impl Secrets {
     pub fn names(&self) -> Vec<String> {
         (0..self.0.len()).map(|number| format!("key{number}")).collect()
     }
+}
+
+fn hex(key: &[u8]) -> String {
+    key.iter().map(|byte| format!("{byte:02x}")).collect()
 }
