@@ -76,8 +76,8 @@ impl Data {
     fn encrypt_anew(&self, lockbox: &Lockbox, job: KeyId) {
         let (volume, cheap) = (self.0.display(), luks::CHEAP.join(" "));
         let script = format!(
-            "cryptsetup luksAddKey --batch-mode {cheap} --key-slot=1 --key-file={{old}} {volume} {{new}} &&
-             cryptsetup reencrypt --force-offline-reencrypt --resilience=none {cheap} --key-slot=1 --key-file={{new}} {volume}"
+            "cryptsetup luksChangeKey --batch-mode {cheap} --key-file={{old}} {volume} {{new}} &&
+             exec cryptsetup reencrypt --force-offline-reencrypt {cheap} --key-file={{new}} {volume}"
         );
         lockbox
             .command_around(&["job", "run", &job.to_string()], ["sh", "-c", &script])

@@ -27,8 +27,8 @@ Examples:
       --image-opts driver=qcow2,encrypt.key-secret=old,file.filename=vol.qcow2 \\
       -o encrypt.format=luks,encrypt.key-secret=new clone.qcow2
   lockbox job run JOB -- sh -c 'cryptsetup open --test-passphrase --key-file={new} /dev/vg/vol ||
-      cryptsetup luksAddKey --key-slot=1 --key-file={old} /dev/vg/vol {new}
-      cryptsetup reencrypt --key-slot=1 --key-file={new} /dev/vg/vol'";
+      cryptsetup luksChangeKey --key-file={old} /dev/vg/vol {new}
+      exec cryptsetup reencrypt --key-file={new} /dev/vg/vol'";
 
 const VERIFY_EXAMPLES: &str = "\
 Examples:
