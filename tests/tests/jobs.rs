@@ -1,7 +1,7 @@
 //! `lockbox job run`: a tool that gets both keys, and a job that keeps up with it. The tools here are a few lines of shell;
 //! tests/qemu.rs has real ones.
 
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -45,14 +45,16 @@ fn wait_for_percent(lockbox: &Lockbox, job: KeyId, percent: u64) {
     });
 }
 
-/// A pipe by which a test lets a script go on: `read go < PATH`.
-struct Gate(PathBuf);
+/// A pipe by which a test lets a script go on: `read go < PATH`. It is held open at both ends, so that what is in it stays
+/// between one read and the next.
+struct Gate(PathBuf, File);
 
 impl Gate {
     fn new(folder: &Path) -> Self {
         let path = folder.join("gate");
         run(Command::new("mkfifo").arg(&path), b"").expect_success("mkfifo");
-        Self(path)
+        let pipe = OpenOptions::new().read(true).write(true).open(&path);
+        Self(path, pipe.expect("it was made"))
     }
 
     fn read(&self) -> String {
@@ -60,11 +62,7 @@ impl Gate {
     }
 
     fn open(&self) {
-        let mut pipe = OpenOptions::new()
-            .write(true)
-            .open(&self.0)
-            .expect("the script reads it");
-        pipe.write_all(b"go\n").expect("the script reads it");
+        (&self.1).write_all(b"go\n").expect("it has room for a word");
     }
 }
 
@@ -130,6 +128,13 @@ fn a_job_keeps_up_with_its_tool_and_the_tool_outlives_the_daemon() {
     a.start();
     assert_eq!(job_stands(&a, job), ("running".to_owned(), 41));
     assert!(a.holds(old) && a.holds(job));
+
+    let tool = job_start(&a, job, &format!("echo 5%; {go}; : {{new}}"));
+    wait_for_percent(&a, job, 5);
+    a.restart();
+    gate.open();
+    tool.wait().expect_success("job run, with the daemon back at the end");
+    assert_eq!(job_stands(&a, job), ("running".to_owned(), 100));
 }
 
 #[test]

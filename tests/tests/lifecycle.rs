@@ -1,4 +1,5 @@
-//! The life of volume keys, as the mail thread of 2013 asked for it, through the real binaries.
+//! The life of volume keys, as the mail thread of 2013 asked for it, through the real binaries, and with volumes of
+//! cryptsetup, which `tests/run` installs.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -51,7 +51,7 @@ pub(super) async fn run(mut client: Client, job: KeyId, words: &[OsString]) -> R
     let (mut tool, pipes) = command.with_keys(&keys)?;
     drop(keys);
     let failed = |what: &str, error: io::Error| command.failed(format!("can't be {what}: {error}"));
-    let early = EarlySignals::catch().map_err(|error| failed("looked after", error))?;
+    let early = EarlySignals::catch().map_err(|error| failed("watched", error))?;
     let child = tool.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
     let mut child = child.map_err(|error| failed("run", error))?;
     drop(pipes);
@@ -106,21 +106,23 @@ impl Reporter {
         self
     }
 
+    /// On the connection that there is; if that was lost, on a new one.
     async fn report(&mut self, percent: u32) -> Result<Job, CliError> {
-        let outcome = timeout(REPORT_TIMEOUT, self.try_report(percent))
-            .await
-            .unwrap_or_else(|_| {
-                let seconds = REPORT_TIMEOUT.as_secs();
-                Err(CliError::unavailable(format!("no answer for {seconds} seconds")))
-            });
+        if !self.lost
+            && let Ok(job) = in_time(self.tell(percent)).await
+        {
+            return Ok(job);
+        }
+        let outcome = in_time(async {
+            self.client.reconnect().await?;
+            self.tell(percent).await
+        })
+        .await;
         self.lost = outcome.is_err();
         outcome
     }
 
-    async fn try_report(&mut self, percent: u32) -> Result<Job, CliError> {
-        if self.lost {
-            self.client.reconnect().await?;
-        }
+    async fn tell(&mut self, percent: u32) -> Result<Job, CliError> {
         let key_id = self.job.to_vec();
         let request = ReportJobProgressRequest { key_id, percent };
         let answer = self.client.lifecycle.report_job_progress(request).await?;
@@ -133,6 +135,13 @@ impl Reporter {
             eprintln!("lockbox: the job's progress could not be told {times} times, at last because: {error}");
         }
     }
+}
+
+async fn in_time(told: impl Future<Output = Result<Job, CliError>>) -> Result<Job, CliError> {
+    timeout(REPORT_TIMEOUT, told).await.unwrap_or_else(|_| {
+        let seconds = REPORT_TIMEOUT.as_secs();
+        Err(CliError::unavailable(format!("no answer for {seconds} seconds")))
+    })
 }
 
 /// Reads one of the tool's streams to its end, passes it on to standard error, and notes each percentage that is more than
