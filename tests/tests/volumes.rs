@@ -8,8 +8,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use lockbox_authz::KeyId;
+use lockbox_tests::testkit::luks::{cryptsetup, opens};
 use lockbox_tests::testkit::process::run;
-use lockbox_tests::testkit::{Cluster, Lockbox, Output, key_client};
+use lockbox_tests::testkit::qemu::{self, Image, Secrets};
+use lockbox_tests::testkit::{Cluster, Lockbox, Output, key_client, luks};
 
 /// The key's bytes as `lockbox key reveal` writes them into a pipe.
 fn revealed(lockbox: &Lockbox, key: KeyId, encoding: &str) -> Vec<u8> {
@@ -20,46 +22,13 @@ fn revealed(lockbox: &Lockbox, key: KeyId, encoding: &str) -> Vec<u8> {
         .stdout
 }
 
-fn cryptsetup(args: &[&str], volume: &Path, key: &[u8]) -> Output {
-    run(Command::new("cryptsetup").args(args).arg(volume), key)
-}
-
-/// The cheapest derivation: it is the keys that are tried here.
-const FORMAT: [&str; 8] = [
-    "luksFormat",
-    "--batch-mode",
-    "--type=luks2",
-    "--key-size=512",
-    "--pbkdf=pbkdf2",
-    "--pbkdf-force-iterations=1000",
-    "--luks2-keyslots-size=512k",
-    "--key-file=-",
-];
-
-fn empty_volume(folder: &Path) -> PathBuf {
-    let volume = folder.join("volume");
-    let file = fs::File::create(&volume).expect("the folder is ours");
-    file.set_len(16 << 20).expect("there is room for it");
-    volume
-}
-
-fn opens(volume: &Path, key: &[u8]) -> bool {
-    let tried = cryptsetup(&["open", "--test-passphrase", "--key-file=-"], volume, key);
-    match tried.status.code() {
-        Some(0) => true,
-        // No key slot takes it.
-        Some(2) => false,
-        _ => panic!("cryptsetup: {}: {}", tried.status, tried.stderr),
-    }
-}
-
 #[test]
 fn a_crypttab_volume_opens_where_its_key_was_moved_and_nowhere_else() {
     let cluster = Cluster::start();
     let (a, b) = (cluster.add_lockbox("a"), cluster.add_lockbox("b"));
-    let volume = empty_volume(cluster.folder());
+    let volume = luks::empty(cluster.folder(), "volume");
     let key = a.create_key("data");
-    cryptsetup(&FORMAT, &volume, &revealed(&a, key, "raw")).expect_success("luksFormat");
+    cryptsetup(&luks::format_args(), &volume, &revealed(&a, key, "raw")).expect_success("luksFormat");
     assert!(opens(&volume, &key_client::volume(&a.key_socket(), "data")));
     assert_eq!(key_client::volume(&b.key_socket(), "data"), b"");
 
@@ -76,16 +45,15 @@ fn a_crypttab_volume_opens_where_its_key_was_moved_and_nowhere_else() {
 fn a_key_can_be_the_volume_key_itself() {
     let cluster = Cluster::start();
     let a = cluster.new_lockbox("a");
-    let volume = empty_volume(cluster.folder());
+    let volume = luks::empty(cluster.folder(), "volume");
     let (slot, itself) = (a.create_key("slot"), a.create_key("itself"));
     let slot_file = cluster.folder().join("slot");
     fs::write(&slot_file, revealed(&a, slot, "raw")).expect("the folder is ours");
-    let mut format = FORMAT;
     let slot_option = format!("--key-file={}", slot_file.display());
-    format[FORMAT.len() - 1] = &slot_option;
-    let mut args = format.to_vec();
-    args.push("--volume-key-file=/dev/stdin");
-    cryptsetup(&args, &volume, &revealed(&a, itself, "raw")).expect_success("luksFormat");
+    let mut format = luks::format_args();
+    format.pop();
+    format.extend([slot_option.as_str(), "--volume-key-file=/dev/stdin"]);
+    cryptsetup(&format, &volume, &revealed(&a, itself, "raw")).expect_success("luksFormat");
 
     let open = ["open", "--test-passphrase", "--volume-key-file=/dev/stdin"];
     cryptsetup(&open, &volume, &revealed(&a, itself, "raw")).expect_success("open by the volume key");
@@ -99,73 +67,19 @@ fn a_key_slot_is_rotated_to_another_key() {
     let cluster = Cluster::start();
     let a = cluster.new_lockbox("a");
     let (old, new) = (a.create_key("old"), a.create_key("new"));
-    let volume = cluster.folder().join("volume");
-    let [old, new] = [old, new].map(|key| QemuSecret::new(cluster.folder(), &a, key));
-    qemu_img(&["create", "-q", "-f", "luks"], &[("k", &old)])
-        .args(["-o", "key-secret=k,iter-time=10"])
-        .arg(&volume)
-        .arg("8M")
-        .succeeds("create");
-    let image = format!("driver=luks,key-secret=k,file.filename={}", volume.display());
+    let image = Image::create(cluster.folder(), "volume.luks", 8 << 20, &a.reveal(old));
+    let secrets = Secrets::new(&[&a.reveal(old), &a.reveal(new)]);
+    let amend = |options: &str, opened_by: &str| {
+        let mut command = secrets.command("qemu-img", &["amend", "-o", options]);
+        command.args(["--image-opts", &image.options(&[opened_by])]);
+        qemu::until_measured(|| run(&mut command, b"")).expect_success("qemu-img amend");
+    };
 
-    qemu_img(&["amend"], &[("k", &old), ("n", &new)])
-        .args(["-o", "state=active,new-secret=n,iter-time=10", "--image-opts", &image])
-        .succeeds("the new key's slot");
-    qemu_img(&["amend"], &[("k", &new), ("o", &old)])
-        .args(["-o", "state=inactive,old-secret=o", "--image-opts", &image])
-        .succeeds("the old key's slot");
+    amend("state=active,new-secret=key1,iter-time=10", "key0");
+    amend("state=inactive,old-secret=key0", "key1");
 
-    assert!(opens(&volume, &fs::read(&new.0).expect("it is ours")));
-    assert!(!opens(&volume, &fs::read(&old.0).expect("it is ours")));
-}
-
-/// A key in hexadecimal, for QEMU takes no others than text. In a file, since it has two of them at once.
-struct QemuSecret(PathBuf);
-
-impl QemuSecret {
-    fn new(folder: &Path, lockbox: &Lockbox, key: KeyId) -> Self {
-        let file = folder.join(key.to_string());
-        fs::write(&file, revealed(lockbox, key, "hex")).expect("the folder is ours");
-        Self(file)
-    }
-}
-
-struct QemuImg(Command);
-
-fn qemu_img(verb: &[&str], secrets: &[(&str, &QemuSecret)]) -> QemuImg {
-    let mut command = Command::new("qemu-img");
-    command.args(verb);
-    for (id, secret) in secrets {
-        let object = format!("secret,id={id},file={}", secret.0.display());
-        command.args(["--object", &object]);
-    }
-    QemuImg(command)
-}
-
-impl QemuImg {
-    fn args<const N: usize>(mut self, args: [&str; N]) -> Self {
-        self.0.args(args);
-        self
-    }
-
-    fn arg(mut self, arg: impl AsRef<std::ffi::OsStr>) -> Self {
-        self.0.arg(arg);
-        self
-    }
-
-    /// QEMU measures how fast it is, and gives up where the clock of its processor time is too coarse. That says nothing of
-    /// the volume, so it may try again.
-    fn succeeds(mut self, what: &str) {
-        const TRIES: usize = 20;
-        for _ in 1..TRIES {
-            let output = run(&mut self.0, b"");
-            if !output.stderr.contains("accurate CPU usage") {
-                output.expect_success(what);
-                return;
-            }
-        }
-        run(&mut self.0, b"").expect_success(what);
-    }
+    assert!(opens(image.path(), &revealed(&a, new, "hex")));
+    assert!(!opens(image.path(), &revealed(&a, old, "hex")));
 }
 
 /// The kernel takes a directory's key away and back, on an image that is mounted for it.

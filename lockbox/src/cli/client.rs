@@ -1,6 +1,6 @@
 //! The connection to the daemon.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use lockbox_rpc::api::local::lifecycle_service_client::LifecycleServiceClient;
 use lockbox_rpc::api::local::local_service_client::LocalServiceClient;
@@ -13,6 +13,7 @@ use super::error::CliError;
 pub(super) struct Client {
     pub(super) service: LocalServiceClient<Channel>,
     pub(super) lifecycle: LifecycleServiceClient<Channel>,
+    socket: PathBuf,
 }
 
 impl Client {
@@ -24,7 +25,17 @@ impl Client {
         let service = LocalServiceClient::new(channel)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
-        Ok(Self { service, lifecycle })
+        Ok(Self {
+            service,
+            lifecycle,
+            socket: socket.to_owned(),
+        })
+    }
+
+    /// A new connection in the place of this one.
+    pub(super) async fn reconnect(&mut self) -> Result<(), CliError> {
+        *self = Self::connect(&self.socket).await?;
+        Ok(())
     }
 }
 

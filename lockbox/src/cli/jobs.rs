@@ -1,27 +1,42 @@
 //! `lockbox job`.
 
 use std::ffi::OsString;
-use std::io::{self, Write};
-use std::os::fd::AsFd;
-use std::path::Path;
-use std::process::{Command, Stdio};
 
 use clap::Subcommand;
 use lockbox_authz::id::KeyId;
 use lockbox_core::lifecycle::job::opened_proof;
 use lockbox_rpc::api::local::{
-    CancelJobRequest, FinishJobRequest, GetJobRequest, Job, ListJobsRequest, ReportJobProgressRequest,
-    RevealKeyRequest, VerifyJobRequest,
+    CancelJobRequest, FinishJobRequest, Job, ListJobsRequest, ReportJobProgressRequest, VerifyJobRequest,
 };
 use serde_json::{Value, json};
 
 use super::client::Client;
 use super::error::CliError;
+use super::job_run;
+use super::job_tool::{JobKeys, JobTool, Which, find, find_open};
 use super::output::{Output, fields, or_null, table, time_or_null, uuid};
 use crate::clock::rfc3339;
 
 /// Jobs of one request.
 const PAGE: u32 = 1_000;
+
+const RUN_EXAMPLES: &str = "\
+Examples:
+  lockbox job run JOB -- qemu-img convert -p -O qcow2 \\
+      --object secret,id=old,file={old:hex} --object secret,id=new,file={new:hex} \\
+      --image-opts driver=qcow2,encrypt.key-secret=old,file.filename=vol.qcow2 \\
+      -o encrypt.format=luks,encrypt.key-secret=new clone.qcow2
+  lockbox job run JOB -- sh -c 'cryptsetup open --test-passphrase --key-file={new} /dev/vg/vol ||
+      cryptsetup luksChangeKey --key-file={old} /dev/vg/vol {new}
+      exec cryptsetup reencrypt --key-file={new} /dev/vg/vol'";
+
+const VERIFY_EXAMPLES: &str = "\
+Examples:
+  lockbox job verify JOB -- cryptsetup open --test-passphrase --key-file=- /dev/vg/vol
+  lockbox job verify JOB -- qemu-img compare --image-opts \\
+      --object secret,id=old,file={old:hex} --object secret,id=new,file={new:hex} \\
+      driver=qcow2,encrypt.key-secret=old,file.filename=vol.qcow2 \\
+      driver=qcow2,encrypt.key-secret=new,file.filename=clone.qcow2";
 
 /// A job is named by the new key's id.
 #[derive(Subcommand)]
@@ -30,16 +45,32 @@ pub(super) enum JobCommand {
     List,
     /// Show one job.
     Show { job: KeyId },
-    /// Say how much is done.
+    /// Encrypt the data anew: run a tool that gets both keys, and follow its progress.
+    ///
+    /// In the command's arguments {old} and {new} become the paths of pipes with the keys' bytes, {old:hex} and {new:hex} of
+    /// pipes with the keys in hexadecimal. Each path can be read once. Percentages that the tool prints are the job's progress;
+    /// what it prints goes to standard error. If it fails, both keys are kept, and the job can be run again.
+    #[command(after_help = RUN_EXAMPLES)]
+    Run {
+        job: KeyId,
+        /// The tool and its arguments.
+        #[arg(last = true, required = true, value_name = "COMMAND")]
+        command: Vec<OsString>,
+    },
+    /// Say how much is done, if `job run` does not do it.
     Progress {
         job: KeyId,
         /// 0 to 100.
         percent: u32,
     },
-    /// Open the data with the new key: run a command that gets it on standard input, and take its success as the proof.
+    /// Open the data with the new key: run a command that gets it, and take its success as the proof.
+    ///
+    /// The command gets the new key on its standard input. With the placeholders of `job run` in its arguments it gets by pipes
+    /// what they say, and its standard input stays as it is.
+    #[command(after_help = VERIFY_EXAMPLES)]
     Verify {
         job: KeyId,
-        /// Such as `cryptsetup open --test-passphrase --key-file=- /dev/vg/vol-1`.
+        /// The command and its arguments.
         #[arg(last = true, required = true, value_name = "COMMAND")]
         command: Vec<OsString>,
     },
@@ -53,14 +84,21 @@ pub(super) async fn run(command: JobCommand, mut client: Client, output: &Output
     let service = &mut client.lifecycle;
     let job = match command {
         JobCommand::List => return list(&mut client, output).await,
-        JobCommand::Show { job } => {
-            let key_id = job.to_vec();
-            service.get_job(GetJobRequest { key_id }).await?.into_inner().job
-        }
+        JobCommand::Show { job } => Some(find(&mut client, job).await?),
         JobCommand::Progress { job, percent } => {
             let key_id = job.to_vec();
             let request = ReportJobProgressRequest { key_id, percent };
             service.report_job_progress(request).await?.into_inner().job
+        }
+        JobCommand::Run { job, command } => {
+            let done = job_run::run(client, job, &command).await?;
+            return output.print(&job_json(&done), || {
+                format!(
+                    "{}\nThe tool has ended well. Both keys are kept until the data was opened with the new one:\n  \
+                     lockbox job verify {job} -- COMMAND\n  lockbox job done {job}\n",
+                    job_text(&done)
+                )
+            });
         }
         JobCommand::Verify { job, command } => Some(verify(&mut client, job, &command).await?),
         JobCommand::Done { job } => return done(&mut client, job, output).await,
@@ -105,62 +143,27 @@ async fn list(client: &mut Client, output: &Output) -> Result<(), CliError> {
     })
 }
 
-/// Runs the operator's command with the new key on its standard input. Only its success counts, and only whoever can read
-/// the key can say so.
-async fn verify(client: &mut Client, job: KeyId, command: &[OsString]) -> Result<Job, CliError> {
-    let key_id = job.to_vec();
+/// Runs the operator's command with the new key. Only its success counts, and only whoever can read the key can say so.
+async fn verify(client: &mut Client, job: KeyId, words: &[OsString]) -> Result<Job, CliError> {
+    let command = JobTool::parse(words)?;
+    if command.takes(Which::Old) && !command.takes(Which::New) {
+        return Err(CliError::usage(
+            "the command is not given the new key, so it proves nothing of it: write {new} or {new:hex}, too; without any \
+             placeholder it gets the new key on its standard input",
+        ));
+    }
     // Asked first, so that nothing is run for a job that is not there.
-    client
-        .lifecycle
-        .get_job(GetJobRequest { key_id: key_id.clone() })
-        .await?;
-    let request = RevealKeyRequest { key_id: key_id.clone() };
-    let revealed = client.service.reveal_key(request).await?.into_inner();
-    let name = command_name(command);
-    run_with_key(command, &revealed.material)?;
+    let found = find_open(client, job).await?;
+    let keys = JobKeys::reveal(client, &found, &command).await?;
+    command.run(&keys)?;
+    let name = command.name();
     let request = VerifyJobRequest {
-        key_id,
-        proof: opened_proof(job, &name, &revealed.material).to_vec(),
+        key_id: job.to_vec(),
+        proof: opened_proof(job, &name, &keys.new.material).to_vec(),
         command: name,
     };
     let job = client.lifecycle.verify_job(request).await?.into_inner().job;
     Ok(job.unwrap_or_default())
-}
-
-fn run_with_key(command: &[OsString], key: &[u8]) -> Result<(), CliError> {
-    let [program, arguments @ ..] = command else {
-        return Err(CliError::usage("say which command opens the data with the new key"));
-    };
-    let program_name = program.to_string_lossy();
-    let failed = |what: String| CliError::failed(format!("{what}; the job stays as it is, and so does the old key"));
-    // What the command says is for people: standard output is the answer's.
-    let stderr = io::stderr().as_fd().try_clone_to_owned();
-    let stderr = stderr.map_err(|error| failed(format!("standard error can't be given to it: {error}")))?;
-    let mut child = Command::new(program)
-        .args(arguments)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::from(stderr))
-        .spawn()
-        .map_err(|error| failed(format!("{program_name} can't be run: {error}")))?;
-    if let Some(mut stdin) = child.stdin.take() {
-        match stdin.write_all(key) {
-            // It may have read enough.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
-            outcome => outcome.map_err(|error| failed(format!("{program_name} can't be given the key: {error}")))?,
-        }
-    }
-    match child.wait() {
-        Ok(status) if status.success() => Ok(()),
-        Ok(status) => Err(failed(format!("{program_name} did not open the data ({status})"))),
-        Err(error) => Err(failed(format!("{program_name} can't be waited for: {error}"))),
-    }
-}
-
-/// The program's name, which is remembered with the job. Never its arguments.
-fn command_name(command: &[OsString]) -> String {
-    let program = command.first().map(Path::new).and_then(Path::file_name);
-    let name = program.map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-    name.chars().filter(|c| !c.is_control()).take(128).collect()
 }
 
 async fn done(client: &mut Client, job: KeyId, output: &Output) -> Result<(), CliError> {

@@ -252,7 +252,7 @@ async fn derive(
             let id = uuid(&key.key_id);
             text += &format!(
                 "\nThe old material stays until the data was opened with the new key:\n  \
-                 lockbox job verify {id} -- COMMAND\n  lockbox job done {id}\n"
+                 lockbox job run {id} -- COMMAND\n  lockbox job verify {id} -- COMMAND\n  lockbox job done {id}\n"
             );
         }
         text

@@ -134,7 +134,7 @@ pub(super) fn write(secret: &[u8], encoding: Encoding) -> Result<(), CliError> {
     stdout.write_all(&encoded).map_err(failed)
 }
 
-fn encode(secret: &[u8], encoding: Encoding) -> Secret {
+pub(super) fn encode(secret: &[u8], encoding: Encoding) -> Secret {
     let mut encoded = Zeroizing::new(vec![0; 2 * secret.len() + 4]);
     let length = match encoding {
         Encoding::Raw => {

@@ -15,7 +15,7 @@ use lockbox_rpc::transport::{MAX_MESSAGE_BYTES, connect_unix};
 use tonic::Status;
 use tonic::transport::Channel;
 
-use super::process::{Daemon, Log, Output, run};
+use super::process::{Daemon, Log, Output, Running, run, start};
 use super::proxy::Proxy;
 use super::wait::eventually;
 use super::{binaries, block_on};
@@ -209,6 +209,24 @@ impl Lockbox {
         let mut command = Command::new(binaries::lockbox());
         command.args(args).arg("--socket").arg(self.socket());
         run(&mut command, input)
+    }
+
+    /// What a command answers to a program.
+    pub fn ask(&self, args: &[&str]) -> serde_json::Value {
+        let all = args.iter().chain(&["--output", "json"]);
+        self.command(all).expect_success(&args.join(" ")).json()
+    }
+
+    /// Runs one of its commands that run a command: what stands after `--` is that one's.
+    pub fn command_around(&self, args: &[&str], inner: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Output {
+        self.start_around(args, inner).wait()
+    }
+
+    /// Starts one of its commands that run a command.
+    pub fn start_around(&self, args: &[&str], inner: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Running {
+        let mut command = Command::new(binaries::lockbox());
+        command.args(args).arg("--socket").arg(self.socket());
+        start(command.arg("--").args(inner), b"")
     }
 
     pub fn join(&self, token: &str) {

@@ -18,6 +18,7 @@
 //! | [`thief`] | a copy of a state folder, and what unseals it |
 //! | [`memory`] | what a process has in its memory |
 //! | [`canary`] | a key whose bytes are looked for everywhere |
+//! | [`qemu`], [`luks`] | encrypted images and volumes, and the tools that open them |
 //! | [`key_client`] | systemd, as the key socket sees it |
 //! | `process`, `binaries`, `wait`, `runtime` | processes, and waiting for what they do |
 //!
@@ -33,9 +34,11 @@ pub mod fake_broker;
 pub mod key_client;
 mod keys;
 mod lockbox;
+pub mod luks;
 pub mod memory;
 pub mod process;
 pub mod proxy;
+pub mod qemu;
 mod runtime;
 pub mod thief;
 mod transfer;
@@ -46,7 +49,7 @@ pub use broker::Broker;
 pub use cluster::Cluster;
 pub use keys::NewKey;
 pub use lockbox::Lockbox;
-pub use process::Output;
+pub use process::{Output, Running};
 pub use runtime::block_on;
 pub use transfer::{Ask, Transfer};
 pub use wait::{DEADLINE, eventually};

@@ -1,6 +1,7 @@
 //! Processes: commands that end, and daemons that are killed.
 
 use std::fmt;
+use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -46,6 +47,15 @@ impl Output {
 ///
 /// If it can't be started, or is not done at the deadline.
 pub fn run(command: &mut Command, input: &[u8]) -> Output {
+    start(command, input).wait()
+}
+
+/// Starts a command that ends by itself, with `input` as its standard input. It is killed when the handle is dropped.
+///
+/// # Panics
+///
+/// If it can't be started.
+pub fn start(command: &mut Command, input: &[u8]) -> Running {
     let shown = format!("{command:?}");
     let mut child = command
         .stdin(Stdio::piped())
@@ -57,14 +67,54 @@ pub fn run(command: &mut Command, input: &[u8]) -> Output {
     // A command that reads nothing may be gone already.
     let _ = stdin.write_all(input);
     drop(stdin);
-    let stdout = read_all(child.stdout.take().expect("it is piped"));
-    let stderr = read_all(child.stderr.take().expect("it is piped"));
-    let mut child = KillOnDrop(child);
-    let status = eventually(&shown, || child.0.try_wait().expect("it is our child"));
-    Output {
-        stdout: stdout.join().expect("reading does not panic"),
-        stderr: String::from_utf8_lossy(&stderr.join().expect("reading does not panic")).into_owned(),
-        status,
+    Running {
+        stdout: read_all(child.stdout.take().expect("it is piped")),
+        stderr: read_all(child.stderr.take().expect("it is piped")),
+        child: KillOnDrop(child),
+        shown,
+    }
+}
+
+/// A command that was started.
+pub struct Running {
+    child: KillOnDrop,
+    shown: String,
+    stdout: JoinHandle<Vec<u8>>,
+    stderr: JoinHandle<Vec<u8>>,
+}
+
+impl Running {
+    pub fn pid(&self) -> Pid {
+        Pid::from_child(&self.child.0)
+    }
+
+    /// # Panics
+    ///
+    /// If it is not done at the deadline.
+    pub fn wait(self) -> Output {
+        let Self {
+            mut child,
+            shown,
+            stdout,
+            stderr,
+        } = self;
+        let status = eventually(&shown, || child.0.try_wait().expect("it is our child"));
+        Output {
+            stdout: stdout.join().expect("reading does not panic"),
+            stderr: String::from_utf8_lossy(&stderr.join().expect("reading does not panic")).into_owned(),
+            status,
+        }
+    }
+
+    /// The processes that it has started and not waited for.
+    pub fn children(&self) -> Vec<Pid> {
+        let pid = self.pid().as_raw_nonzero();
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+        let children = children.unwrap_or_default();
+        children
+            .split_whitespace()
+            .filter_map(|pid| Pid::from_raw(pid.parse().ok()?))
+            .collect()
     }
 }
 
