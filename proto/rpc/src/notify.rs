@@ -29,6 +29,7 @@ fn send(socket: &OsStr, message: &[u8]) -> io::Result<()> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may fail that way")]
 mod tests {
     use super::*;
 
