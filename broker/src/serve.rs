@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use lockbox_authz::Signer;
+use lockbox_rpc::notify;
 use lockbox_rpc::tls::raw_key::{self, NodeKey};
 use lockbox_rpc::tls::x509;
 use lockbox_rpc::transport::{ServerLimits, Services, serve_tls};
@@ -69,6 +70,7 @@ pub async fn run(config_file: &Path, ports_file: Option<&Path>) -> Result<(), Se
     writeln!(stdout, "ready: node {} control {}", bound.node, bound.control)
         .and_then(|()| stdout.flush())
         .map_err(io_error("write to standard output"))?;
+    notify::ready();
     bound
         .serve(async move {
             tokio::select! {

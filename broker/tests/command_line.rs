@@ -4,8 +4,11 @@
 
 mod common;
 
+use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
+use std::time::Duration;
 
 use common::{World, run, secret, stderr, stdout};
 use lockbox_authz::Signer;
@@ -88,6 +91,22 @@ fn a_broker_key_that_the_roster_lacks_is_78() {
     let output = run(&["serve", "--config", &world.path("broker.toml")]);
     assert_eq!(output.status.code(), Some(78));
     assert!(stderr(&output).contains("the roster has no broker with this key"));
+}
+
+/// What systemd orders after the broker could not reach it otherwise.
+#[test]
+fn the_service_manager_hears_that_the_ports_are_open() {
+    let mut world = World::new();
+    world.kill();
+    let path = world.temp.path().join("notify");
+    let manager = UnixDatagram::bind(&path).unwrap();
+    manager.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    world.start_notifying(&path);
+    let mut message = [0; 64];
+    let length = manager.recv(&mut message).unwrap();
+    assert_eq!(message[..length], *b"READY=1");
+    TcpStream::connect(&world.node).unwrap();
+    TcpStream::connect(&world.control).unwrap();
 }
 
 #[test]

@@ -37,7 +37,6 @@ mod local_service;
 pub mod log;
 pub mod memory;
 pub mod node;
-mod notify;
 pub mod offline;
 mod peer_port;
 mod peer_service;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use lockbox_core::limits::MAX_KEY_FILE_BYTES;
 use lockbox_core::slots::SlotSecret;
+use lockbox_rpc::notify;
 use lockbox_rpc::transport::{BindError, LocalListener, Peer, ServerLimits, Services, Strangers, serve_unix};
 use rustix::process::geteuid;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -17,7 +18,7 @@ use crate::engine::{Engine, Stop};
 use crate::files::{self, FileError};
 use crate::folder::{Folder, FolderError};
 use crate::node::{Node, UnsealError};
-use crate::{key_socket, local_service, memory, notify};
+use crate::{key_socket, local_service, memory};
 
 /// Threads that may wait for the lockbox's lock or for the disk. Each step of a transfer needs one.
 const BLOCKING_THREADS: usize = 64;

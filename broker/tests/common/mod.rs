@@ -114,6 +114,14 @@ impl World {
         self.start_command(command);
     }
 
+    /// The same, by a service manager that listens at `socket`.
+    pub fn start_notifying(&mut self, socket: &Path) {
+        let mut command = broker_command();
+        command.args(["serve", "--config", &self.path("broker.toml")]);
+        command.env("NOTIFY_SOCKET", socket);
+        self.start_command(command);
+    }
+
     /// The same, where no file may grow beyond 640 KiB: the store's first write past that fails.
     pub fn start_with_little_room(&mut self) {
         let mut command = Command::new("sh");

@@ -3,13 +3,13 @@
 import hashlib
 from dataclasses import dataclass
 
-from . import keys, wire
+from . import evidence, keys, statements, wire
 from .refused import demand
-from .statements import RULES
 
 ENVELOPE = "lockbox.authz.v1.Envelope"
 MAX_BYTES = 48 * 1024
 MAX_SIGNATURES = 16
+RULES = statements.RULES | evidence.RULES
 
 
 @dataclass(frozen=True)

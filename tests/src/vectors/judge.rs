@@ -5,8 +5,10 @@ use std::sync::Arc;
 use lockbox_authz::authorization::{Authorization, Revocation};
 use lockbox_authz::certificate::{CertificateError, WrappingCertificate};
 use lockbox_authz::envelope::{EnvelopeError, Statement};
+use lockbox_authz::evidence::{DestructionRecord, RestorationRecord};
 use lockbox_authz::field::FieldError;
 use lockbox_authz::id::{ClusterId, KeyId, LockboxId};
+use lockbox_authz::inventory::InventoryReport;
 use lockbox_authz::join::{JoinRequest, JoinToken};
 use lockbox_authz::keys::{PublicKey, Signer};
 use lockbox_authz::roster::file::{RosterFileError, decode_entries};
@@ -56,6 +58,9 @@ fn envelope(vector: &Vector) -> Result<(), &'static str> {
         "session-offer" => statement::<SessionOffer>(vector),
         "receipt" => statement::<Receipt>(vector),
         "erasure-record" => statement::<ErasureRecord>(vector),
+        "destruction-record" => statement::<DestructionRecord>(vector),
+        "restoration-record" => statement::<RestorationRecord>(vector),
+        "inventory-report" => statement::<InventoryReport>(vector),
         other => panic!("{}: nobody knows the statement {other}", vector.name),
     }
 }

@@ -7,7 +7,7 @@
 //! | module | makes |
 //! |---|---|
 //! | `scene` | a cluster with fixed keys, and one MOVE from its beginning to its end |
-//! | `authorizations`, `statements` | envelopes |
+//! | `authorizations`, `statements`, `evidence` | envelopes |
 //! | `rosters`, `tokens` | chains of entries, join tokens |
 //! | `chunks` | wrapped keys |
 //! | `seals`, `at_rest` | slots, and records of a store |
@@ -15,6 +15,7 @@
 mod at_rest;
 mod authorizations;
 mod chunks;
+mod evidence;
 mod file;
 mod fixed;
 mod judge;
@@ -43,6 +44,7 @@ pub fn generate() -> Corpus {
     let all = [
         authorizations::vectors(&scene),
         statements::vectors(&scene),
+        evidence::vectors(&scene),
         rosters::vectors(),
         tokens::vectors(&scene),
         chunks::vectors(&scene),

@@ -26,7 +26,7 @@ pub(super) fn vectors(scene: &Scene) -> Vec<Vector> {
     vectors
 }
 
-fn envelope(name: &str, about: &str, envelope: &UnverifiedEnvelope, signer: PublicKey) -> Vector {
+pub(super) fn envelope(name: &str, about: &str, envelope: &UnverifiedEnvelope, signer: PublicKey) -> Vector {
     Vector::accepted("envelope", name, about, envelope.to_bytes())
         .with("statement", name)
         .with_hex("trusted", signer.as_bytes())
@@ -35,7 +35,7 @@ fn envelope(name: &str, about: &str, envelope: &UnverifiedEnvelope, signer: Publ
 }
 
 /// A field that breaks its rule, signed by who may sign.
-fn field<S: Statement>(
+pub(super) fn field<S: Statement>(
     good: &Vector,
     suffix: &str,
     about: &str,
@@ -50,7 +50,7 @@ fn field<S: Statement>(
     })
 }
 
-fn flipped(good: &Vector) -> Vector {
+pub(super) fn flipped(good: &Vector) -> Vector {
     good.spoiled(
         "payload-changed",
         "bad-signature",

@@ -8,13 +8,13 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 
-/// Says so, if somebody wants to know.
-pub(crate) fn ready() {
+/// Says so, if somebody wants to know. A manager that can't be told goes into the log, as the daemon serves all the same.
+pub fn ready() {
     let Some(socket) = std::env::var_os("NOTIFY_SOCKET") else {
         return;
     };
     if let Err(error) = send(&socket, b"READY=1") {
-        tracing::warn!(%error, "the service manager was not told that the lockbox is ready");
+        tracing::warn!(%error, "the service manager was not told that this daemon is ready");
     }
 }
 
@@ -29,6 +29,7 @@ fn send(socket: &OsStr, message: &[u8]) -> io::Result<()> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may fail that way")]
 mod tests {
     use super::*;
 
