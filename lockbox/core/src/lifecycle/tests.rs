@@ -15,6 +15,7 @@ use crate::record::{ClonePolicy, Consumer, KeyState, TransferPolicy};
 use crate::testing::{Cluster, Node};
 use crate::transfer::tests::carry;
 
+mod notice;
 mod oracle;
 mod repairs;
 
