@@ -390,6 +390,7 @@ impl Peer {
             peer_address: format!("{}.example:7401", self.lockbox.name),
             software_version: "test".to_owned(),
             roster_head: Some(head.to_wire()),
+            takes_notices: true,
         }
     }
 

@@ -47,7 +47,8 @@ pub(super) enum LifeCommand {
         #[command(flatten)]
         descendant: Descendant,
     },
-    /// Mark every key here that has this key's material as known to strangers.
+    /// Mark every key here that has this key's material as known to strangers. Other lockboxes are told by
+    /// `lockbox-broker key compromise`.
     Compromise { key: KeyName },
     /// Show what a key's material opens, as far as this lockbox knows.
     Impact { key: KeyName },
@@ -263,17 +264,20 @@ async fn compromise(key: KeyName, client: &mut Client, output: &Output) -> Resul
     let key_id = resolve(client, key, false).await?.to_vec();
     let request = CompromiseKeyRequest { key_id: key_id.clone() };
     let marked = client.lifecycle.compromise_key(request).await?.into_inner().keys;
-    let impact = client
-        .lifecycle
-        .get_impact(GetImpactRequest { key_id })
-        .await?
-        .into_inner();
+    let request = GetImpactRequest { key_id: key_id.clone() };
+    let impact = client.lifecycle.get_impact(request).await?.into_inner();
     let ids: Vec<_> = marked.iter().map(|key: &Key| uuid(&key.key_id)).collect();
     let mut json = impact_json(&impact);
     json["marked"] = json!(ids);
     output.print(&json, || {
         let text = impact_text(&impact);
-        format!("{} keys are marked as compromised.\n\n{text}", ids.len())
+        let elsewhere = "Whatever other lockboxes have of its material is marked when an admin runs";
+        format!(
+            "{} keys are marked as compromised here.\n\n{text}\n{elsewhere}:\n  lockbox-broker key compromise {} \
+             --admin-key FILE\n",
+            ids.len(),
+            uuid(&key_id),
+        )
     })
 }
 

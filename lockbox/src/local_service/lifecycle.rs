@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
+use lockbox_authz::UnverifiedEnvelope;
 use lockbox_authz::field::FieldError;
 use lockbox_authz::id::KeyId;
 use lockbox_core::lifecycle::change::KeyChange;
 use lockbox_core::lifecycle::derive::{self, DeriveRequest};
 use lockbox_core::lifecycle::impact::Impact;
 use lockbox_core::lifecycle::job::Job;
+use lockbox_core::lifecycle::notice::NoticeError;
 use lockbox_core::lifecycle::state;
 use lockbox_core::lockbox::{Lockbox, LockboxError};
 use lockbox_core::record::KeyState;
@@ -20,8 +22,9 @@ use rand_core::CryptoRng;
 use tonic::{Request, Response, Status};
 
 use super::{LocalPort, convert, key_id};
+use crate::engine::StepError;
 use crate::node::Node;
-use crate::status;
+use crate::{notices, status};
 
 /// The service for [`lockbox_rpc::transport::serve_unix`].
 pub(crate) fn service(node: Arc<Node>) -> LifecycleServiceServer<LocalPort> {
@@ -101,6 +104,25 @@ impl LifecycleService for LocalPort {
         tracing::warn!(key = %key_id, keys = marked.len(), uid = peer.uid, "compromised");
         Ok(Response::new(CompromiseKeyResponse {
             keys: marked.iter().map(convert::key_info).collect(),
+        }))
+    }
+
+    async fn apply_notice(
+        &self,
+        request: Request<ApplyNoticeRequest>,
+    ) -> Result<Response<ApplyNoticeResponse>, Status> {
+        let peer = self.unsealed(&request)?;
+        let notice = UnverifiedEnvelope::from_bytes(&request.into_inner().notice);
+        let notice = notice.map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let applied = notices::apply(&self.node.engine, &notice).await.map_err(|error| {
+            tracing::warn!(uid = peer.uid, %error, "a compromise notice was refused");
+            not_applied(error)
+        })?;
+        Ok(Response::new(ApplyNoticeResponse {
+            notice_id: applied.notice_id.to_vec(),
+            key_count: applied.key_count,
+            marked_count: applied.marked_count,
+            marked_key_ids: applied.marked.iter().map(|id| id.to_vec()).collect(),
         }))
     }
 
@@ -205,6 +227,23 @@ impl LocalPort {
     {
         let seen = self.node.engine.read_durable(look);
         seen.await.map_err(status::local)?.map_err(status::local)
+    }
+}
+
+/// Signers that this roster does not have may be in a newer one, or were in an older.
+fn not_applied(error: StepError<NoticeError>) -> Status {
+    let is_about_signers = matches!(
+        &error,
+        StepError::Refused(NoticeError::Refused(refused)) if refused.is_about_signers()
+    );
+    let status = status::local(error);
+    match is_about_signers {
+        true => Status::invalid_argument(format!(
+            "{}; bring the roster up to date with `lockbox roster apply`, or let the present admins sign the notice with \
+             `lockbox-broker notice renew`",
+            status.message()
+        )),
+        false => status,
     }
 }
 

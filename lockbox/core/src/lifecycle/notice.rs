@@ -111,7 +111,9 @@ impl Lockbox {
         after: Option<NoticePlace>,
     ) -> Result<(Vec<Key>, Option<NoticePlace>), LockboxError> {
         let mut keys = Vec::new();
-        let first = after.map_or(0, |place| notice.material_ids.partition_point(|id| *id < place.material_id));
+        let first = after.map_or(0, |place| {
+            notice.material_ids.partition_point(|id| *id < place.material_id)
+        });
         let mut after_key = after.and_then(|place| place.key_id);
         for material_id in notice.material_ids.iter().skip(first).copied() {
             let here = |key_id| Some(NoticePlace { material_id, key_id });
