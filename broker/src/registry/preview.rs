@@ -6,12 +6,14 @@ use std::sync::Arc;
 use lockbox_authz::id::MaterialId;
 use lockbox_authz::impact::Holding;
 use lockbox_authz::inventory::InventoryEntry;
-use lockbox_authz::{CompromiseNotice, Hash, KeyId, LockboxId, Roster, UnverifiedEnvelope};
+use lockbox_authz::{
+    AuthorizationId, CompromiseNotice, FieldError, Hash, KeyId, LockboxId, Receipt, Roster, UnverifiedEnvelope,
+};
 use lockbox_store::Pair;
 use tokio::sync::mpsc;
 
 use super::inventory::{Reader, decode, last_id};
-use super::{Registry, joined, keys};
+use super::{Registry, Transfer, joined, keys};
 use crate::limits::SCAN_PAGE;
 use crate::refusal::Refusal;
 
@@ -22,7 +24,7 @@ const PAGE: usize = 1_000;
 #[derive(Clone, Debug)]
 pub enum Subject {
     Keys(Vec<KeyId>),
-    /// Everything that a lockbox holds, and not what it had moved away before.
+    /// Everything that a lockbox holds, also what it received after its last report, and not what it had moved away before.
     Lockbox(LockboxId),
 }
 
@@ -72,6 +74,10 @@ impl From<Refusal> for Stop {
     fn from(refusal: Refusal) -> Self {
         Self::Refused(refusal)
     }
+}
+
+fn damaged() -> Refusal {
+    Refusal::Record(FieldError::new("receipt", "is not what the broker writes"))
 }
 
 struct Preview {
@@ -125,7 +131,36 @@ impl Preview {
             }
             Ok(())
         })?;
+        self.each(keys::ALL, |(place, _)| {
+            let id = place.get(keys::ALL.len() + 8..).unwrap_or_default();
+            let id = AuthorizationId::from_slice("place in a list", id).map_err(Refusal::Record)?;
+            let record = self.reader.store.get(&keys::transfer(id)).map_err(Refusal::Store)?;
+            let transfer = Transfer::decode(&record.unwrap_or_default()).map_err(Refusal::Record)?;
+            match transfer.target_id == lockbox_id && transfer.keys_received > 0 {
+                true => self.received_since(&transfer, &mut materials),
+                false => Ok(()),
+            }
+        })?;
         Ok(materials)
+    }
+
+    /// The materials of what a transfer brought to its target that the target has not reported yet: its receipts say that it
+    /// has the keys. Of their materials the source's word counts.
+    fn received_since(&self, transfer: &Transfer, materials: &mut BTreeSet<MaterialId>) -> Result<(), Refusal> {
+        let entry_at = |lockbox_id, key_id| -> Result<Option<InventoryEntry>, Refusal> {
+            let bytes = self.reader.store.get(&keys::inventory_key(lockbox_id, key_id));
+            bytes.map_err(Refusal::Store)?.map(|bytes| decode(&bytes)).transpose()
+        };
+        self.each(&keys::receipts(transfer.authorization_id), |(_, bytes)| {
+            let envelope = UnverifiedEnvelope::from_bytes(bytes).map_err(|_| damaged())?;
+            let receipt: Receipt = envelope.unverified_statement().map_err(|_| damaged())?;
+            for key_id in receipt.key_ids {
+                if entry_at(transfer.target_id, key_id)?.is_none() {
+                    materials.extend(entry_at(transfer.source_id, key_id)?.map(|entry| entry.material_id));
+                }
+            }
+            Ok(())
+        })
     }
 
     fn keys_of(&self, material_id: MaterialId) -> Result<Vec<KeyId>, Refusal> {

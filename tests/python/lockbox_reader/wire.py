@@ -16,7 +16,7 @@ from .refused import Refused, demand
 
 PROTO = Path(__file__).resolve().parents[3] / "proto"
 FILES = [
-    *(f"lockbox/authz/v1/{name}.proto" for name in ("authorization", "envelope", "join", "roster", "transfer")),
+    *(f"lockbox/authz/v1/{name}.proto" for name in ("authorization", "envelope", "join", "notice", "roster", "transfer")),
     "lockbox/sealed/v1/sealed.proto",
 ]
 

@@ -9,6 +9,7 @@
 //! | `scene` | a cluster with fixed keys, and one MOVE from its beginning to its end |
 //! | `authorizations`, `statements` | envelopes |
 //! | `rosters`, `tokens` | chains of entries, join tokens |
+//! | `notices` | compromise notices, under a roster of their own |
 //! | `chunks` | wrapped keys |
 //! | `seals`, `at_rest` | slots, and records of a store |
 
@@ -18,6 +19,7 @@ mod chunks;
 mod file;
 mod fixed;
 mod judge;
+mod notices;
 mod protobuf;
 mod rosters;
 mod scene;
@@ -44,6 +46,7 @@ pub fn generate() -> Corpus {
         authorizations::vectors(&scene),
         statements::vectors(&scene),
         rosters::vectors(),
+        notices::vectors(),
         tokens::vectors(&scene),
         chunks::vectors(&scene),
         seals::vectors(&scene),
