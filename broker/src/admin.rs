@@ -36,7 +36,7 @@ pub enum AdminError {
 /// What admins sign.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Signable {
-    Entry(RosterEntry),
+    Entry(Box<RosterEntry>),
     Notice(CompromiseNotice),
 }
 
@@ -171,7 +171,7 @@ pub fn add_signatures(frame: &[u8], keys: &[SecretKey]) -> Result<(UnverifiedEnv
         return Ok((signed, Signable::Notice(notice)));
     }
     let (signed, entry) = add_to(envelope, keys)?;
-    Ok((signed, Signable::Entry(entry)))
+    Ok((signed, Signable::Entry(Box::new(entry))))
 }
 
 fn add_to<S: Statement>(envelope: wire::Envelope, keys: &[SecretKey]) -> Result<(UnverifiedEnvelope, S), AdminError> {
@@ -240,7 +240,7 @@ mod tests {
         assert!(Roster::found(&once, None).is_err());
         let (twice, entry) = add_signatures(&once.to_bytes(), &[secret(3)]).unwrap();
         assert!(Roster::found(&twice, None).is_ok());
-        assert_eq!(entry, Signable::Entry(genesis()));
+        assert_eq!(entry, Signable::Entry(Box::new(genesis())));
     }
 
     #[test]

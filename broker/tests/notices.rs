@@ -4,8 +4,13 @@
 
 mod common;
 
-use common::{Link, Peer, World, secret};
-use lockbox_authz::{CompromiseNotice, MaterialId, NoticeId, SecretKey, Signer, UnverifiedEnvelope, Verified};
+use std::process::Output;
+
+use common::{Authorized, Link, Peer, World, secret};
+use lockbox_authz::inventory::{InventoryEntry, InventoryState};
+use lockbox_authz::{
+    CompromiseNotice, InventoryReport, KeyId, MaterialId, NoticeId, SecretKey, Signer, UnverifiedEnvelope, Verified,
+};
 use lockbox_broker::keyfile;
 use lockbox_broker::limits::MAX_NOTICES_IN_FLIGHT;
 use lockbox_rpc::api::control::notice_service_client::NoticeServiceClient;
@@ -13,7 +18,10 @@ use lockbox_rpc::api::control::{
     ListNoticesRequest, NoticeInfo, NoticeKeys, NoticeStanding, PreviewNoticeRequest, SubmitNoticeRequest,
     preview_notice_request::Subject,
 };
-use lockbox_rpc::api::node::{NoticeReport, connect_response};
+use lockbox_rpc::api::node::inventory_service_client::InventoryServiceClient;
+use lockbox_rpc::api::node::{
+    NoticeReport, ReportInventoryRequest, TransferReport, TransferRole, TransferStage, connect_response,
+};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
@@ -193,6 +201,96 @@ async fn notices_are_listed_in_pages_the_newest_first() {
         }
     }
     assert_eq!(seen, [5, 4, 3, 2, 1]);
+}
+
+/// What a lockbox says of its keys, all of them.
+async fn report_keys(world: &World, peer: &Peer, keys: &[(KeyId, u8)]) {
+    let entry = |(key_id, material): &(KeyId, u8)| InventoryEntry {
+        key_id: *key_id,
+        material_id: MaterialId([*material; 16]),
+        state: InventoryState::Active,
+        parent: None,
+        consumers: Vec::new(),
+        job: None,
+    };
+    let report = InventoryReport {
+        cluster_id: peer.cluster_id,
+        lockbox_id: peer.lockbox.lockbox_id,
+        reported_at_ms: common::NOW_MS,
+        after: None,
+        last: None,
+        entries: keys.iter().map(entry).collect(),
+    };
+    let report = Verified::sign(report, &peer.identity).envelope().to_bytes();
+    let mut client = InventoryServiceClient::new(peer.node_channel(world).await);
+    client
+        .report_inventory(ReportInventoryRequest { report })
+        .await
+        .unwrap();
+}
+
+/// Runs the command line as an admin. No lockbox is connected that it could wait for.
+fn as_admin(world: &World, arguments: &[&str]) -> Output {
+    let admin = world.path("admin.key");
+    let all = [arguments, &["--yes", "--admin-key", &admin, "--output", "json"]].concat();
+    world.operator_runs(&all)
+}
+
+/// A lockbox that was taken over says that a key of its own has the material of somebody else's. Admins who sign that blindly
+/// would have the other's keys marked.
+#[tokio::test]
+async fn a_lockbox_that_lies_about_a_material_is_found_out_when_others_disagree() {
+    let world = World::new();
+    let (a, _, b, _) = world.two().await;
+    let (key, other) = (KeyId([1; 16]), KeyId([2; 16]));
+    report_keys(&world, &a, &[(key, 1), (other, 2)]).await;
+    report_keys(&world, &b, &[(key, 2)]).await;
+    let key = key.to_string();
+    let refused = as_admin(&world, &["key", "compromise", &key]);
+    assert!(!refused.status.success());
+    let why = common::stderr(&refused);
+    assert!(
+        why.contains("disagree") && why.contains("alpha") && why.contains("beta"),
+        "{why}"
+    );
+    assert_eq!(list(&world, 0, "").await.0, [], "nothing was signed");
+
+    let settled = as_admin(&world, &["key", "compromise", &key, "--believe", "alpha"]);
+    assert!(settled.status.success(), "{}", common::stderr(&settled));
+    let shown = common::stderr(&settled);
+    assert!(!shown.contains(&MaterialId([2; 16]).to_string()), "{shown}");
+    let (notices, _) = list(&world, 0, "").await;
+    assert_eq!((notices.len(), notices[0].named_count), (1, 1));
+}
+
+/// A thief who cuts the line right after a transfer would keep what came by it from being marked.
+#[tokio::test]
+async fn what_a_stolen_lockbox_received_after_its_last_report_belongs_to_its_notice() {
+    let world = World::new();
+    let (a, a_link, b, mut b_link) = world.two().await;
+    let request = common::request("r-1", lockbox_authz::Operation::Copy, 1);
+    let key_ids = common::key_ids(1);
+    let answer = world.client().await.authorize_transfer(request).await.unwrap();
+    let authorized = Authorized::from_response(answer.into_inner());
+    b_link.offer().await;
+    let receipt = b.receipt(&authorized, 0, &key_ids);
+    b_link
+        .report(TransferReport {
+            receipts: vec![receipt],
+            ..common::report(&authorized, TransferRole::Target, TransferStage::Complete, 1)
+        })
+        .await;
+    drop((a_link, b_link));
+    report_keys(&world, &a, &[(key_ids[0], 7), (KeyId([0xfe; 16]), 8)]).await;
+    let answer = as_admin(&world, &["lockbox", "compromise", "beta"]);
+    assert!(answer.status.success(), "{}", common::stderr(&answer));
+    let shown = common::stderr(&answer);
+    assert!(shown.contains(&MaterialId([7; 16]).to_string()), "{shown}");
+    assert!(
+        !shown.contains(&MaterialId([8; 16]).to_string()),
+        "it never had that: {shown}"
+    );
+    assert_eq!(list(&world, 0, "").await.0[0].named_count, 1);
 }
 
 #[tokio::test]

@@ -325,10 +325,15 @@ impl Peer {
     }
 
     pub async fn node_client(&self, world: &World) -> NodeServiceClient<Channel> {
+        NodeServiceClient::new(self.node_channel(world).await)
+    }
+
+    /// For whatever service of the node port.
+    pub async fn node_channel(&self, world: &World) -> Channel {
         let key = NodeKey::from_seed(&self.identity.seed()).unwrap();
         let tls = raw_key::client_config(&key, *world.broker_key().as_bytes());
         let channel = connect_raw_key(&world.node, tls, &ClientTimeouts::default()).await;
-        NodeServiceClient::new(channel.unwrap())
+        channel.unwrap()
     }
 
     /// The broker's roster, fetched and verified as a lockbox does it.
