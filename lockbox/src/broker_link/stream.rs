@@ -3,6 +3,8 @@
 //! Nothing here has to be remembered: on each connection the broker says again what is open, and the ledger's outbox what
 //! has not been acknowledged.
 
+mod notice;
+
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -12,15 +14,13 @@ use lockbox_authz::envelope::UnverifiedEnvelope;
 use lockbox_authz::roster::Head;
 use lockbox_authz::{Authorization, AuthorizationId, Revocation};
 use lockbox_core::custody;
-use lockbox_core::lifecycle::notice::NoticeError;
 use lockbox_core::lockbox::LockboxError;
 use lockbox_core::report::{Report, Role, Told};
 use lockbox_core::transfer::target::TargetError;
 use lockbox_core::wire::TransferState;
 use lockbox_rpc::api::node::node_service_client::NodeServiceClient;
 use lockbox_rpc::api::node::{
-    ConnectRequest, CustodyReport, Hello, NoticeReport, OfferTransfer, TransferReport, connect_request,
-    connect_response,
+    ConnectRequest, CustodyReport, Hello, OfferTransfer, TransferReport, connect_request, connect_response,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -32,7 +32,6 @@ use crate::backoff::Backoff;
 use crate::clock::now_ms;
 use crate::engine::{Sealed, StepError};
 use crate::node::Node;
-use crate::notices::{self, Applied};
 use crate::roster_sync;
 
 /// Messages to the broker that wait for the network.
@@ -49,9 +48,6 @@ const BETWEEN_ROUNDS: Duration = Duration::from_millis(20);
 
 /// Offers that could not be accepted yet.
 const MAX_DEFERRED: usize = 1_024;
-
-/// Notices that could not be applied yet. A broker awaits an answer before it sends more than this.
-const MAX_DEFERRED_NOTICES: usize = 64;
 
 /// What one connection knows.
 struct Stream<'a> {
@@ -246,67 +242,7 @@ impl Stream<'_> {
             let outcome = self.accept(&offer).await;
             self.judge(offer, outcome).await?;
         }
-        for notice in std::mem::take(&mut self.deferred_notices) {
-            let outcome = notices::apply(&self.node.engine, &notice).await;
-            self.judge_notice(notice, outcome).await?;
-        }
-        Ok(())
-    }
-
-    /// Materials that strangers know.
-    async fn noticed(&mut self, bytes: &[u8]) -> Result<(), LinkError> {
-        let Ok(notice) = UnverifiedEnvelope::from_bytes(bytes) else {
-            // It can't even be named in an answer.
-            tracing::warn!("the broker delivered a compromise notice that is no envelope");
-            return Ok(());
-        };
-        let outcome = match notices::apply(&self.node.engine, &notice).await {
-            Err(StepError::Refused(NoticeError::Refused(error))) if error.is_about_signers() => {
-                roster_sync::with_broker(self.node, &self.client).await?;
-                notices::apply(&self.node.engine, &notice).await
-            }
-            outcome => outcome,
-        };
-        self.judge_notice(notice, outcome).await
-    }
-
-    /// Answers the broker, unless the notice is to be tried again.
-    async fn judge_notice(
-        &mut self,
-        notice: UnverifiedEnvelope,
-        outcome: Result<Applied, StepError<NoticeError>>,
-    ) -> Result<(), LinkError> {
-        let report = match outcome {
-            Ok(applied) => NoticeReport {
-                notice_hash: applied.hash.0.to_vec(),
-                applied: true,
-                key_count: applied.key_count,
-                ..NoticeReport::default()
-            },
-            Err(StepError::Sealed) => return Err(Sealed.into()),
-            Err(StepError::Refused(NoticeError::Refused(error))) => {
-                tracing::warn!(%error, "a compromise notice is refused");
-                NoticeReport {
-                    notice_hash: notice.hash().0.to_vec(),
-                    detail: "the lockbox refused it; its log says why".to_owned(),
-                    ..NoticeReport::default()
-                }
-            }
-            Err(error) => {
-                tracing::warn!(%error, "a compromise notice can't be applied yet");
-                if self.deferred_notices.len() < MAX_DEFERRED_NOTICES {
-                    self.deferred_notices.push(notice);
-                }
-                return Ok(());
-            }
-        };
-        self.reports_sent += 1;
-        let report_id = self.reports_sent;
-        let message = request(connect_request::Message::NoticeReport(NoticeReport {
-            report_id,
-            ..report
-        }));
-        self.outbound.send(message).await.map_err(|_| LinkError::Closed)
+        self.retry_notices().await
     }
 
     async fn revoked(&mut self, revocation: Vec<u8>) -> Result<(), LinkError> {
