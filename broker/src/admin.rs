@@ -1,7 +1,12 @@
-//! The admins' side: making, signing and checking changes of the roster. Needs no network; the keys never leave it.
+//! The admins' side: making, signing and checking changes of the roster, and compromise notices. Needs no network; the keys
+//! never leave it.
 
+use lockbox_authz::limits::MAX_NOTICE_MATERIALS;
 use lockbox_authz::roster::{Change, Roster, RosterEntry, RosterError};
-use lockbox_authz::{EnvelopeError, SecretKey, Signer, Statement, UnverifiedEnvelope, Verified, wire};
+use lockbox_authz::{
+    CompromiseNotice, EnvelopeError, MaterialId, NoticeError, NoticeId, SecretKey, Signer, Statement,
+    UnverifiedEnvelope, Verified, wire,
+};
 use prost::Message;
 
 /// Why an entry could not be made or signed.
@@ -22,8 +27,17 @@ pub enum AdminError {
     SignedAlready { fingerprint: String },
     #[error("the roster would refuse this: {0}")]
     Refused(RosterError),
-    #[error("this is no roster entry that can be signed: {0}")]
+    #[error("every lockbox would refuse this: {0}")]
+    NoticeRefused(NoticeError),
+    #[error("this is no roster entry, and no compromise notice, that can be signed: {0}")]
     NotAnEntry(EnvelopeError),
+}
+
+/// What admins sign.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Signable {
+    Entry(Box<RosterEntry>),
+    Notice(CompromiseNotice),
 }
 
 /// The entry that makes `change` next, signed with these keys, and checked but for their number.
@@ -33,18 +47,74 @@ pub fn sign_change(
     keys: &[SecretKey],
     now_ms: i64,
 ) -> Result<UnverifiedEnvelope, AdminError> {
-    for key in keys {
-        if !roster.admins().keys.contains(&key.public_key()) {
-            return Err(AdminError::NotAnAdmin {
-                fingerprint: key.public_key().fingerprint().to_string(),
-            });
-        }
-    }
+    check_admins(roster, keys)?;
     let entry = sign_entry(roster.next_entry(change, now_ms), keys)?;
     match roster.clone().apply(&entry) {
         // Others may sign it yet.
         Ok(_) | Err(RosterError::Envelope(EnvelopeError::TooFewSigners { .. })) => Ok(entry),
         Err(error) => Err(AdminError::Refused(error)),
+    }
+}
+
+/// Notices that name all of these materials, as many as it takes, signed with these keys. Others may have to sign them, too.
+pub fn sign_notices(
+    roster: &Roster,
+    materials: &[MaterialId],
+    reason: &str,
+    keys: &[SecretKey],
+    now_ms: i64,
+    mut ids: impl Iterator<Item = NoticeId>,
+) -> Result<Vec<UnverifiedEnvelope>, AdminError> {
+    let mut materials = materials.to_vec();
+    materials.sort_unstable();
+    materials.dedup();
+    let notices = materials.chunks(MAX_NOTICE_MATERIALS).map(|page| {
+        let notice = CompromiseNotice {
+            cluster_id: roster.cluster_id(),
+            notice_id: ids.next().expect("there is an id for each"),
+            issued_at_ms: now_ms,
+            material_ids: page.to_vec(),
+            reason: reason.to_owned(),
+        };
+        sign_notice(roster, notice, keys)
+    });
+    notices.collect()
+}
+
+/// Signs a notice, also one that others have signed before who are admins no more.
+pub fn sign_notice(
+    roster: &Roster,
+    notice: CompromiseNotice,
+    keys: &[SecretKey],
+) -> Result<UnverifiedEnvelope, AdminError> {
+    check_admins(roster, keys)?;
+    let notice = sign_statement(notice, keys)?;
+    match check_notice(roster, &notice) {
+        Ok(()) | Err(AdminError::TooFewSigners { .. }) => Ok(notice),
+        Err(error) => Err(error),
+    }
+}
+
+/// Refuses a notice that no lockbox would take.
+pub fn check_notice(roster: &Roster, notice: &UnverifiedEnvelope) -> Result<(), AdminError> {
+    match CompromiseNotice::verify(notice, roster) {
+        Ok(_) => Ok(()),
+        Err(NoticeError::Envelope(EnvelopeError::TooFewSigners { needed, found })) => {
+            Err(AdminError::TooFewSigners { needed, found })
+        }
+        Err(error) => Err(AdminError::NoticeRefused(error)),
+    }
+}
+
+fn check_admins(roster: &Roster, keys: &[SecretKey]) -> Result<(), AdminError> {
+    let stranger = keys
+        .iter()
+        .find(|key| !roster.admins().keys.contains(&key.public_key()));
+    match stranger {
+        None => Ok(()),
+        Some(key) => Err(AdminError::NotAnAdmin {
+            fingerprint: key.public_key().fingerprint().to_string(),
+        }),
     }
 }
 
@@ -61,8 +131,12 @@ pub fn check_complete(roster: &Roster, entry: &UnverifiedEnvelope) -> Result<(),
 
 /// Signs an entry with each of the keys.
 pub fn sign_entry(entry: RosterEntry, keys: &[SecretKey]) -> Result<UnverifiedEnvelope, AdminError> {
+    sign_statement(entry, keys)
+}
+
+fn sign_statement<S: Statement>(statement: S, keys: &[SecretKey]) -> Result<UnverifiedEnvelope, AdminError> {
     let (first, others) = keys.split_first().ok_or(AdminError::NoKey)?;
-    let mut envelope = Verified::sign(entry, first).envelope().clone();
+    let mut envelope = Verified::sign(statement, first).envelope().clone();
     for key in others {
         add_signature(&mut envelope, key)?;
     }
@@ -89,9 +163,18 @@ pub fn draft(entry: &RosterEntry) -> Vec<u8> {
     .encode_to_vec()
 }
 
-/// Adds signatures to a draft or to an entry that others have signed. Returns what was signed, for showing it.
-pub fn add_signatures(frame: &[u8], keys: &[SecretKey]) -> Result<(UnverifiedEnvelope, RosterEntry), AdminError> {
+/// Adds signatures to a draft, or to what others have signed. Returns what was signed, for showing it.
+pub fn add_signatures(frame: &[u8], keys: &[SecretKey]) -> Result<(UnverifiedEnvelope, Signable), AdminError> {
     let envelope = wire::Envelope::decode(frame).map_err(|_| AdminError::NotAnEntry(EnvelopeError::Malformed))?;
+    if envelope.payload_type == CompromiseNotice::PAYLOAD_TYPE {
+        let (signed, notice) = add_to(envelope, keys)?;
+        return Ok((signed, Signable::Notice(notice)));
+    }
+    let (signed, entry) = add_to(envelope, keys)?;
+    Ok((signed, Signable::Entry(Box::new(entry))))
+}
+
+fn add_to<S: Statement>(envelope: wire::Envelope, keys: &[SecretKey]) -> Result<(UnverifiedEnvelope, S), AdminError> {
     if !envelope.signatures.is_empty() {
         let mut signed = UnverifiedEnvelope::from_wire(envelope).map_err(AdminError::NotAnEntry)?;
         let entry = signed.unverified_statement().map_err(AdminError::NotAnEntry)?;
@@ -101,21 +184,21 @@ pub fn add_signatures(frame: &[u8], keys: &[SecretKey]) -> Result<(UnverifiedEnv
         return Ok((signed, entry));
     }
     // The statement is made anew, so that what is signed is canonical; it must be the same bytes.
-    let unsigned = sign_entry(decode_draft(&envelope)?, keys)?;
+    let unsigned = sign_statement(decode_draft::<S>(&envelope)?, keys)?;
     if unsigned.to_wire().payload != envelope.payload {
         return Err(AdminError::NotAnEntry(EnvelopeError::NotCanonical { part: "payload" }));
     }
     Ok((unsigned, decode_draft(&envelope)?))
 }
 
-fn decode_draft(envelope: &wire::Envelope) -> Result<RosterEntry, AdminError> {
-    if envelope.payload_type != RosterEntry::PAYLOAD_TYPE {
-        let expected = RosterEntry::PAYLOAD_TYPE;
+fn decode_draft<S: Statement>(envelope: &wire::Envelope) -> Result<S, AdminError> {
+    if envelope.payload_type != S::PAYLOAD_TYPE {
+        let expected = S::PAYLOAD_TYPE;
         return Err(AdminError::NotAnEntry(EnvelopeError::WrongPayloadType { expected }));
     }
-    let wire = wire::RosterEntry::decode(&envelope.payload[..]);
+    let wire = S::Wire::decode(&envelope.payload[..]);
     let wire = wire.map_err(|_| AdminError::NotAnEntry(EnvelopeError::Malformed))?;
-    RosterEntry::from_wire(wire).map_err(|error| AdminError::NotAnEntry(error.into()))
+    S::from_wire(wire).map_err(|error| AdminError::NotAnEntry(error.into()))
 }
 
 #[cfg(test)]
@@ -157,7 +240,7 @@ mod tests {
         assert!(Roster::found(&once, None).is_err());
         let (twice, entry) = add_signatures(&once.to_bytes(), &[secret(3)]).unwrap();
         assert!(Roster::found(&twice, None).is_ok());
-        assert_eq!(entry, genesis());
+        assert_eq!(entry, Signable::Entry(Box::new(genesis())));
     }
 
     #[test]

@@ -492,6 +492,7 @@ fn facts_of(roster: &Roster, lockbox: &lockbox_authz::roster::Lockbox, hello: He
         peer_address: hello.peer_address,
         software_version: hello.software_version,
         last_seen_ms: now_ms(),
+        takes_notices: hello.takes_notices,
     })
 }
 

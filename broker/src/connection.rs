@@ -4,24 +4,25 @@
 //! |---|---|---|
 //! | opened | Hello | verifies and stores it, answers Welcome |
 //! | catching up | nothing | sends whatever is open for this lockbox |
-//! | connected | reports, signals | stores a report and acknowledges it; sends what a signal is about |
+//! | connected | reports, signals | stores a report and acknowledges it; sends what a signal is about, and the next notices when one is answered |
 //!
 //! A report that is refused is logged and not acknowledged, and the stream goes on: one bad report must not keep the
 //! others from arriving.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use lockbox_authz::{AuthorizationId, LockboxId, PublicKey};
+use lockbox_authz::{AuthorizationId, Hash, LockboxId, PublicKey};
 use lockbox_rpc::api::node::{
-    Ack, ConnectRequest, ConnectResponse, CustodyReport, OfferTransfer, RevokeTransfer, RosterAdvanced, TransferReport,
-    Welcome, connect_request, connect_response,
+    Ack, ConnectRequest, ConnectResponse, CustodyReport, DeliverNotice, NoticeReport, OfferTransfer, RevokeTransfer,
+    RosterAdvanced, TransferReport, Welcome, connect_request, connect_response,
 };
 use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
 
 use crate::broker::Broker;
 use crate::clock::now_ms;
-use crate::limits::HELLO_TIMEOUT;
+use crate::limits::{HELLO_TIMEOUT, MAX_NOTICES_IN_FLIGHT};
 use crate::refusal::Refusal;
 use crate::registry::ToHear;
 use crate::sessions::{Closing, Session, Signal};
@@ -35,6 +36,20 @@ pub(crate) struct Connection {
     outbound: mpsc::Sender<Result<ConnectResponse, Status>>,
     /// Set by its Hello.
     lockbox_id: Option<LockboxId>,
+    notices: Notices,
+}
+
+/// How far a lockbox was told of the compromise notices on this connection.
+#[derive(Default)]
+struct Notices {
+    /// Whether its software knows them.
+    is_known: bool,
+    /// Everything up to this place was told, or needs not be.
+    after: u64,
+    /// Whether there may be more.
+    more: bool,
+    /// Told, and not answered.
+    in_flight: BTreeSet<Hash>,
 }
 
 /// Why a stream ends.
@@ -58,6 +73,7 @@ impl Connection {
             inbound,
             outbound,
             lockbox_id: None,
+            notices: Notices::default(),
         }
     }
 
@@ -100,6 +116,7 @@ impl Connection {
         else {
             return Err(End::Told(Status::invalid_argument("the first message must be Hello")));
         };
+        let takes_notices = hello.takes_notices;
         let (version, address) = (hello.software_version.clone(), hello.peer_address.clone());
         let refused = |refusal: Refusal| {
             tracing::warn!(fingerprint = %self.peer.fingerprint(), %refusal, "a Hello was refused");
@@ -107,6 +124,8 @@ impl Connection {
         };
         let (lockbox_id, head, their_head) = broker.hello(self.peer, hello).await.map_err(refused)?;
         self.lockbox_id = Some(lockbox_id);
+        self.notices.is_known = takes_notices;
+        self.notices.more = takes_notices;
         let session = broker.sessions.enter(lockbox_id, their_head, now_ms());
         tracing::info!(lockbox = %lockbox_id, address, version, "connected");
         self.send(connect_response::Message::Welcome(Welcome {
@@ -119,6 +138,9 @@ impl Connection {
     async fn serve(&mut self, lockbox_id: LockboxId, mut session: Session<'_>) -> End {
         let broker = Arc::clone(&self.broker);
         if let Err(end) = self.catch_up(lockbox_id).await {
+            return end;
+        }
+        if let Err(end) = self.tell_notices(lockbox_id).await {
             return end;
         }
         // Retired after Hello and before the session was entered: nobody else would close it.
@@ -156,6 +178,23 @@ impl Connection {
         }
     }
 
+    /// Sends what the lockbox has not applied, as many at once as may be unanswered.
+    async fn tell_notices(&mut self, lockbox_id: LockboxId) -> Result<(), End> {
+        while self.notices.more && self.notices.in_flight.len() < MAX_NOTICES_IN_FLIGHT {
+            let room = MAX_NOTICES_IN_FLIGHT - self.notices.in_flight.len();
+            let heard = self.broker.notices_to_hear(lockbox_id, self.notices.after, room).await;
+            let heard = heard.map_err(internal)?;
+            self.notices.after = heard.after;
+            self.notices.more = heard.more;
+            for (hash, notice) in heard.notices {
+                self.notices.in_flight.insert(hash);
+                self.send(connect_response::Message::DeliverNotice(DeliverNotice { notice }))
+                    .await?;
+            }
+        }
+        Ok(())
+    }
+
     async fn tell(&mut self, lockbox_id: LockboxId, signal: Signal) -> Result<(), End> {
         match signal {
             Signal::Roster(head) => {
@@ -163,6 +202,10 @@ impl Connection {
                     roster_head: Some(head.to_wire()),
                 }))
                 .await
+            }
+            Signal::Notice => {
+                self.notices.more = self.notices.is_known;
+                self.tell_notices(lockbox_id).await
             }
             Signal::Transfer(id) => match self.broker.to_hear(lockbox_id, id).await.map_err(internal)? {
                 Some(heard) => self.send(message(heard)).await,
@@ -175,6 +218,7 @@ impl Connection {
         match message.message {
             Some(connect_request::Message::TransferReport(report)) => self.report(lockbox_id, report).await,
             Some(connect_request::Message::CustodyReport(report)) => self.custody(lockbox_id, report).await,
+            Some(connect_request::Message::NoticeReport(report)) => self.noticed(lockbox_id, report).await,
             Some(connect_request::Message::Hello(_)) => Err(End::Told(Status::invalid_argument(
                 "Hello is said once, at the beginning",
             ))),
@@ -192,6 +236,16 @@ impl Connection {
         let report_id = report.report_id;
         let outcome = self.broker.custody_report(lockbox_id, report).await;
         self.answer(lockbox_id, report_id, outcome).await
+    }
+
+    async fn noticed(&mut self, lockbox_id: LockboxId, report: NoticeReport) -> Result<(), End> {
+        let report_id = report.report_id;
+        if let Ok(hash) = Hash::from_slice("notice_hash", &report.notice_hash) {
+            self.notices.in_flight.remove(&hash);
+        }
+        let outcome = self.broker.notice_report(lockbox_id, report).await;
+        self.answer(lockbox_id, report_id, outcome).await?;
+        self.tell_notices(lockbox_id).await
     }
 
     async fn answer(&mut self, lockbox_id: LockboxId, report_id: u64, outcome: Result<(), Refusal>) -> Result<(), End> {

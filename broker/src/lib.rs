@@ -9,6 +9,7 @@
 //! | `evidence` | what is given out about one lockbox's keys, for restoring a backup of it |
 //! | [`node_service`], [`control_service`] | the two ports; they parse, ask and answer |
 //! | [`inventory_service`] | what lockboxes report of their keys, and what a stolen one opens |
+//! | [`notice_service`] | what the admins tell every lockbox of keys that strangers know |
 //! | [`admin`], [`init`], [`pki`] | the admins' side: changes of the roster, new clusters, certificates |
 //! | [`cli`] | the command line |
 //!
@@ -31,6 +32,7 @@ pub mod inventory_service;
 pub mod keyfile;
 pub mod limits;
 pub mod node_service;
+pub mod notice_service;
 pub mod picture;
 pub mod pki;
 pub mod refusal;

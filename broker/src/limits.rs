@@ -37,6 +37,9 @@ pub const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 /// everything that is open.
 pub const MAX_WAITING_SIGNALS: usize = 4_096;
 
+/// Compromise notices that one lockbox has not answered. It applies one after the other, and the rest can wait here.
+pub const MAX_NOTICES_IN_FLIGHT: usize = 8;
+
 /// Messages to one lockbox that wait for the network.
 pub const OUTBOUND_MESSAGES: usize = 32;
 

@@ -3,7 +3,7 @@
 use lockbox_authz::certificate::CertificateError;
 use lockbox_authz::inventory::InventoryError;
 use lockbox_authz::limits::MAX_CLOCK_SKEW_MS;
-use lockbox_authz::{EnvelopeError, FieldError, RosterError};
+use lockbox_authz::{EnvelopeError, FieldError, KeyId, NoticeError, RosterError};
 use lockbox_store::StoreFailure;
 
 use crate::decide::Denied;
@@ -42,6 +42,15 @@ pub enum Refusal {
     Certificate(CertificateError),
     #[error("{0}")]
     Inventory(InventoryError),
+    #[error(
+        "{0}; if the admins have changed since it was signed, the present ones have to sign it again: `lockbox-broker notice \
+         renew`"
+    )]
+    Notice(NoticeError),
+    #[error("there is no such compromise notice; `lockbox-broker notice list` shows them")]
+    UnknownNotice,
+    #[error("no lockbox has reported a key {0}; its lockbox may not have connected since it was made")]
+    UnknownKey(KeyId),
     #[error("no lockbox is called {0}; `lockbox-broker lockbox list` shows them")]
     UnknownLockbox(String),
     #[error("this is about another cluster; check which broker is asked")]

@@ -15,7 +15,7 @@ pub enum Permission {
     Move,
     /// Revoke its transfers.
     Revoke,
-    /// Submit roster entries. The admins' signatures are verified all the same.
+    /// Submit roster entries and compromise notices. The admins' signatures are verified all the same.
     Roster,
     /// See, and with `revoke` end, the transfers of all requesters.
     ListAll,

@@ -19,7 +19,7 @@ use crate::broker::Broker;
 use crate::config::{Config, ConfigError, Log, LogFormat};
 use crate::files::{self, FileError};
 use crate::registry::{OpenError, Registry};
-use crate::{control_service, init, inventory_service, keyfile, node_service};
+use crate::{control_service, init, inventory_service, keyfile, node_service, notice_service};
 
 /// Why the daemon did not start, or stopped by itself.
 #[derive(Debug, thiserror::Error)]
@@ -132,7 +132,8 @@ impl Bound {
             self.control_tls,
             Services::new()
                 .with(control_service::service(Arc::clone(&broker)))
-                .with(inventory_service::impact(Arc::clone(&broker))),
+                .with(inventory_service::impact(Arc::clone(&broker)))
+                .with(notice_service::service(Arc::clone(&broker))),
             ServerLimits::default(),
             broker.stopping(),
         );

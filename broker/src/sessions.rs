@@ -14,6 +14,8 @@ use crate::limits::MAX_WAITING_SIGNALS;
 pub(crate) enum Signal {
     Transfer(AuthorizationId),
     Roster(Head),
+    /// There are notices that it was not told of.
+    Notice,
 }
 
 /// Why a connection ends from this side.
@@ -87,6 +89,14 @@ impl Sessions {
         };
         if fell_behind && let Some(wire) = connected.by_lockbox.remove(&lockbox_id) {
             wire.close(Closing::FellBehind);
+        }
+    }
+
+    /// Lets everybody know.
+    pub(crate) fn signal_all(&self, signal: Signal) {
+        let ids: Vec<LockboxId> = self.lock().by_lockbox.keys().copied().collect();
+        for lockbox_id in ids {
+            self.signal(lockbox_id, signal);
         }
     }
 

@@ -42,11 +42,15 @@ fn code(refusal: &Refusal) -> Code {
     match refusal {
         Refusal::Denied(denied) => code_of_denial(denied),
         Refusal::Field(_) => Code::InvalidArgument,
-        Refusal::Envelope(_) | Refusal::Certificate(_) | Refusal::Inventory(_) | Refusal::Roster(_) => {
-            Code::PermissionDenied
-        }
+        Refusal::Envelope(_)
+        | Refusal::Certificate(_)
+        | Refusal::Inventory(_)
+        | Refusal::Roster(_)
+        | Refusal::Notice(_) => Code::PermissionDenied,
         Refusal::RequestIdTaken => Code::AlreadyExists,
-        Refusal::UnknownTransfer | Refusal::UnknownLockbox(_) => Code::NotFound,
+        Refusal::UnknownTransfer | Refusal::UnknownLockbox(_) | Refusal::UnknownNotice | Refusal::UnknownKey(_) => {
+            Code::NotFound
+        }
         Refusal::NotNext { .. } => Code::Aborted,
         Refusal::AlreadyComplete
         | Refusal::OtherCluster

@@ -11,6 +11,7 @@
 //! | `peer_port`, `peer_service` | the peer port: other lockboxes, and the source's end of transfers |
 //! | `puller` | the target's end of transfers |
 //! | `broker_link`, `join` | the broker |
+//! | `notices` | what admins say of keys that strangers know |
 //! | [`serve`] | the daemon from start to stop |
 //! | [`cli`] | the command line |
 //! | [`alloc`], [`memory`] | that no secret is left lying in memory |
@@ -37,6 +38,7 @@ mod local_service;
 pub mod log;
 pub mod memory;
 pub mod node;
+mod notices;
 pub mod offline;
 mod peer_port;
 mod peer_service;

@@ -4,6 +4,7 @@
 
 use lockbox_authz::{FieldError, RosterError};
 use lockbox_core::lifecycle::LifecycleError;
+use lockbox_core::lifecycle::notice::NoticeError;
 use lockbox_core::lockbox::LockboxError;
 use lockbox_core::slots::SlotError;
 use lockbox_core::transfer::target::TargetError;
@@ -104,6 +105,15 @@ impl LocalCode for LifecycleError {
             | Self::InJob { .. }
             | Self::JobState { .. }
             | Self::TooManyLayers(_) => Code::FailedPrecondition,
+        }
+    }
+}
+
+impl LocalCode for NoticeError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Refused(_) => Code::InvalidArgument,
+            Self::Local(error) => error.code(),
         }
     }
 }

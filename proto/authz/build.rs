@@ -2,12 +2,13 @@
 
 use std::path::Path;
 
-const FILES: [&str; 7] = [
+const FILES: [&str; 8] = [
     "lockbox/authz/v1/authorization.proto",
     "lockbox/authz/v1/envelope.proto",
     "lockbox/authz/v1/evidence.proto",
     "lockbox/authz/v1/inventory.proto",
     "lockbox/authz/v1/join.proto",
+    "lockbox/authz/v1/notice.proto",
     "lockbox/authz/v1/roster.proto",
     "lockbox/authz/v1/transfer.proto",
 ];

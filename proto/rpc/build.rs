@@ -2,9 +2,10 @@
 
 use std::path::Path;
 
-const FILES: [&str; 7] = [
+const FILES: [&str; 8] = [
     "lockbox/control/v1/control.proto",
     "lockbox/control/v1/impact.proto",
+    "lockbox/control/v1/notice.proto",
     "lockbox/local/v1/lifecycle.proto",
     "lockbox/local/v1/local.proto",
     "lockbox/node/v1/inventory.proto",

@@ -5,7 +5,7 @@
 
 import sys
 
-from lockbox_reader import at_rest, envelope, hpke, join, keys, roster, vector_file
+from lockbox_reader import at_rest, envelope, hpke, join, keys, notice, roster, vector_file
 from lockbox_reader.refused import Refused
 from lockbox_reader.vector_file import Vector
 
@@ -39,6 +39,11 @@ def judge_envelope(vector: Vector) -> None:
 def judge_certificate(vector: Vector) -> None:
     expected = [vector.bytes(name) for name in ("trusted", "cluster-id", "lockbox-id")]
     yields(vector, "hash", envelope.verify_certificate(vector.body, *expected).hash)
+
+
+def judge_notice(vector: Vector) -> None:
+    read = roster.read(roster.frames(vector.bytes("roster")), vector.bytes("cluster-id"))
+    yields(vector, "hash", notice.verify(vector.body, read).hash)
 
 
 def judge_roster(vector: Vector) -> None:
@@ -141,6 +146,7 @@ def judge_store(vector: Vector) -> None:
 JUDGES = {
     "book-record": judge_book_record,
     "chunk": judge_chunk,
+    "compromise-notice": judge_notice,
     "envelope": judge_envelope,
     "header": judge_header,
     "join-token": judge_join_token,

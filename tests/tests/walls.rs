@@ -161,7 +161,7 @@ fn one_crate_knows_sled_and_one_knows_how_to_open() {
 /// sight of whoever reviews it.
 #[test]
 fn no_field_of_the_brokers_ports_could_carry_a_key() {
-    const KNOWN: [&str; 32] = [
+    const KNOWN: [&str; 38] = [
         // Ids and hashes.
         "authorization_id",
         "cluster_id",
@@ -171,10 +171,14 @@ fn no_field_of_the_brokers_ports_could_carry_a_key() {
         "previous",
         "after_key_id",
         "key_id",
+        "key_ids",
         "last_key_id",
         "lies_on_key_id",
         "material_id",
+        "material_ids",
         "moved_to",
+        "notice_hash",
+        "notice_id",
         "parent_key_id",
         // Public keys.
         "identity_key",
@@ -185,7 +189,9 @@ fn no_field_of_the_brokers_ports_could_carry_a_key() {
         "authorization",
         "entries",
         "entry",
+        "envelope",
         "erasure_records",
+        "notice",
         "receipts",
         "records",
         "report",
@@ -203,11 +209,13 @@ fn no_field_of_the_brokers_ports_could_carry_a_key() {
     let files = [
         "lockbox/control/v1/control.proto",
         "lockbox/control/v1/impact.proto",
+        "lockbox/control/v1/notice.proto",
         "lockbox/node/v1/inventory.proto",
         "lockbox/node/v1/node.proto",
         "lockbox/authz/v1/authorization.proto",
         "lockbox/authz/v1/envelope.proto",
         "lockbox/authz/v1/inventory.proto",
+        "lockbox/authz/v1/notice.proto",
         "lockbox/authz/v1/roster.proto",
     ];
     for file in files {

@@ -8,7 +8,8 @@ use lockbox_authz::roster::{Change, Roster};
 use lockbox_authz::{ClusterId, SecretKey, UnverifiedEnvelope};
 use lockbox_rpc::api::control::control_service_client::ControlServiceClient;
 use lockbox_rpc::api::control::impact_service_client::ImpactServiceClient;
-use lockbox_rpc::api::control::{ListRosterEntriesRequest, SubmitRosterEntryRequest};
+use lockbox_rpc::api::control::notice_service_client::NoticeServiceClient;
+use lockbox_rpc::api::control::{ListRosterEntriesRequest, SubmitNoticeRequest, SubmitRosterEntryRequest};
 use lockbox_rpc::tls::x509;
 use lockbox_rpc::transport::{ClientTimeouts, MAX_MESSAGE_BYTES, connect_x509};
 use serde_json::json;
@@ -35,18 +36,19 @@ pub(super) struct Broker {
     pub(super) file: ClientFile,
     pub(super) client: ControlServiceClient<Channel>,
     pub(super) impact: ImpactServiceClient<Channel>,
+    pub(super) notice: NoticeServiceClient<Channel>,
     seen: HeadFile,
 }
 
-/// Who signs a change of the roster.
+/// Who signs a change of the roster, or a compromise notice.
 #[derive(Debug, Args)]
 pub(super) struct Admin {
     /// An admin's key; repeat it for a cluster in which several admins must sign
     #[arg(long = "admin-key", value_name = "FILE", required = true)]
     keys: Vec<PathBuf>,
-    /// Write the signed entry to a file instead of submitting it
+    /// Write what is signed to a file instead of submitting it
     #[arg(long, value_name = "FILE")]
-    entry_out: Option<PathBuf>,
+    pub(super) entry_out: Option<PathBuf>,
 }
 
 /// What became of a change.
@@ -72,6 +74,9 @@ impl Broker {
         })?;
         let channel = connect_x509(&file.server, &file.server_name, tls, &ClientTimeouts::default()).await?;
         let impact = ImpactServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
+        let notice = NoticeServiceClient::new(channel.clone())
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES);
         let client = ControlServiceClient::new(channel)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
@@ -80,6 +85,7 @@ impl Broker {
             file,
             client,
             impact,
+            notice,
             seen,
         })
     }
@@ -177,6 +183,14 @@ impl Broker {
         )))
     }
 
+    /// Hands in a compromise notice that enough admins have signed.
+    pub(super) async fn submit_notice(&mut self, notice: &UnverifiedEnvelope) -> Result<(), CliError> {
+        let notice = notice.to_bytes();
+        let taken = self.notice.submit_notice(SubmitNoticeRequest { notice }).await;
+        let refused = |status| CliError::from_status("the broker did not take the compromise notice", &status);
+        taken.map(drop).map_err(refused)
+    }
+
     /// Submits an entry; false if it is not the next one any more.
     async fn submit(&mut self, entry: &UnverifiedEnvelope) -> Result<bool, CliError> {
         let request = SubmitRosterEntryRequest {
@@ -194,7 +208,7 @@ impl Broker {
 }
 
 impl Admin {
-    fn keys(&self) -> Result<Vec<SecretKey>, CliError> {
+    pub(super) fn keys(&self) -> Result<Vec<SecretKey>, CliError> {
         read_keys(&self.keys)
     }
 }

@@ -13,6 +13,8 @@ use serde_json::{Value, json};
 
 use super::client::{Admin, Broker, Changed};
 use super::error::CliError;
+use super::key::Preview;
+use super::notice::{self, confirm};
 use super::output::{Format, Table, print, print_json};
 use super::{Global, block_on};
 use crate::clock::rfc3339;
@@ -67,18 +69,39 @@ impl ImpactCommand {
     }
 }
 
-/// Retires a stolen lockbox in one entry of the roster, ends what it may still begin, and says what it opens. What was done
-/// before is not done again, so that it can be repeated after it failed half way.
+/// A lockbox that was stolen.
+pub(super) struct Theft {
+    /// Its name or id.
+    pub(super) lockbox: String,
+    pub(super) reason: String,
+    /// Don't ask.
+    pub(super) yes: bool,
+}
+
+/// Retires a stolen lockbox in one entry of the roster, ends what it may still begin, tells every lockbox that strangers know
+/// what it held, and says what it opens. What was done before is not done again, so that it can be repeated after it failed
+/// half way.
 pub(super) async fn compromise(
     global: &Global,
     broker: &mut Broker,
     admin: &Admin,
-    lockbox: &str,
-    reason: String,
+    theft: Theft,
 ) -> Result<(), CliError> {
+    let Theft { lockbox, reason, yes } = theft;
+    let lockbox = lockbox.as_str();
     let found = fetch(broker, Subject::Lockbox(lockbox.to_owned())).await?;
     let roster = broker.roster().await?;
     let member = find_lockbox(&roster, lockbox).ok_or_else(|| unknown(lockbox))?;
+    let preview = Preview::of_lockbox(broker, lockbox).await?;
+    let materials = preview.unnoticed();
+    if !materials.is_empty() {
+        eprint!("{}", preview.text());
+    }
+    if !yes {
+        confirm(&format!(
+            "Retire lockbox {lockbox}, and mark every key with these materials as compromised, for good?"
+        ))?;
+    }
     let is_retired = if member.retired {
         eprintln!("lockbox {lockbox} was retired before");
         true
@@ -92,14 +115,25 @@ pub(super) async fn compromise(
     if is_retired {
         revoke_open(broker, &member.lockbox.lockbox_id.to_vec(), &reason, &mut ended).await;
     }
+    let made = match materials.is_empty() {
+        true => None,
+        false => Some(notice::make(broker, admin, &materials, &reason).await?),
+    };
     if global.output == Format::Json {
         let mut json = found.to_json();
         json["retired"] = is_retired.into();
         json["revoked_authorizations"] = json!(ended.revoked);
+        json["compromise"] = match &made {
+            Some(made) => made.to_json(broker).await?,
+            None => Value::Null,
+        };
         print_json(&json)?;
     } else {
         for id in &ended.revoked {
             eprintln!("authorization {id} is revoked");
+        }
+        if let Some(made) = &made {
+            made.report(global, broker).await?;
         }
         print(&found.table())?;
     }

@@ -10,6 +10,8 @@ use serde_json::{Value, json};
 
 use super::client::{Admin, Broker};
 use super::error::CliError;
+use super::impact::Theft;
+use super::notice::check_terminal;
 use super::output::{Format, Table, print, print_json};
 use super::{Global, block_on, impact};
 use crate::clock::rfc3339;
@@ -50,7 +52,8 @@ pub(super) enum Lockbox {
         #[command(flatten)]
         admin: Admin,
     },
-    /// Retire a stolen lockbox, revoke what is open with it, and show everything that it opens
+    /// Retire a stolen lockbox, revoke what is open with it, tell every lockbox that strangers know what it held, and show
+    /// everything that it opens
     Compromise {
         /// Its name or id
         lockbox: String,
@@ -69,12 +72,12 @@ impl Lockbox {
     pub(super) fn run(self, global: &Global) -> Result<(), CliError> {
         if let Self::Retire {
             lockbox, yes: false, ..
-        }
-        | Self::Compromise {
-            lockbox, yes: false, ..
         } = &self
         {
             confirm_retirement(lockbox)?;
+        }
+        if let Self::Compromise { yes: false, .. } = &self {
+            check_terminal("a lockbox is retired, and what it held marked as compromised, for good")?;
         }
         block_on(async {
             let mut broker = Broker::connect(global).await?;
@@ -101,8 +104,14 @@ impl Lockbox {
                     lockbox, reason, admin, ..
                 } => retire(global, &mut broker, &admin, &lockbox, reason).await,
                 Self::Compromise {
-                    lockbox, reason, admin, ..
-                } => impact::compromise(global, &mut broker, &admin, &lockbox, reason).await,
+                    lockbox,
+                    reason,
+                    yes,
+                    admin,
+                } => {
+                    let theft = Theft { lockbox, reason, yes };
+                    impact::compromise(global, &mut broker, &admin, theft).await
+                }
             }
         })
     }

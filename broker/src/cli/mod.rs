@@ -7,8 +7,10 @@ mod error;
 mod evidence;
 mod head_file;
 mod impact;
+mod key;
 mod lockbox;
 mod members;
+mod notice;
 mod output;
 mod roster;
 mod token;
@@ -86,6 +88,12 @@ enum Command {
     Evidence(evidence::Evidence),
     /// What a stolen key or lockbox opens, from what the lockboxes have reported
     Impact(impact::ImpactCommand),
+    /// Keys that strangers know
+    #[command(subcommand)]
+    Key(key::Key),
+    /// What the admins tell every lockbox of keys that strangers know
+    #[command(subcommand)]
+    Notice(notice::Notice),
     /// The signed chain that says who belongs to the cluster
     #[command(subcommand)]
     Roster(roster::Roster),
@@ -127,6 +135,8 @@ fn run(cli: Cli) -> Result<(), CliError> {
         Command::Transfer(transfer) => transfer.run(&global),
         Command::Evidence(evidence) => evidence.run(&global),
         Command::Impact(impact) => impact.run(&global),
+        Command::Key(key) => key.run(&global),
+        Command::Notice(notice) => notice.run(&global),
         Command::Roster(roster) => roster.run(&global),
         Command::Completions { shell } => {
             let mut script = Vec::new();

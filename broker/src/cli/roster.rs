@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Subcommand;
 use lockbox_authz::roster::file::{append_frame, encode_entries, frames};
 use lockbox_authz::roster::{self, Change, RosterEntry};
-use lockbox_authz::{ClusterId, PublicKey, UnverifiedEnvelope};
+use lockbox_authz::{ClusterId, CompromiseNotice, PublicKey, Statement, UnverifiedEnvelope};
 use serde_json::{Value, json};
 
 use super::client::{Broker, read_entry_file, read_keys};
@@ -13,7 +13,7 @@ use super::client_file::ClientFile;
 use super::error::{CONFIG, CliError};
 use super::output::{Format, Table, print, print_json};
 use super::{Global, block_on};
-use crate::admin::add_signatures;
+use crate::admin::{Signable, add_signatures};
 use crate::clock::rfc3339;
 use crate::config::Config;
 use crate::{files, init};
@@ -33,14 +33,14 @@ pub(super) enum Roster {
     },
     /// Write the roster to a file, for `lockbox roster apply`
     Export { file: PathBuf },
-    /// Add an admin's signature to the entries in a file, in place
+    /// Add an admin's signature to the entries and compromise notices in a file, in place
     Sign {
         file: PathBuf,
         /// An admin's key; repeatable
         #[arg(long = "admin-key", value_name = "FILE", required = true)]
         keys: Vec<PathBuf>,
     },
-    /// Submit the entries in a file to the broker
+    /// Submit the entries and compromise notices in a file to the broker
     Submit { file: PathBuf },
     /// Found the cluster with entries that the admins have signed, on the broker's machine
     Found {
@@ -95,7 +95,13 @@ impl Roster {
 async fn submit(global: &Global, file: &Path) -> Result<(), CliError> {
     let entries = read_entry_file(file)?;
     let mut broker = Broker::connect(global).await?;
+    let mut notices = 0;
     for entry in &entries {
+        if entry.payload_type() == CompromiseNotice::PAYLOAD_TYPE {
+            broker.submit_notice(entry).await?;
+            notices += 1;
+            continue;
+        }
         let made: RosterEntry = entry
             .unverified_statement()
             .map_err(|error| CliError::other(format!("{}: {error}", file.display())))?;
@@ -105,7 +111,14 @@ async fn submit(global: &Global, file: &Path) -> Result<(), CliError> {
             ));
         }
     }
-    done(global, &format!("submitted {} entries", entries.len()))
+    let entries = entries.len() - notices;
+    done(
+        global,
+        &match notices {
+            0 => format!("submitted {entries} entries"),
+            _ => format!("submitted {entries} entries, and {notices} compromise notices"),
+        },
+    )
 }
 
 /// Signs every entry of a file, and shows what was signed.
@@ -117,7 +130,10 @@ fn sign(global: &Global, file: &Path, keys: &[PathBuf]) -> Result<(), CliError> 
     for frame in frames {
         let (entry, shown) = add_signatures(frame, &keys)?;
         append_frame(&mut signed, &entry.to_bytes());
-        eprintln!("signed: entry {}: {}", shown.index, describe(&shown.change));
+        match shown {
+            Signable::Entry(entry) => eprintln!("signed: entry {}: {}", entry.index, describe(&entry.change)),
+            Signable::Notice(notice) => eprintln!("signed: {}", describe_notice(&notice)),
+        }
     }
     files::replace(file, &signed, files::PUBLIC)?;
     done(global, &format!("the signed entries are in {}", file.display()))
@@ -285,6 +301,17 @@ fn done(global: &Global, result: &str) -> Result<(), CliError> {
             Ok(())
         }
     }
+}
+
+/// What a notice says: every material that it names.
+fn describe_notice(notice: &CompromiseNotice) -> String {
+    let materials: Vec<String> = notice.material_ids.iter().map(ToString::to_string).collect();
+    format!(
+        "compromise notice {} {:?}, of the materials\n  {}",
+        notice.notice_id,
+        notice.reason,
+        materials.join("\n  ")
+    )
 }
 
 /// What an entry does, in one line.

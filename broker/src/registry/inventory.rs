@@ -108,8 +108,8 @@ impl Registry {
     }
 }
 
-struct Reader {
-    store: Arc<dyn Store>,
+pub(super) struct Reader {
+    pub(super) store: Arc<dyn Store>,
 }
 
 #[derive(Default)]
@@ -210,7 +210,7 @@ impl Reader {
         })
     }
 
-    fn holdings(&self, key_id: KeyId) -> Result<Vec<Holding>, Refusal> {
+    pub(super) fn holdings(&self, key_id: KeyId) -> Result<Vec<Holding>, Refusal> {
         let mut holdings = Vec::new();
         for id in self.ids(&keys::holders(key_id))? {
             let lockbox_id = LockboxId(id.0);
@@ -230,7 +230,7 @@ impl Reader {
         ids.collect()
     }
 
-    fn reported_at_ms(&self, lockbox_id: LockboxId) -> Result<i64, Refusal> {
+    pub(super) fn reported_at_ms(&self, lockbox_id: LockboxId) -> Result<i64, Refusal> {
         let bytes = self
             .store
             .get(&keys::inventory_time(lockbox_id))
@@ -249,13 +249,13 @@ fn ancestors(entry: &InventoryEntry) -> impl Iterator<Item = KeyId> {
     named.flatten()
 }
 
-fn last_id(place: &[u8]) -> Result<KeyId, FieldError> {
+pub(super) fn last_id(place: &[u8]) -> Result<KeyId, FieldError> {
     let id = place.last_chunk::<16>();
     id.map(|id| KeyId(*id))
         .ok_or(FieldError::new("inventory", "has a place that is too short"))
 }
 
-fn decode(bytes: &[u8]) -> Result<InventoryEntry, Refusal> {
+pub(super) fn decode(bytes: &[u8]) -> Result<InventoryEntry, Refusal> {
     let malformed = |_| Refusal::Record(FieldError::new("inventory", "is not what the broker writes"));
     let wire = lockbox_authz::wire::InventoryEntry::decode(bytes).map_err(malformed)?;
     InventoryEntry::from_wire(wire).map_err(Refusal::Record)

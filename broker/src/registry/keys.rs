@@ -21,6 +21,12 @@
 //! | `holder/` key id, lockbox id | nothing: the lockboxes that have, or had, a key |
 //! | `material/` material id, key id | nothing: the keys of a material |
 //! | `child/` key id, key id | nothing: the keys whose parent one is, or that lie on it |
+//! | `notice/` number | `NoticeRecord` |
+//! | `notice-last` | the number of the last notice |
+//! | `notice-number/` hash | its number |
+//! | `notice-envelope/` hash | envelope of the notice |
+//! | `notice-report/` hash, lockbox id | `NoticeReportRecord` |
+//! | `noticed/` material id | the hash of the last notice that names it |
 //!
 //! Numbers are big-endian, so that they sort. A time is subtracted from the largest, so that the newest sorts first.
 
@@ -30,6 +36,8 @@ pub(super) const ROSTER: &[u8] = b"roster/";
 pub(super) const ALL: &[u8] = b"all/";
 pub(super) const LOCKBOX: &[u8] = b"lockbox/";
 pub(super) const PENDING: &[u8] = b"pending/";
+pub(super) const NOTICE: &[u8] = b"notice/";
+pub(super) const LAST_NOTICE: &[u8] = b"notice-last";
 
 /// A transfer's place in a list: its time and its id, 24 bytes.
 pub(super) const PLACE_BYTES: usize = 24;
@@ -149,4 +157,28 @@ pub(super) fn children(parent: KeyId) -> Vec<u8> {
 
 pub(super) fn child(parent: KeyId, key_id: KeyId) -> Vec<u8> {
     [&children(parent)[..], &key_id.0].concat()
+}
+
+pub(super) fn notice(number: u64) -> Vec<u8> {
+    [NOTICE, &number.to_be_bytes()].concat()
+}
+
+pub(super) fn notice_number(hash: Hash) -> Vec<u8> {
+    [b"notice-number/", &hash.0[..]].concat()
+}
+
+pub(super) fn notice_envelope(hash: Hash) -> Vec<u8> {
+    [b"notice-envelope/", &hash.0[..]].concat()
+}
+
+pub(super) fn notice_reports(hash: Hash) -> Vec<u8> {
+    [b"notice-report/", &hash.0[..]].concat()
+}
+
+pub(super) fn notice_report(hash: Hash, lockbox_id: LockboxId) -> Vec<u8> {
+    [&notice_reports(hash)[..], &lockbox_id.0].concat()
+}
+
+pub(super) fn noticed(material_id: MaterialId) -> Vec<u8> {
+    [b"noticed/", &material_id.0[..]].concat()
 }

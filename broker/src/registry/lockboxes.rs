@@ -22,6 +22,8 @@ pub struct LockboxFacts {
     pub software_version: String,
     pub roster_head: Head,
     pub last_seen_ms: i64,
+    /// Whether its software knows compromise notices.
+    pub takes_notices: bool,
 }
 
 pub(super) fn load(store: &dyn Store) -> Result<BTreeMap<LockboxId, LockboxFacts>, OpenError> {
@@ -66,6 +68,7 @@ impl LockboxFacts {
             head_index: self.roster_head.index,
             head_hash: self.roster_head.hash.0.to_vec(),
             last_seen_ms: self.last_seen_ms,
+            takes_notices: self.takes_notices,
         }
         .encode_to_vec()
     }
@@ -82,6 +85,7 @@ impl LockboxFacts {
                 hash: Hash::from_slice("roster head", &record.head_hash)?,
             },
             last_seen_ms: record.last_seen_ms,
+            takes_notices: record.takes_notices,
         })
     }
 }

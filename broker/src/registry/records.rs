@@ -89,6 +89,8 @@ pub(super) struct LockboxRecord {
     pub(super) head_hash: Vec<u8>,
     #[prost(int64, tag = "6")]
     pub(super) last_seen_ms: i64,
+    #[prost(bool, tag = "7")]
+    pub(super) takes_notices: bool,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -98,6 +100,36 @@ pub(super) struct PendingRecord {
     pub(super) request: Vec<u8>,
     #[prost(int64, tag = "2")]
     pub(super) received_at_ms: i64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct NoticeRecord {
+    #[prost(bytes = "vec", tag = "1")]
+    pub(super) notice_hash: Vec<u8>,
+    #[prost(bytes = "vec", tag = "2")]
+    pub(super) notice_id: Vec<u8>,
+    #[prost(int64, tag = "3")]
+    pub(super) issued_at_ms: i64,
+    #[prost(string, tag = "4")]
+    pub(super) reason: String,
+    #[prost(uint32, tag = "5")]
+    pub(super) named_count: u32,
+    #[prost(int64, tag = "6")]
+    pub(super) submitted_at_ms: i64,
+    #[prost(string, tag = "7")]
+    pub(super) submitted_by: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct NoticeReportRecord {
+    #[prost(bool, tag = "1")]
+    pub(super) applied: bool,
+    #[prost(uint64, tag = "2")]
+    pub(super) key_count: u64,
+    #[prost(int64, tag = "3")]
+    pub(super) reported_at_ms: i64,
+    #[prost(string, tag = "4")]
+    pub(super) detail: String,
 }
 
 /// Decodes a record that this broker wrote.

@@ -101,6 +101,7 @@ fn facts(roster: &Roster, number: u8) -> LockboxFacts {
         software_version: "1".to_owned(),
         roster_head: roster.head(),
         last_seen_ms: NOW_MS,
+        takes_notices: true,
     }
 }
 

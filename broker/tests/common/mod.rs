@@ -20,8 +20,8 @@ use lockbox_rpc::api::control::control_service_client::ControlServiceClient;
 use lockbox_rpc::api::control::{self, AuthorizeTransferRequest, AuthorizeTransferResponse};
 use lockbox_rpc::api::node::node_service_client::NodeServiceClient;
 use lockbox_rpc::api::node::{
-    ConnectRequest, ConnectResponse, Hello, JoinResponse, OfferTransfer, SyncRosterRequest, TransferReport,
-    TransferRole, TransferStage, connect_request, connect_response,
+    ConnectRequest, ConnectResponse, Hello, JoinResponse, NoticeReport, OfferTransfer, SyncRosterRequest,
+    TransferReport, TransferRole, TransferStage, connect_request, connect_response,
 };
 use lockbox_rpc::tls::raw_key::{self, NodeKey};
 use lockbox_rpc::tls::x509;
@@ -215,11 +215,16 @@ impl World {
     }
 
     pub async fn client_as(&self, file: &Path) -> ControlServiceClient<Channel> {
+        ControlServiceClient::new(self.channel_as(file).await)
+    }
+
+    /// For whatever service of the control plane's port.
+    pub async fn channel_as(&self, file: &Path) -> Channel {
         let file = ClientFile::load(file).unwrap();
         let read = |path: &Path| std::fs::read(path).unwrap();
         let tls = x509::client_config(&read(&file.ca), &read(&file.certificate), &read(&file.key)).unwrap();
         let channel = connect_x509(&self.control, "localhost", tls, &ClientTimeouts::default()).await;
-        ControlServiceClient::new(channel.unwrap())
+        channel.unwrap()
     }
 
     pub fn cluster_id(&self) -> ClusterId {
@@ -328,10 +333,15 @@ impl Peer {
     }
 
     pub async fn node_client(&self, world: &World) -> NodeServiceClient<Channel> {
+        NodeServiceClient::new(self.node_channel(world).await)
+    }
+
+    /// For whatever service of the node port.
+    pub async fn node_channel(&self, world: &World) -> Channel {
         let key = NodeKey::from_seed(&self.identity.seed()).unwrap();
         let tls = raw_key::client_config(&key, *world.broker_key().as_bytes());
         let channel = connect_raw_key(&world.node, tls, &ClientTimeouts::default()).await;
-        NodeServiceClient::new(channel.unwrap())
+        channel.unwrap()
     }
 
     /// The broker's roster, fetched and verified as a lockbox does it.
@@ -398,6 +408,7 @@ impl Peer {
             peer_address: format!("{}.example:7401", self.lockbox.name),
             software_version: "test".to_owned(),
             roster_head: Some(head.to_wire()),
+            takes_notices: true,
         }
     }
 
@@ -494,6 +505,16 @@ impl Link {
         let request = ConnectRequest { message: Some(message) };
         self.outbound.send(request).await.unwrap();
         report_id
+    }
+
+    /// Answers a compromise notice, and waits for the acknowledgement.
+    pub async fn answer_notice(&mut self, report: NoticeReport) {
+        let report_id = self.next_report;
+        self.next_report += 1;
+        let message = connect_request::Message::NoticeReport(NoticeReport { report_id, ..report });
+        let request = ConnectRequest { message: Some(message) };
+        self.outbound.send(request).await.unwrap();
+        assert_eq!(self.ack().await, report_id);
     }
 
     /// The number of the report that is acknowledged next.

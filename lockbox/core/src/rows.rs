@@ -48,6 +48,8 @@ pub enum Row {
     HeldBy(KeyId, KeyId),
     /// When authorizations were spent in the last hour.
     Spent,
+    /// A material that a compromise notice named.
+    Noticed(MaterialId),
 }
 
 impl Row {
@@ -66,6 +68,7 @@ impl Row {
                 key.extend(id.0);
                 key.extend(chunk.to_be_bytes());
             }
+            Self::Noticed(id) => key.extend(id.0),
             Self::MaterialKey(id, key_id) => {
                 key.extend(id.0);
                 key.extend(key_id.0);
@@ -102,6 +105,7 @@ impl Row {
             Self::Job(_) => b'j',
             Self::HeldBy(..) => b'h',
             Self::Spent => b'n',
+            Self::Noticed(_) => b'q',
         }
     }
 }

@@ -1,7 +1,9 @@
-//! The stream to a broker that has admitted this lockbox: Hello, then offers and revocations in, reports out.
+//! The stream to a broker that has admitted this lockbox: Hello, then offers, revocations and notices in, reports out.
 //!
 //! Nothing here has to be remembered: on each connection the broker says again what is open, and the ledger's outbox what
 //! has not been acknowledged.
+
+mod notice;
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -61,6 +63,7 @@ struct Stream<'a> {
     /// Where the next page of reports begins. `None`: at the first.
     reports_after: Option<(Role, AuthorizationId)>,
     deferred: Vec<OfferTransfer>,
+    deferred_notices: Vec<UnverifiedEnvelope>,
 }
 
 /// What the broker was told last about one end of a transfer.
@@ -99,6 +102,7 @@ pub(super) async fn run(
         custody: None,
         reports_after: None,
         deferred: Vec::new(),
+        deferred_notices: Vec::new(),
     };
     stream.roster_at(welcome.roster_head).await?;
     let mut activity = node.engine.watch_activity();
@@ -151,6 +155,7 @@ async fn hello(node: &Arc<Node>) -> Result<Hello, LinkError> {
         peer_address,
         software_version: crate::VERSION.to_owned(),
         roster_head,
+        takes_notices: true,
     })
 }
 
@@ -161,6 +166,7 @@ impl Stream<'_> {
             connect_response::Message::RosterAdvanced(advanced) => self.roster_at(advanced.roster_head).await,
             connect_response::Message::OfferTransfer(offer) => self.offered(offer).await,
             connect_response::Message::RevokeTransfer(revoke) => self.revoked(revoke.revocation).await,
+            connect_response::Message::DeliverNotice(delivered) => self.noticed(&delivered.notice).await,
             connect_response::Message::Ack(ack) => self.acknowledged(ack.report_id).await,
         }
     }
@@ -236,7 +242,7 @@ impl Stream<'_> {
             let outcome = self.accept(&offer).await;
             self.judge(offer, outcome).await?;
         }
-        Ok(())
+        self.retry_notices().await
     }
 
     async fn revoked(&mut self, revocation: Vec<u8>) -> Result<(), LinkError> {

@@ -13,6 +13,7 @@ use lockbox_rpc::api::local::ClonePolicy;
 
 use super::jobs::JobCommand;
 use super::lifecycle::{LifeCommand, clone_policy, consumer};
+use super::notice::NoticeCommand;
 use crate::backend::Backend;
 
 const DEFAULT_SOCKET: &str = "/run/lockbox/lockbox.sock";
@@ -70,6 +71,11 @@ pub(super) enum Command {
     Roster {
         #[command(subcommand)]
         command: RosterCommand,
+    },
+    /// Take compromise notices by hand: keys that strangers know, as the admins say.
+    Notice {
+        #[command(subcommand)]
+        command: NoticeCommand,
     },
     /// Let transfers go on after an alarm.
     Alarm {

@@ -117,7 +117,8 @@ pub(super) fn restore(args: BackupRestoreArgs, output: &Output, socket: &Path) -
                 job.key_id, job.key_id, job.old_key_id
             );
         }
-        text += "Each key is in the state that it had then: suspend again what was suspended or compromised since.\n";
+        text += "Each key is in the state that it had then: suspend again what was suspended since. What the admins \
+                 gave notice of is marked when it joins.\n";
         text + "This is a new lockbox, with an identity of its own: it has to join the cluster again.\n"
     })
 }

@@ -47,7 +47,8 @@ pub(super) enum LifeCommand {
         #[command(flatten)]
         descendant: Descendant,
     },
-    /// Mark every key here that has this key's material as known to strangers.
+    /// Mark every key here that has this key's material as known to strangers. Other lockboxes are told by
+    /// `lockbox-broker key compromise`.
     Compromise { key: KeyName },
     /// Show what a key's material opens, as far as this lockbox knows.
     Impact { key: KeyName },
@@ -267,12 +268,18 @@ async fn compromise(key: KeyName, client: &mut Client, output: &Output) -> Resul
     while let Some(page) = pages.message().await? {
         marked.extend(page.key_ids.iter().map(|id| uuid(id)));
     }
-    let impact = impact(client, key_id).await?;
+    let impact = impact(client, key_id.clone()).await?;
     let mut json = impact_json(&impact);
     json["marked"] = json!(marked);
     output.print(&json, || {
         let text = impact_text(&impact);
-        format!("{} keys are marked as compromised.\n\n{text}", marked.len())
+        let elsewhere = "Whatever other lockboxes have of its material is marked when an admin runs";
+        format!(
+            "{} keys are marked as compromised here.\n\n{text}\n{elsewhere}:\n  lockbox-broker key compromise {} \
+             --admin-key FILE\n",
+            marked.len(),
+            uuid(&key_id),
+        )
     })
 }
 

@@ -13,6 +13,7 @@ mod job_tool;
 mod jobs;
 mod keys;
 mod lifecycle;
+mod notice;
 mod output;
 mod percent;
 mod secrets;
@@ -91,6 +92,7 @@ async fn ask(command: Command, client: Client, output: &Output) -> Result<(), Cl
         Command::Status => daemon::status(client, output).await,
         Command::Join(args) => cluster::join(args, client, output).await,
         Command::Roster { command } => cluster::roster(command, client, output).await,
+        Command::Notice { command } => notice::run(command, client, output).await,
         Command::Alarm { command } => cluster::alarm(command, client, output).await,
         Command::Key { command } => keys::run(command, client, output).await,
         Command::Job { command } => jobs::run(command, client, output).await,

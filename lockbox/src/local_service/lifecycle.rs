@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
+use lockbox_authz::UnverifiedEnvelope;
 use lockbox_authz::field::FieldError;
 use lockbox_authz::id::KeyId;
 use lockbox_core::lifecycle::change::KeyChange;
 use lockbox_core::lifecycle::derive::{self, DeriveRequest};
 use lockbox_core::lifecycle::job::Job;
+use lockbox_core::lifecycle::notice::NoticeError;
 use lockbox_core::lifecycle::state;
 use lockbox_core::lockbox::{Lockbox, LockboxError};
 use lockbox_core::record::KeyState;
@@ -19,8 +21,9 @@ use rand_core::CryptoRng;
 use tonic::{Request, Response, Status};
 
 use super::{LocalPort, convert, key_id};
+use crate::engine::StepError;
 use crate::node::Node;
-use crate::status;
+use crate::{notices, status};
 
 /// A message takes 4 MiB, and the consumers of a finding up to 33 KiB.
 const FINDINGS_PER_PAGE: usize = 100;
@@ -109,6 +112,25 @@ impl LifecycleService for LocalPort {
         tracing::warn!(key = %key_id, keys = marked.len(), uid = peer.uid, "compromised");
         Ok(pages(&marked, IDS_PER_PAGE, |marked| CompromiseKeyResponse {
             key_ids: marked.iter().map(|info| info.key_id.to_vec()).collect(),
+        }))
+    }
+
+    async fn apply_notice(
+        &self,
+        request: Request<ApplyNoticeRequest>,
+    ) -> Result<Response<ApplyNoticeResponse>, Status> {
+        let peer = self.unsealed(&request)?;
+        let notice = UnverifiedEnvelope::from_bytes(&request.into_inner().notice);
+        let notice = notice.map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let applied = notices::apply(&self.node.engine, &notice).await.map_err(|error| {
+            tracing::warn!(uid = peer.uid, %error, "a compromise notice was refused");
+            not_applied(error)
+        })?;
+        Ok(Response::new(ApplyNoticeResponse {
+            notice_id: applied.notice_id.to_vec(),
+            key_count: applied.key_count,
+            marked_count: applied.marked_count,
+            marked_key_ids: applied.marked.iter().map(|id| id.to_vec()).collect(),
         }))
     }
 
@@ -221,6 +243,23 @@ impl LocalPort {
     {
         let seen = self.node.engine.read_durable(look);
         seen.await.map_err(status::local)?.map_err(status::local)
+    }
+}
+
+/// Signers that this roster does not have may be in a newer one, or were in an older.
+fn not_applied(error: StepError<NoticeError>) -> Status {
+    let is_about_signers = matches!(
+        &error,
+        StepError::Refused(NoticeError::Refused(refused)) if refused.is_about_signers()
+    );
+    let status = status::local(error);
+    match is_about_signers {
+        true => Status::invalid_argument(format!(
+            "{}; bring the roster up to date with `lockbox roster apply`, or let the present admins sign the notice with \
+             `lockbox-broker notice renew`",
+            status.message()
+        )),
+        false => status,
     }
 }
 

@@ -148,6 +148,11 @@ uuid_type!(
     "authorization id"
 );
 uuid_type!(
+    /// Names a compromise notice, for people.
+    NoticeId,
+    "notice id"
+);
+uuid_type!(
     /// Names one session of a transfer.
     SessionId,
     "session id"

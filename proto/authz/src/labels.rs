@@ -13,9 +13,10 @@ pub const DESTRUCTION_RECORD: &str = "application/vnd.lockbox.destruction-record
 pub const RESTORATION_RECORD: &str = "application/vnd.lockbox.restoration-record.v1+protobuf";
 pub const EVIDENCE_SUMMARY: &str = "application/vnd.lockbox.evidence-summary.v1+protobuf";
 pub const INVENTORY_REPORT: &str = "application/vnd.lockbox.inventory-report.v1+protobuf";
+pub const COMPROMISE_NOTICE: &str = "application/vnd.lockbox.compromise-notice.v1+protobuf";
 
 /// All of them.
-pub const ALL: [&str; 12] = [
+pub const ALL: [&str; 13] = [
     ROSTER_ENTRY,
     JOIN_REQUEST,
     AUTHORIZATION,
@@ -28,6 +29,7 @@ pub const ALL: [&str; 12] = [
     RESTORATION_RECORD,
     EVIDENCE_SUMMARY,
     INVENTORY_REPORT,
+    COMPROMISE_NOTICE,
 ];
 
 #[cfg(test)]

@@ -18,6 +18,9 @@ pub const MAX_BROKER_THRESHOLD: u32 = 8;
 /// Keys that one authorization can name. Larger sets are selected by label.
 pub const MAX_SELECTED_KEYS: usize = 1_024;
 
+/// Materials that one compromise notice names: 20 KiB of them. More are several notices.
+pub const MAX_NOTICE_MATERIALS: usize = 1_024;
+
 /// Keys in one chunk: three lists of their ids (plan, receipt, erasure record) must fit in one stored value of 64 KiB.
 pub const MAX_CHUNK_KEYS: usize = 1_024;
 

@@ -33,6 +33,11 @@ def inventory_entry(fields: dict) -> None:
     if fields["parent_key_id"] or fields["relation"]:
         length(fields, "parent_key_id", 16)
         text(fields, "relation", 1, 32)
+    lies_on = fields["lies_on_key_id"]
+    if lies_on:
+        field(fields["relation"] not in ("", "layer", "rekey"), "lies_on_key_id")
+        length(fields, "lies_on_key_id", 16)
+        field(lies_on not in (fields["parent_key_id"], fields["key_id"]), "lies_on_key_id")
     field(len(fields["consumers"]) <= 64, "consumers")
     for consumer in fields["consumers"]:
         text(consumer, "service", 1, 64)

@@ -105,6 +105,17 @@ def revocation(fields: dict) -> None:
     text(fields, "reason", 0, 256)
 
 
+def compromise_notice(fields: dict) -> None:
+    version(fields)
+    length(fields, "cluster_id", 32)
+    length(fields, "notice_id", 16)
+    time(fields, "issued_at_ms")
+    ids = fields["material_ids"]
+    field(1 <= len(ids) <= 1_024, "material_ids")
+    field(all(len(id) == 16 for id in ids) and ascending(ids), "material_ids")
+    text(fields, "reason", 0, 256)
+
+
 def wrapping_certificate(fields: dict) -> None:
     version(fields)
     length(fields, "cluster_id", 32)
@@ -241,6 +252,7 @@ _AUTHZ = "lockbox.authz.v1."
 
 RULES = {
     "authorization": (_AUTHZ + "Authorization", authorization),
+    "compromise-notice": (_AUTHZ + "CompromiseNotice", compromise_notice),
     "erasure-record": (_AUTHZ + "ErasureRecord", erasure_record),
     "join-request": (_AUTHZ + "JoinRequest", join_request),
     "receipt": (_AUTHZ + "Receipt", receipt),

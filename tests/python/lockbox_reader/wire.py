@@ -18,7 +18,7 @@ PROTO = Path(__file__).resolve().parents[3] / "proto"
 FILES = [
     *(
         f"lockbox/authz/v1/{name}.proto"
-        for name in ("authorization", "envelope", "evidence", "inventory", "join", "roster", "transfer")
+        for name in ("authorization", "envelope", "evidence", "inventory", "join", "notice", "roster", "transfer")
     ),
     "lockbox/sealed/v1/sealed.proto",
 ]

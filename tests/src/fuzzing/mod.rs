@@ -26,7 +26,7 @@ pub use at_rest::{
 };
 pub use backup::{backup_file, backup_frame, evidence};
 pub use seeds::seeds;
-pub use statements::{authorization, envelope, transfer_statement};
+pub use statements::{authorization, compromise_notice, envelope, transfer_statement};
 
 /// A target by its name, which is also that of its folder in the corpus and of its file in `fuzz_targets`.
 pub struct Target {
@@ -36,9 +36,10 @@ pub struct Target {
     pub is_slow: bool,
 }
 
-pub const TARGETS: [Target; 18] = [
+pub const TARGETS: [Target; 19] = [
     target("envelope", envelope),
     target("authorization", authorization),
+    target("compromise_notice", compromise_notice),
     target("transfer_statement", transfer_statement),
     target("roster_file", roster_file),
     target("roster_chain", roster_chain),

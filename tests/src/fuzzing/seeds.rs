@@ -83,6 +83,7 @@ fn inputs(vector: &Vector) -> Vec<(&'static str, Vec<u8>)> {
         ("envelope", "authorization") => vec![("authorization", body)],
         ("envelope", "receipt" | "erasure-record" | "session-offer") => vec![("transfer_statement", body)],
         ("envelope", _) | ("wrapping-certificate", _) => vec![("envelope", body)],
+        ("compromise-notice", _) => vec![("compromise_notice", body)],
         ("roster", _) => vec![
             ("roster_file", body.clone()),
             ("evidence", body.clone()),

@@ -11,7 +11,8 @@ use lockbox_authz::roster::RosterEntry;
 use lockbox_authz::roster::file::decode_entries;
 use lockbox_authz::transfer::{ErasureRecord, Receipt, SessionOffer};
 use lockbox_authz::{
-    DestructionRecord, EvidenceSummary, InventoryReport, PublicKey, RestorationRecord, UnverifiedEnvelope,
+    CompromiseNotice, DestructionRecord, EvidenceSummary, InventoryReport, PublicKey, RestorationRecord,
+    UnverifiedEnvelope,
 };
 
 use crate::vectors::read_all;
@@ -30,6 +31,13 @@ pub fn envelope(bytes: &[u8]) {
     statement::<RestorationRecord>(&envelope);
     statement::<EvidenceSummary>(&envelope);
     statement::<InventoryReport>(&envelope);
+}
+
+/// What admins sign of keys.
+pub fn compromise_notice(bytes: &[u8]) {
+    if let Ok(envelope) = UnverifiedEnvelope::from_bytes(bytes) {
+        statement::<CompromiseNotice>(&envelope);
+    }
 }
 
 pub fn authorization(bytes: &[u8]) {

@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use lockbox_authz::{Head, PublicKey, SecretKey, UnverifiedEnvelope};
 use lockbox_rpc::api::node::node_service_server::{NodeService, NodeServiceServer};
 use lockbox_rpc::api::node::{
-    ConnectRequest, ConnectResponse, JoinRequest, JoinResponse, OfferTransfer, SyncRosterRequest, SyncRosterResponse,
-    TransferReport, Welcome, connect_request, connect_response,
+    ConnectRequest, ConnectResponse, DeliverNotice, JoinRequest, JoinResponse, NoticeReport, OfferTransfer,
+    SyncRosterRequest, SyncRosterResponse, TransferReport, Welcome, connect_request, connect_response,
 };
 use lockbox_rpc::tls::raw_key::{self, NodeKey, PeerPolicy};
 use lockbox_rpc::transport::{MAX_MESSAGE_BYTES, PeerIdentity, ServerLimits, serve_tls};
@@ -33,6 +33,7 @@ struct Said {
     head: Head,
     entries: Vec<Vec<u8>>,
     offers: Vec<OfferTransfer>,
+    notices: Vec<DeliverNotice>,
     heard: Mutex<Heard>,
 }
 
@@ -40,6 +41,7 @@ struct Said {
 struct Heard {
     syncs: usize,
     reports: Vec<TransferReport>,
+    notice_reports: Vec<NoticeReport>,
 }
 
 #[derive(Debug)]
@@ -54,7 +56,26 @@ impl PeerPolicy for Anybody {
 impl FakeBroker {
     /// Claims this head, gives these entries to whoever asks, and offers these transfers to whoever connects.
     pub fn start(key: &SecretKey, head: Head, entries: &[UnverifiedEnvelope], offers: Vec<OfferTransfer>) -> Self {
+        Self::start_with(key, head, entries, offers, &[])
+    }
+
+    /// Delivers these compromise notices to whoever connects, one after the other.
+    pub fn start_with_notices(key: &SecretKey, head: Head, notices: &[UnverifiedEnvelope]) -> Self {
+        Self::start_with(key, head, &[], Vec::new(), notices)
+    }
+
+    fn start_with(
+        key: &SecretKey,
+        head: Head,
+        entries: &[UnverifiedEnvelope],
+        offers: Vec<OfferTransfer>,
+        notices: &[UnverifiedEnvelope],
+    ) -> Self {
+        let notices = notices.iter().map(|notice| DeliverNotice {
+            notice: notice.to_bytes(),
+        });
         let said = Arc::new(Said {
+            notices: notices.collect(),
             head,
             entries: entries.iter().map(UnverifiedEnvelope::to_bytes).collect(),
             offers,
@@ -86,6 +107,16 @@ impl FakeBroker {
     pub fn wait_for_report(&self, what: &str, wanted: impl Fn(&TransferReport) -> bool) -> TransferReport {
         eventually(what, || {
             self.said.heard().reports.iter().find(|report| wanted(report)).cloned()
+        })
+    }
+}
+
+impl FakeBroker {
+    /// Waits until lockboxes have answered this many notices, and gives the answers.
+    pub fn wait_for_notice_reports(&self, count: usize) -> Vec<NoticeReport> {
+        eventually("the fake broker hears what became of its notices", || {
+            let heard = self.said.heard();
+            (heard.notice_reports.len() >= count).then(|| heard.notice_reports.clone())
         })
     }
 }
@@ -130,7 +161,7 @@ impl NodeService for Port {
             return Err(Status::permission_denied("no key"));
         };
         PublicKey::from_slice("peer key", key).map_err(|_| Status::permission_denied("no key"))?;
-        let (outbound, messages) = mpsc::channel(16 + self.0.offers.len());
+        let (outbound, messages) = mpsc::channel(16 + self.0.offers.len() + self.0.notices.len());
         tokio::spawn(talk(Arc::clone(&self.0), request.into_inner(), outbound));
         Ok(Response::new(ReceiverStream::new(messages)))
     }
@@ -149,13 +180,20 @@ async fn talk(
         .iter()
         .cloned()
         .map(connect_response::Message::OfferTransfer);
-    for message in std::iter::once(welcome).chain(offers) {
+    let notices = said
+        .notices
+        .iter()
+        .cloned()
+        .map(connect_response::Message::DeliverNotice);
+    for message in std::iter::once(welcome).chain(offers).chain(notices) {
         // The lockbox may be gone.
         let _ = outbound.send(Ok(ConnectResponse { message: Some(message) })).await;
     }
     while let Ok(Some(message)) = inbound.message().await {
-        if let Some(connect_request::Message::TransferReport(report)) = message.message {
-            said.heard().reports.push(report);
+        match message.message {
+            Some(connect_request::Message::TransferReport(report)) => said.heard().reports.push(report),
+            Some(connect_request::Message::NoticeReport(report)) => said.heard().notice_reports.push(report),
+            _ => {}
         }
     }
 }

@@ -139,6 +139,12 @@ fn entries() -> Vec<InventoryEntry> {
     let parent = Parent {
         key_id: KeyId([1; 16]),
         relation: "rekey".to_owned(),
+        stated_lies_on: None,
+    };
+    let layer = Parent {
+        key_id: KeyId([8; 16]),
+        relation: "snapshot".to_owned(),
+        stated_lies_on: Some(KeyId([1; 16])),
     };
     let job = JobProgress {
         state: JobState::Running,
@@ -154,7 +160,10 @@ fn entries() -> Vec<InventoryEntry> {
             job: Some(job),
             ..entry(2, InventoryState::Active)
         },
-        entry(3, InventoryState::Suspended),
+        InventoryEntry {
+            parent: Some(layer),
+            ..entry(3, InventoryState::Suspended)
+        },
         entry(4, InventoryState::Deactivated),
         entry(5, InventoryState::Destroyed),
         entry(
@@ -256,6 +265,20 @@ fn spoiled_reports() -> Vec<(&'static str, &'static str, Spoil)> {
         ("unrelated", "A key descends from another, but not how.", |wire| {
             wire.entries[1].relation.clear()
         }),
+        ("lies-on-itself", "A key lies on itself.", |wire| {
+            wire.entries[2].lies_on_key_id = vec![3; 16]
+        }),
+        ("lies-on-its-parent", "A snapshot lies on its parent.", |wire| {
+            wire.entries[2].lies_on_key_id = vec![8; 16]
+        }),
+        ("rekeyed-lies-on", "A rekeyed clone lies on a key.", |wire| {
+            wire.entries[1].lies_on_key_id = vec![7; 16]
+        }),
+        (
+            "lies-on-without-lineage",
+            "A key that descends from none lies on one.",
+            |wire| wire.entries[3].lies_on_key_id = vec![7; 16],
+        ),
         ("no-ancestor", "A key descends, but from none.", |wire| {
             wire.entries[1].parent_key_id.clear()
         }),

@@ -11,6 +11,7 @@ use lockbox_authz::id::{ClusterId, KeyId, LockboxId};
 use lockbox_authz::inventory::InventoryReport;
 use lockbox_authz::join::{JoinRequest, JoinToken};
 use lockbox_authz::keys::{PublicKey, Signer};
+use lockbox_authz::notice::{CompromiseNotice, NoticeError};
 use lockbox_authz::roster::file::{RosterFileError, decode_entries};
 use lockbox_authz::roster::{Roster, RosterEntry, RosterError};
 use lockbox_authz::transfer::{ErasureRecord, Receipt, SessionOffer};
@@ -40,6 +41,7 @@ pub fn judge(vector: &Vector, corpus: &Corpus) -> Result<(), &'static str> {
     match vector.kind.as_str() {
         "envelope" => envelope(vector),
         "wrapping-certificate" => certificate(vector),
+        "compromise-notice" => notice(vector),
         "roster" => roster(vector),
         "join-token" => token(vector),
         "chunk" => chunk(vector),
@@ -110,6 +112,22 @@ fn certificate(vector: &Vector) -> Result<(), &'static str> {
             CertificateError::Envelope(error) => envelope_class(&error),
             CertificateError::OtherCluster { .. } => "other-cluster",
             CertificateError::OtherLockbox { .. } => "other-lockbox",
+        })?;
+    assert_eq!(verified.hash().to_string(), vector.value("yields-hash"));
+    Ok(())
+}
+
+/// Under the admins of the roster in the header.
+fn notice(vector: &Vector) -> Result<(), &'static str> {
+    let expected: ClusterId = vector.value("cluster-id").parse().expect("a good id");
+    let entries = decode_entries(&vector.bytes("roster")).expect("a good file");
+    let roster = Roster::from_chain(&entries, Some(expected)).expect("a good roster");
+    let verified = UnverifiedEnvelope::from_bytes(&vector.body)
+        .map_err(NoticeError::from)
+        .and_then(|envelope| CompromiseNotice::verify(&envelope, &roster))
+        .map_err(|error| match error {
+            NoticeError::Envelope(error) => envelope_class(&error),
+            NoticeError::OtherCluster { .. } => "other-cluster",
         })?;
     assert_eq!(verified.hash().to_string(), vector.value("yields-hash"));
     Ok(())

@@ -9,6 +9,7 @@
 //! | `scene` | a cluster with fixed keys, and one MOVE from its beginning to its end |
 //! | `authorizations`, `statements`, `evidence` | envelopes |
 //! | `rosters`, `tokens` | chains of entries, join tokens |
+//! | `notices` | compromise notices, under a roster of their own |
 //! | `chunks` | wrapped keys |
 //! | `seals`, `at_rest` | slots, and records of a store |
 
@@ -19,6 +20,7 @@ mod evidence;
 mod file;
 mod fixed;
 mod judge;
+mod notices;
 mod protobuf;
 mod rosters;
 mod scene;
@@ -46,6 +48,7 @@ pub fn generate() -> Corpus {
         statements::vectors(&scene),
         evidence::vectors(&scene),
         rosters::vectors(),
+        notices::vectors(),
         tokens::vectors(&scene),
         chunks::vectors(&scene),
         seals::vectors(&scene),

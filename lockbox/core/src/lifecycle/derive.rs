@@ -85,9 +85,11 @@ impl Lockbox {
         let info = &parent.info;
         let (key, rules) = (info.key_id, rules(info.state));
         let policy = info.clone_policy;
+        // A notice marks many keys one page after the other: this one's turn may come yet.
+        let may_share = rules.may_share && !self.is_noticed(info.material_id)?;
         let (allowed_by_state, allowed_by_policy) = match relation {
-            Relation::Snapshot | Relation::Share => (rules.may_share, policy.share),
-            Relation::Layer => (rules.may_share, policy.layer),
+            Relation::Snapshot | Relation::Share => (may_share, policy.share),
+            Relation::Layer => (may_share, policy.layer),
             Relation::Rekey => (rules.may_rekey, policy.rekey),
             Relation::Rotate => (rules.may_rekey, true),
         };

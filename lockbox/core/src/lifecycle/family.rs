@@ -15,9 +15,9 @@ use lockbox_authz::lineage;
 
 use super::LifecycleError;
 use crate::lockbox::{Lockbox, LockboxError};
-use crate::record::{KeyInfo, Lineage, Tombstone};
+use crate::record::{Key, KeyInfo, Lineage, Tombstone};
 use crate::rows::Row;
-use crate::vault::Changes;
+use crate::vault::{Changes, PlacedRecord};
 
 /// How a key descends from its parent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,15 +106,29 @@ fn remove_rows(key_id: KeyId, material_id: MaterialId, lineage: Option<&Lineage>
 impl Lockbox {
     /// The keys here with this material, ascending.
     pub fn keys_of_material(&self, material_id: MaterialId) -> Result<Vec<KeyId>, LockboxError> {
-        let namesake = KeyId(material_id.0);
-        let mut keys = self.second_ids(&Row::MaterialKey(material_id, namesake).key()[..17])?;
-        if let Some(key) = self.vault.key(namesake)?
-            && key.info.material_id == material_id
-        {
-            keys.push(namesake);
-        }
+        let mut keys = self.indexed_keys_of(material_id, None, MAX_FAMILY)?;
+        keys.extend(self.namesake(material_id)?.map(|key| key.info.key_id));
         keys.sort();
         Ok(keys)
+    }
+
+    /// The key that a material was made for, if it is here.
+    pub(crate) fn namesake(&self, material_id: MaterialId) -> Result<Option<Key>, LockboxError> {
+        let key = self.vault.key(KeyId(material_id.0))?;
+        Ok(key.filter(|key| key.info.material_id == material_id))
+    }
+
+    /// The other keys of a material, ascending.
+    pub(crate) fn indexed_keys_of(
+        &self,
+        material_id: MaterialId,
+        after: Option<KeyId>,
+        limit: usize,
+    ) -> Result<Vec<KeyId>, LockboxError> {
+        let after = after.map(|key_id| Row::MaterialKey(material_id, key_id).key());
+        let prefix = &Row::MaterialKey(material_id, KeyId([0; 16])).key()[..17];
+        let rows = self.vault.scan(prefix, after.as_deref(), limit)?;
+        Ok(rows.iter().filter_map(second_id).collect())
     }
 
     /// The keys whose parent this one is, or that lie on it, here or gone.
@@ -174,8 +188,11 @@ impl Lockbox {
                 return Ok(ids);
             };
             after = Some(last.clone());
-            let second = |(place, _): &(Vec<u8>, _)| place.last_chunk::<16>().map(|id| KeyId(*id));
-            ids.extend(rows.iter().filter_map(second));
+            ids.extend(rows.iter().filter_map(second_id));
         }
     }
+}
+
+fn second_id((place, _): &PlacedRecord) -> Option<KeyId> {
+    place.last_chunk::<16>().map(|id| KeyId(*id))
 }

@@ -85,12 +85,19 @@ impl Lockbox {
         })
     }
 
-    /// Marks those that arrive if a key with their material is compromised, and gives the keys here that have to be stored as
-    /// compromised since one that arrives is. Which of them was first does not matter.
+    /// Marks those that arrive if a notice has named their material, or a key with it is compromised, and gives the keys here
+    /// that have to be stored as compromised since one that arrives is. Which of them was first does not matter.
     ///
-    /// The bytes are compared, too: the id alone is the sender's word.
+    /// Of two keys the bytes are compared, too: the id alone is the sender's word. A notice has ids only, and what is said to
+    /// have a material that it names is marked.
     pub(crate) fn spread_compromise(&self, arriving: &mut [Key]) -> Result<Vec<Key>, LockboxError> {
         let materials: BTreeSet<MaterialId> = arriving.iter().map(|key| key.info.material_id).collect();
+        for material_id in &materials {
+            if self.is_noticed(*material_id)? {
+                let named = arriving.iter_mut().filter(|key| key.info.material_id == *material_id);
+                named.for_each(|key| key.info.state = KeyState::Compromised);
+            }
+        }
         let mut here = Vec::new();
         for material_id in materials {
             for key_id in self.keys_of_material(material_id)? {

@@ -8,6 +8,7 @@
 //! | [`derive`] | snapshot, clone, rotate |
 //! | [`job`] | rekey, layer and rotate, from pending to done |
 //! | [`impact`] | compromise, and what a key's material opens |
+//! | [`notice`] | what admins say of materials that strangers know |
 //! | [`inventory`] | what the broker is told of the keys |
 //! | [`caps`] | what a broker can't raise |
 
@@ -18,6 +19,7 @@ pub(crate) mod family;
 pub mod impact;
 pub mod inventory;
 pub mod job;
+pub mod notice;
 pub mod state;
 
 use lockbox_authz::field::FieldError;

@@ -17,6 +17,7 @@ use crate::transfer::tests::carry;
 
 mod inventory;
 mod layers;
+mod notice;
 mod oracle;
 mod repairs;
 

@@ -52,6 +52,14 @@ pub(crate) fn carry(
     ends.session(id, Cut::Never).map(|finished| assert!(finished))
 }
 
+/// Begins a transfer whose chunk never arrives: the keys stay bound at the source.
+pub(crate) fn begin(source: &mut Node, target: &mut Node, authorization: &Verified<Authorization>) {
+    let mut ends = Ends { source, target };
+    let id = ends.accept(authorization);
+    let finished = ends.session(id, Cut::ChunkLost).expect("the source lets it go");
+    assert!(!finished);
+}
+
 impl Ends<'_> {
     fn accept(&mut self, authorization: &Verified<Authorization>) -> AuthorizationId {
         let bytes = authorization.envelope().to_bytes();

@@ -1,0 +1,219 @@
+//! Keys that strangers know: what a notice would mark, and making one.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use clap::Subcommand;
+use lockbox_authz::inventory::{InventoryEntry, InventoryState};
+use lockbox_authz::{KeyId, MaterialId};
+use lockbox_rpc::api::control::preview_notice_request::Subject;
+use lockbox_rpc::api::control::{NoticeFinding, NoticeKeys, PreviewNoticeRequest};
+
+use super::client::{Admin, Broker};
+use super::error::CliError;
+use super::notice::{self, check_terminal, confirm};
+use super::output::{Format, Table};
+use super::{Global, block_on};
+use crate::clock::rfc3339;
+
+/// Keys that are shown one by one; of more, each lockbox's number is.
+const SHOWN: usize = 200;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Key {
+    /// Tell every lockbox that strangers know these keys' material: all keys that have it are marked, wherever they are or
+    /// come to be. It can't be taken back
+    Compromise {
+        /// The keys, by their ids
+        #[arg(id = "key", required = true)]
+        keys: Vec<KeyId>,
+        /// For people
+        #[arg(long, default_value = "")]
+        reason: String,
+        /// If lockboxes disagree on what material a key has: the one whose word counts
+        #[arg(long, value_name = "LOCKBOX")]
+        believe: Option<String>,
+        /// Don't ask for confirmation
+        #[arg(long)]
+        yes: bool,
+        #[command(flatten)]
+        admin: Admin,
+    },
+}
+
+impl Key {
+    pub(super) fn run(self, global: &Global) -> Result<(), CliError> {
+        let Self::Compromise {
+            keys,
+            reason,
+            believe,
+            yes,
+            admin,
+        } = self;
+        if !yes {
+            check_terminal("that keys are compromised can't be taken back")?;
+        }
+        block_on(async {
+            let mut broker = Broker::connect(global).await?;
+            let mut preview = Preview::of_keys(&mut broker, &keys).await?;
+            preview.settle(&keys, believe.as_deref())?;
+            let materials = preview.unnoticed();
+            if materials.is_empty() {
+                return told_before(global);
+            }
+            eprint!("{}", preview.text());
+            if !yes {
+                confirm("Every key with these materials is marked as compromised, for good.")?;
+            }
+            let made = notice::make(&mut broker, &admin, &materials, &reason).await?;
+            made.report(global, &mut broker).await
+        })
+    }
+}
+
+fn told_before(global: &Global) -> Result<(), CliError> {
+    const TEXT: &str = "a notice says so already; `lockbox-broker notice list` shows who has applied it";
+    match global.output {
+        Format::Json => super::output::print_json(&serde_json::json!({ "submitted": false, "result": TEXT })),
+        Format::Table => {
+            eprintln!("{TEXT}");
+            Ok(())
+        }
+    }
+}
+
+/// What notices would mark, as the lockboxes have reported it.
+#[derive(Default)]
+pub(super) struct Preview {
+    /// Whether a notice names it already.
+    materials: BTreeMap<MaterialId, bool>,
+    shown: Vec<Row>,
+    /// Keys that are held, by lockbox; of named keys, by material as well, as some may have to be left out.
+    held: BTreeMap<Option<MaterialId>, BTreeMap<String, u64>>,
+    /// Who says which material the named keys have.
+    claims: BTreeMap<KeyId, BTreeMap<MaterialId, BTreeSet<String>>>,
+}
+
+struct Row {
+    material_id: MaterialId,
+    cells: [String; 5],
+}
+
+impl Preview {
+    pub(super) async fn of_keys(broker: &mut Broker, keys: &[KeyId]) -> Result<Self, CliError> {
+        let key_ids = keys.iter().map(|id| id.to_vec()).collect();
+        Self::fetch(broker, Subject::Keys(NoticeKeys { key_ids }), keys).await
+    }
+
+    pub(super) async fn of_lockbox(broker: &mut Broker, lockbox: &str) -> Result<Self, CliError> {
+        Self::fetch(broker, Subject::Lockbox(lockbox.to_owned()), &[]).await
+    }
+
+    /// The materials that no notice names.
+    pub(super) fn unnoticed(&self) -> Vec<MaterialId> {
+        let new = self.materials.iter().filter(|(_, noticed)| !**noticed);
+        new.map(|(id, _)| *id).collect()
+    }
+
+    /// What would be marked where, and who says so.
+    pub(super) fn text(&self) -> String {
+        let mut table = Table::new(&["MATERIAL", "KEY", "REPORTED BY", "STATE", "REPORTED"]);
+        for row in self.shown.iter().take(SHOWN) {
+            table.row(row.cells.clone());
+        }
+        let mut text = table.render();
+        if self.shown.len() > SHOWN {
+            text += "and more\n";
+        }
+        text += &format!(
+            "\n{} materials; keys that are to be marked now: ",
+            self.unnoticed().len()
+        );
+        let mut counts: BTreeMap<&str, u64> = BTreeMap::new();
+        for (name, count) in self.held.values().flatten() {
+            *counts.entry(name).or_default() += count;
+        }
+        let held: Vec<_> = counts
+            .iter()
+            .map(|(name, count)| format!("{count} at {name}"))
+            .collect();
+        text += &match held.is_empty() {
+            true => "none\n\n".to_owned(),
+            false => format!("{}\n\n", held.join(", ")),
+        };
+        text
+    }
+
+    async fn fetch(broker: &mut Broker, subject: Subject, keys: &[KeyId]) -> Result<Self, CliError> {
+        let failed = |status: tonic::Status| CliError::from_status("what would be marked can't be told", &status);
+        let subject = Some(subject);
+        let answer = broker.notice.preview_notice(PreviewNoticeRequest { subject }).await;
+        let mut pages = answer.map_err(failed)?.into_inner();
+        let mut preview = Self::default();
+        while let Some(page) = pages.message().await.map_err(failed)? {
+            for finding in page.findings {
+                preview.take(finding, keys)?;
+            }
+        }
+        Ok(preview)
+    }
+
+    fn take(&mut self, finding: NoticeFinding, keys: &[KeyId]) -> Result<(), CliError> {
+        let entry = InventoryEntry::from_wire(finding.entry.unwrap_or_default())
+            .map_err(|error| CliError::other(format!("the broker's answer is refused: {error}")))?;
+        let lockbox = finding.lockbox.map_or_else(String::new, |lockbox| lockbox.name);
+        self.materials.insert(entry.material_id, finding.noticed);
+        if keys.contains(&entry.key_id) {
+            let claims = self.claims.entry(entry.key_id).or_default();
+            claims.entry(entry.material_id).or_default().insert(lockbox.clone());
+        }
+        if entry.state.is_held() && entry.state != InventoryState::Compromised {
+            let material_id = (!keys.is_empty()).then_some(entry.material_id);
+            let held = self.held.entry(material_id).or_default();
+            *held.entry(lockbox.clone()).or_default() += 1;
+        }
+        if self.shown.len() <= SHOWN {
+            self.shown.push(Row {
+                material_id: entry.material_id,
+                cells: [
+                    entry.material_id.to_string(),
+                    entry.key_id.to_string(),
+                    lockbox,
+                    entry.state.name().to_owned(),
+                    rfc3339(finding.reported_at_ms),
+                ],
+            });
+        }
+        Ok(())
+    }
+
+    /// One material for each key. A lockbox that was taken over can say of its own keys that they have another's material, so
+    /// that everything with that is marked; where lockboxes disagree, somebody has to say whose word counts.
+    fn settle(&mut self, keys: &[KeyId], believe: Option<&str>) -> Result<(), CliError> {
+        let mut settled = BTreeSet::new();
+        for key in keys {
+            let claims = self.claims.get(key).into_iter().flatten();
+            let believed = claims.filter(|(_, by)| believe.is_none_or(|name| by.contains(name)));
+            let believed: Vec<_> = believed.collect();
+            match &believed[..] {
+                [(material_id, _)] => settled.insert(**material_id),
+                [] => return Err(CliError::usage(format!("that lockbox has not reported key {key}"))),
+                several => {
+                    let claim = |(material_id, by): &(&MaterialId, &BTreeSet<String>)| {
+                        let by: Vec<_> = by.iter().map(String::as_str).collect();
+                        format!("{material_id} says {}", by.join(", "))
+                    };
+                    let claims: Vec<_> = several.iter().map(claim).collect();
+                    return Err(CliError::usage(format!(
+                        "lockboxes disagree on the material of key {key}: {}; find out which of them lies, and name one to be \
+                         believed with --believe",
+                        claims.join("; ")
+                    )));
+                }
+            };
+        }
+        self.materials.retain(|id, _| settled.contains(id));
+        self.held.retain(|id, _| id.is_none_or(|id| settled.contains(&id)));
+        self.shown.retain(|row| settled.contains(&row.material_id));
+        Ok(())
+    }
+}

@@ -1,0 +1,224 @@
+//! What a compromise notice would mark, from what the lockboxes have reported. SPEC sections 13.5 and 13.8.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use lockbox_authz::id::MaterialId;
+use lockbox_authz::impact::Holding;
+use lockbox_authz::inventory::InventoryEntry;
+use lockbox_authz::{
+    AuthorizationId, CompromiseNotice, FieldError, Hash, KeyId, LockboxId, Receipt, Roster, UnverifiedEnvelope,
+};
+use lockbox_store::Pair;
+use tokio::sync::mpsc;
+
+use super::inventory::{Reader, decode, last_id};
+use super::{Registry, Transfer, joined, keys};
+use crate::limits::SCAN_PAGE;
+use crate::refusal::Refusal;
+
+/// Keys at lockboxes in one page.
+const PAGE: usize = 1_000;
+
+/// Whose materials.
+#[derive(Clone, Debug)]
+pub enum Subject {
+    Keys(Vec<KeyId>),
+    /// Everything that a lockbox holds, also what it received after its last report, and not what it had moved away before.
+    Lockbox(LockboxId),
+}
+
+/// One key that has one of the materials, at a lockbox that has or had it.
+#[derive(Clone, Debug)]
+pub struct Named {
+    pub holding: Holding,
+    pub reported_at_ms: i64,
+    /// A notice that lockboxes take names the material already.
+    pub noticed: bool,
+}
+
+impl Registry {
+    /// Sends what would be marked, in pages, material by material. It reads much, and holds up nobody.
+    pub async fn preview(
+        self: &Arc<Self>,
+        subject: Subject,
+        pages: mpsc::Sender<Result<Vec<Named>, Refusal>>,
+    ) -> Result<(), Refusal> {
+        let (store, roster) = (Arc::clone(&self.store), self.roster());
+        let read = tokio::task::spawn_blocking(move || {
+            let mut preview = Preview {
+                reader: Reader { store },
+                roster,
+                pages,
+                page: Vec::new(),
+                reported_at_ms: BTreeMap::new(),
+                valid: BTreeMap::new(),
+            };
+            if let Err(Stop::Refused(refusal)) = preview.run(&subject) {
+                // Whoever asked may be gone.
+                let _ = preview.pages.blocking_send(Err(refusal));
+            }
+        });
+        joined(read.await)
+    }
+}
+
+/// Why no more is sent.
+enum Stop {
+    Refused(Refusal),
+    /// Whoever asked is gone.
+    Gone,
+}
+
+impl From<Refusal> for Stop {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+fn damaged() -> Refusal {
+    Refusal::Record(FieldError::new("receipt", "is not what the broker writes"))
+}
+
+struct Preview {
+    reader: Reader,
+    roster: Arc<Roster>,
+    pages: mpsc::Sender<Result<Vec<Named>, Refusal>>,
+    page: Vec<Named>,
+    reported_at_ms: BTreeMap<LockboxId, i64>,
+    /// Whether the present admins have signed a notice.
+    valid: BTreeMap<Hash, bool>,
+}
+
+impl Preview {
+    fn run(&mut self, subject: &Subject) -> Result<(), Stop> {
+        let materials = match subject {
+            Subject::Keys(ids) => self.materials_of(ids)?,
+            Subject::Lockbox(lockbox_id) => self.materials_at(*lockbox_id)?,
+        };
+        for material_id in materials {
+            let noticed = self.is_noticed(material_id)?;
+            for key_id in self.keys_of(material_id)? {
+                for holding in self.reader.holdings(key_id)? {
+                    // Lockboxes may disagree on what a key has.
+                    if holding.entry.material_id == material_id {
+                        self.add(holding, noticed)?;
+                    }
+                }
+            }
+        }
+        self.flush()
+    }
+
+    fn materials_of(&self, key_ids: &[KeyId]) -> Result<BTreeSet<MaterialId>, Refusal> {
+        let mut materials = BTreeSet::new();
+        for key_id in key_ids {
+            let holdings = self.reader.holdings(*key_id)?;
+            if holdings.is_empty() {
+                return Err(Refusal::UnknownKey(*key_id));
+            }
+            materials.extend(holdings.iter().map(|held| held.entry.material_id));
+        }
+        Ok(materials)
+    }
+
+    fn materials_at(&self, lockbox_id: LockboxId) -> Result<BTreeSet<MaterialId>, Refusal> {
+        let mut materials = BTreeSet::new();
+        self.each(&keys::inventory(lockbox_id), |(_, bytes)| {
+            let entry: InventoryEntry = decode(bytes)?;
+            if entry.state.is_held() {
+                materials.insert(entry.material_id);
+            }
+            Ok(())
+        })?;
+        self.each(keys::ALL, |(place, _)| {
+            let id = place.get(keys::ALL.len() + 8..).unwrap_or_default();
+            let id = AuthorizationId::from_slice("place in a list", id).map_err(Refusal::Record)?;
+            let record = self.reader.store.get(&keys::transfer(id)).map_err(Refusal::Store)?;
+            let transfer = Transfer::decode(&record.unwrap_or_default()).map_err(Refusal::Record)?;
+            match transfer.target_id == lockbox_id && transfer.keys_received > 0 {
+                true => self.received_since(&transfer, &mut materials),
+                false => Ok(()),
+            }
+        })?;
+        Ok(materials)
+    }
+
+    /// The materials of what a transfer brought to its target that the target has not reported yet: its receipts say that it
+    /// has the keys. Of their materials the source's word counts.
+    fn received_since(&self, transfer: &Transfer, materials: &mut BTreeSet<MaterialId>) -> Result<(), Refusal> {
+        let entry_at = |lockbox_id, key_id| -> Result<Option<InventoryEntry>, Refusal> {
+            let bytes = self.reader.store.get(&keys::inventory_key(lockbox_id, key_id));
+            bytes.map_err(Refusal::Store)?.map(|bytes| decode(&bytes)).transpose()
+        };
+        self.each(&keys::receipts(transfer.authorization_id), |(_, bytes)| {
+            let envelope = UnverifiedEnvelope::from_bytes(bytes).map_err(|_| damaged())?;
+            let receipt: Receipt = envelope.unverified_statement().map_err(|_| damaged())?;
+            for key_id in receipt.key_ids {
+                if entry_at(transfer.target_id, key_id)?.is_none() {
+                    materials.extend(entry_at(transfer.source_id, key_id)?.map(|entry| entry.material_id));
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn keys_of(&self, material_id: MaterialId) -> Result<Vec<KeyId>, Refusal> {
+        let mut ids = Vec::new();
+        self.each(&keys::materials(material_id), |(place, _)| {
+            ids.push(last_id(place).map_err(Refusal::Record)?);
+            Ok(())
+        })?;
+        Ok(ids)
+    }
+
+    fn each(&self, prefix: &[u8], mut take: impl FnMut(&Pair) -> Result<(), Refusal>) -> Result<(), Refusal> {
+        let mut after: Option<Vec<u8>> = None;
+        loop {
+            let page = self.reader.store.scan(prefix, after.as_deref(), SCAN_PAGE);
+            let page = page.map_err(Refusal::Store)?;
+            let Some((last, _)) = page.last() else { return Ok(()) };
+            after = Some(last.clone());
+            page.iter().try_for_each(&mut take)?;
+        }
+    }
+
+    fn is_noticed(&mut self, material_id: MaterialId) -> Result<bool, Refusal> {
+        let store = &self.reader.store;
+        let Some(hash) = store.get(&keys::noticed(material_id)).map_err(Refusal::Store)? else {
+            return Ok(false);
+        };
+        let hash = Hash::from_slice("notice hash", &hash).map_err(Refusal::Record)?;
+        if let Some(valid) = self.valid.get(&hash) {
+            return Ok(*valid);
+        }
+        let bytes = store.get(&keys::notice_envelope(hash)).map_err(Refusal::Store)?;
+        let envelope = bytes.and_then(|bytes| UnverifiedEnvelope::from_bytes(&bytes).ok());
+        let valid = envelope.is_some_and(|envelope| CompromiseNotice::verify(&envelope, &self.roster).is_ok());
+        self.valid.insert(hash, valid);
+        Ok(valid)
+    }
+
+    fn add(&mut self, holding: Holding, noticed: bool) -> Result<(), Stop> {
+        let lockbox_id = holding.lockbox_id;
+        let reported_at_ms = match self.reported_at_ms.get(&lockbox_id) {
+            Some(known) => *known,
+            None => self.reader.reported_at_ms(lockbox_id)?,
+        };
+        self.reported_at_ms.insert(lockbox_id, reported_at_ms);
+        self.page.push(Named {
+            holding,
+            reported_at_ms,
+            noticed,
+        });
+        match self.page.len() < PAGE {
+            true => Ok(()),
+            false => self.flush(),
+        }
+    }
+
+    fn flush(&mut self) -> Result<(), Stop> {
+        let page = std::mem::take(&mut self.page);
+        self.pages.blocking_send(Ok(page)).map_err(|_| Stop::Gone)
+    }
+}
