@@ -89,19 +89,13 @@ pub(super) async fn compromise(
 ) -> Result<(), CliError> {
     let Theft { lockbox, reason, yes } = theft;
     let lockbox = lockbox.as_str();
-    let found = fetch(broker, Subject::Lockbox(lockbox.to_owned())).await?;
     let roster = broker.roster().await?;
     let member = find_lockbox(&roster, lockbox).ok_or_else(|| unknown(lockbox))?;
-    let preview = Preview::of_lockbox(broker, lockbox).await?;
-    let materials = preview.unnoticed();
-    if !materials.is_empty() {
-        eprint!("{}", preview.text());
+    if !yes && !member.retired {
+        let question = format!("Retire lockbox {lockbox} for good, and revoke what is open with it?");
+        confirm(&question, "nothing was done")?;
     }
-    if !yes {
-        confirm(&format!(
-            "Retire lockbox {lockbox}, and mark every key with these materials as compromised, for good?"
-        ))?;
-    }
+    // First of all, since the rest may take a while: a server may have held a million keys.
     let is_retired = if member.retired {
         eprintln!("lockbox {lockbox} was retired before");
         true
@@ -115,10 +109,23 @@ pub(super) async fn compromise(
     if is_retired {
         revoke_open(broker, &member.lockbox.lockbox_id.to_vec(), &reason, &mut ended).await;
     }
+    let preview = Preview::of_lockbox(broker, lockbox).await?;
+    let materials = preview.unnoticed();
+    if !materials.is_empty() {
+        eprint!("{}", preview.text());
+        if !yes {
+            let otherwise = "no key was marked; run the command again to mark them";
+            confirm(
+                "Mark every key with these materials as compromised, for good?",
+                otherwise,
+            )?;
+        }
+    }
     let made = match materials.is_empty() {
         true => None,
         false => Some(notice::make(broker, admin, &materials, &reason).await?),
     };
+    let found = fetch(broker, Subject::Lockbox(lockbox.to_owned())).await?;
     if global.output == Format::Json {
         let mut json = found.to_json();
         json["retired"] = is_retired.into();

@@ -62,7 +62,8 @@ impl Key {
             }
             eprint!("{}", preview.text());
             if !yes {
-                confirm("Every key with these materials is marked as compromised, for good.")?;
+                let question = "Every key with these materials is marked as compromised, for good.";
+                confirm(question, "nothing was done")?;
             }
             let made = notice::make(&mut broker, &admin, &materials, &reason).await?;
             made.report(global, &mut broker).await

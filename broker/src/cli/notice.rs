@@ -148,7 +148,9 @@ fn write(path: &Path, notices: Vec<UnverifiedEnvelope>) -> Result<Made, CliError
 }
 
 /// Asks the one at the terminal. A program has nobody to ask, so it has to say `--yes`.
-pub(super) fn confirm(question: &str) -> Result<(), CliError> {
+///
+/// `otherwise` says what is so if the answer is no.
+pub(super) fn confirm(question: &str, otherwise: &str) -> Result<(), CliError> {
     eprint!("{question} Type yes to go on: ");
     let mut answer = String::new();
     io::stdin()
@@ -156,7 +158,7 @@ pub(super) fn confirm(question: &str) -> Result<(), CliError> {
         .map_err(|error| CliError::other(format!("the answer can't be read: {error}")))?;
     match answer.trim() {
         "yes" => Ok(()),
-        _ => Err(CliError::other("nothing was done")),
+        _ => Err(CliError::other(otherwise)),
     }
 }
 
