@@ -3,6 +3,7 @@
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 
+use lockbox_authz::KeyId;
 use lockbox_tests::testkit::key_client::{self, KeyClient, as_user};
 use lockbox_tests::testkit::{Cluster, Lockbox, eventually};
 
@@ -128,10 +129,11 @@ fn rejects_a_user_that_is_not_let_in() {
     assert_eq!(as_user(12_345, || key_client::volume(&socket, "data")), a.reveal(key));
 }
 
-/// A user that may have keys may still not keep the machine's volumes from being opened at boot.
-#[test]
-fn rejects_more_connections_of_other_users_and_none_of_roots() {
-    const OF_OTHERS: usize = 64;
+/// Connections that users other than root and the lockbox's own may have.
+const OF_OTHERS: usize = 64;
+
+/// A lockbox whose clients wait, user 12345's among them, and the key that they wait for.
+fn sealed_and_open_to_others() -> (Cluster, Lockbox, KeyId) {
     let cluster = Cluster::start();
     let a = cluster.add_lockbox("a");
     let key = a.create_key("data");
@@ -140,6 +142,13 @@ fn rejects_more_connections_of_other_users_and_none_of_roots() {
     }
     a.configure_key_socket("allowed_uids = [12345]");
     a.seal();
+    (cluster, a, key)
+}
+
+/// A user that may have keys may still not keep the machine's volumes from being opened at boot.
+#[test]
+fn rejects_more_connections_of_other_users_and_none_of_roots() {
+    let (_cluster, a, key) = sealed_and_open_to_others();
     let connect = || {
         let name = volume("data");
         KeyClient::connect(&a.key_socket(), Some(name.as_bytes())).expect("the key socket listens")
@@ -157,15 +166,7 @@ fn rejects_more_connections_of_other_users_and_none_of_roots() {
 /// A unit that is stopped and started again while its operator is on the way must not use up the places of those that wait.
 #[test]
 fn a_client_that_went_away_leaves_its_place_to_others() {
-    const OF_OTHERS: usize = 64;
-    let cluster = Cluster::start();
-    let a = cluster.add_lockbox("a");
-    let key = a.create_key("data");
-    for folder in [cluster.folder(), a.key_socket().parent().expect("it is in a folder")] {
-        fs::set_permissions(folder, Permissions::from_mode(0o711)).expect("it is ours");
-    }
-    a.configure_key_socket("allowed_uids = [12345]");
-    a.seal();
+    let (_cluster, a, key) = sealed_and_open_to_others();
     let connect = || {
         let name = volume("data");
         as_user(12_345, || KeyClient::connect(&a.key_socket(), Some(name.as_bytes()))).expect("the key socket listens")

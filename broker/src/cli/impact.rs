@@ -12,9 +12,10 @@ use lockbox_rpc::api::control::{
 use serde_json::{Value, json};
 
 use super::client::{Admin, Broker, Changed};
+use super::confirm::confirm;
 use super::error::CliError;
 use super::key::Preview;
-use super::notice::{self, confirm};
+use super::notice;
 use super::output::{Format, Table, print, print_json};
 use super::{Global, block_on};
 use crate::clock::rfc3339;

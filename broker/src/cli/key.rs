@@ -9,8 +9,9 @@ use lockbox_rpc::api::control::preview_notice_request::Subject;
 use lockbox_rpc::api::control::{NoticeFinding, NoticeKeys, PreviewNoticeRequest};
 
 use super::client::{Admin, Broker};
+use super::confirm::{check_terminal, confirm};
 use super::error::CliError;
-use super::notice::{self, check_terminal, confirm};
+use super::notice;
 use super::output::{Format, Table};
 use super::{Global, block_on};
 use crate::clock::rfc3339;

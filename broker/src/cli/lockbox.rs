@@ -1,7 +1,5 @@
 //! The lockboxes of the cluster.
 
-use std::io::{self, IsTerminal};
-
 use clap::Subcommand;
 use lockbox_authz::roster::{self, Change};
 use lockbox_authz::{Fingerprint, Labels};
@@ -9,9 +7,9 @@ use lockbox_rpc::api::control::{ListLockboxesRequest, LockboxInfo, LockboxStatus
 use serde_json::{Value, json};
 
 use super::client::{Admin, Broker};
+use super::confirm::{check_terminal, confirm};
 use super::error::CliError;
 use super::impact::Theft;
-use super::notice::check_terminal;
 use super::output::{Format, Table, print, print_json};
 use super::{Global, block_on, impact};
 use crate::clock::rfc3339;
@@ -74,7 +72,10 @@ impl Lockbox {
             lockbox, yes: false, ..
         } = &self
         {
-            confirm_retirement(lockbox)?;
+            check_terminal("a lockbox is retired for good: its keys stay there and can't be transferred any more")?;
+            let question =
+                format!("Retire lockbox {lockbox} for good? Its keys stay there and can't be transferred any more.");
+            confirm(&question, "nothing was retired")?;
         }
         if let Self::Compromise { yes: false, .. } = &self {
             check_terminal("a lockbox is retired, and what it held marked as compromised, for good")?;
@@ -137,27 +138,6 @@ async fn retire(
         global,
         &format!("lockbox {lockbox} is retired; its keys stay there and can't be transferred any more"),
     )
-}
-
-/// Asks the one at the terminal. A program has nobody to ask, so it has to say `--yes`.
-fn confirm_retirement(lockbox: &str) -> Result<(), CliError> {
-    if !io::stdin().is_terminal() {
-        return Err(CliError::usage(
-            "a lockbox is retired for good: its keys stay there and can't be transferred any more; add --yes if that is \
-             what you want",
-        ));
-    }
-    eprint!(
-        "Retire lockbox {lockbox} for good? Its keys stay there and can't be transferred any more. Type yes to go on: "
-    );
-    let mut answer = String::new();
-    io::stdin()
-        .read_line(&mut answer)
-        .map_err(|error| CliError::other(format!("the answer can't be read: {error}")))?;
-    match answer.trim() {
-        "yes" => Ok(()),
-        _ => Err(CliError::other("nothing was retired")),
-    }
 }
 
 async fn list(broker: &mut Broker) -> Result<Vec<LockboxInfo>, CliError> {

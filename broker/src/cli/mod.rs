@@ -3,6 +3,7 @@
 mod client;
 mod client_file;
 mod cluster;
+mod confirm;
 mod error;
 mod evidence;
 mod head_file;

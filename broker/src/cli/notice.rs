@@ -1,7 +1,6 @@
 //! Compromise notices: looking at them, carrying them by hand, signing them again; and what the commands share that make one.
 
 use std::collections::BTreeMap;
-use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -145,29 +144,6 @@ fn write(path: &Path, notices: Vec<UnverifiedEnvelope>) -> Result<Made, CliError
     all.extend(notices);
     files::replace(path, &encode_entries(&all), files::PUBLIC)?;
     Ok(Made::Written(path.to_owned()))
-}
-
-/// Asks the one at the terminal. A program has nobody to ask, so it has to say `--yes`.
-///
-/// `otherwise` says what is so if the answer is no.
-pub(super) fn confirm(question: &str, otherwise: &str) -> Result<(), CliError> {
-    eprint!("{question} Type yes to go on: ");
-    let mut answer = String::new();
-    io::stdin()
-        .read_line(&mut answer)
-        .map_err(|error| CliError::other(format!("the answer can't be read: {error}")))?;
-    match answer.trim() {
-        "yes" => Ok(()),
-        _ => Err(CliError::other(otherwise)),
-    }
-}
-
-/// Refuses to go on without somebody to ask.
-pub(super) fn check_terminal(what: &str) -> Result<(), CliError> {
-    match io::stdin().is_terminal() {
-        true => Ok(()),
-        false => Err(CliError::usage(format!("{what}; add --yes if that is what you want"))),
-    }
 }
 
 async fn renew(global: &Global, broker: &mut Broker, notice: NoticeId, admin: &Admin) -> Result<(), CliError> {
