@@ -1,6 +1,6 @@
 //! Files that must be whole, private, and still there after a power cut.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -137,14 +137,27 @@ pub(crate) fn read_bounded(path: &Path, limit: usize) -> Result<Zeroizing<Vec<u8
 pub(crate) fn read_private(path: &Path, limit: usize) -> Result<Zeroizing<Vec<u8>>, FileError> {
     let metadata = fs::metadata(path).map_err(failed("read", path))?;
     let mode = metadata.mode() & 0o777;
+    let of_others = match is_credential(path, &metadata) {
+        true => 0o037,
+        false => 0o077,
+    };
     // A pipe or a terminal has no content that others could read later.
-    if metadata.is_file() && mode & 0o077 != 0 {
+    if metadata.is_file() && mode & of_others != 0 {
         return Err(FileError::NotPrivate {
             path: path.to_owned(),
             mode,
         });
     }
     read_bounded(path, limit)
+}
+
+/// Whether systemd has put a file there for this service alone (`LoadCredential=` in systemd.exec(5)). Where its file system
+/// has access control lists, it is root's and lets the service's user in by the list, whose mask stands where the group's
+/// mode would.
+fn is_credential(path: &Path, metadata: &Metadata) -> bool {
+    let given = std::env::var_os("CREDENTIALS_DIRECTORY");
+    let is_given = given.is_some_and(|directory| path.parent() == Some(Path::new(&directory)));
+    is_given && metadata.uid() == 0
 }
 
 /// Makes a folder by `fill`, or nothing: it is filled beside its place and moved there when it is whole.

@@ -1,18 +1,23 @@
 //! Sealed means silent: no identity, no port, and no answer but for status and unseal. And what was open goes on after.
 
+use std::fs::{self, Permissions};
 use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Command;
 
 use lockbox_rpc::api::local::lifecycle_service_client::LifecycleServiceClient;
 use lockbox_rpc::api::local::{
-    AcceptTransferRequest, AddConsumerRequest, ApplyRosterRequest, CancelJobRequest, ClearAlarmRequest,
-    CompromiseKeyRequest, CreateKeyRequest, DeriveKeyRequest, DestroyKeyRequest, FinishJobRequest, GetImpactRequest,
-    GetJobRequest, GetKeyRequest, GetRosterRequest, GetTransferRequest, ImportKeyRequest, JoinRequest, ListJobsRequest,
-    ListKeysRequest, ListTransfersRequest, RemoveConsumerRequest, ReportJobProgressRequest, RevealKeyRequest,
-    SetKeyRequest, UnsealRequest, VerifyJobRequest, unseal_request,
+    AcceptTransferRequest, AddConsumerRequest, ApplyNoticeRequest, ApplyRosterRequest, CancelJobRequest,
+    ClearAlarmRequest, CompromiseKeyRequest, CreateKeyRequest, DeriveKeyRequest, DestroyKeyRequest, FinishJobRequest,
+    GetImpactRequest, GetJobRequest, GetKeyRequest, GetRosterRequest, GetTransferRequest, ImportKeyRequest,
+    JoinRequest, ListJobsRequest, ListKeysRequest, ListTransfersRequest, RemoveConsumerRequest,
+    ReportJobProgressRequest, RevealKeyRequest, SetKeyRequest, UnsealRequest, VerifyJobRequest, unseal_request,
 };
 use lockbox_rpc::transport::connect_unix;
+use lockbox_tests::testkit::process::run;
 use lockbox_tests::testkit::proxy::Direction;
-use lockbox_tests::testkit::{Cluster, Lockbox, TransferState, block_on, eventually};
+use lockbox_tests::testkit::{Cluster, Lockbox, TransferState, block_on, eventually, lockbox_binary};
 use tonic::{Code, Status};
 
 /// Whether the broker's command line shows the lockbox as connected.
@@ -76,6 +81,7 @@ fn the_life_of_keys(lockbox: &Lockbox) -> Vec<(&'static str, Result<(), Status>)
     ask!(remove_consumer, RemoveConsumerRequest::default());
     ask!(derive_key, DeriveKeyRequest::default());
     ask!(compromise_key, CompromiseKeyRequest::default());
+    ask!(apply_notice, ApplyNoticeRequest::default());
     ask!(get_impact, GetImpactRequest::default());
     ask!(list_jobs, ListJobsRequest::default());
     ask!(get_job, GetJobRequest::default());
@@ -158,6 +164,32 @@ fn the_command_line_seals_and_unseals() {
     a.command(["unseal", "--key-file", &key_file.to_string_lossy()])
         .expect_success("lockbox unseal");
     assert!(a.holds(key));
+}
+
+/// systemd gives a credential to its service by an access control list, whose mask looks like the group's mode. A lockbox that
+/// refused it would not come back after a reboot.
+#[test]
+fn a_key_file_of_root_s_that_others_can_read_is_taken_from_systemd_alone() {
+    let cluster = Cluster::start();
+    let a = cluster.new_lockbox("a");
+    a.seal();
+    let directory = cluster.folder().join("credentials");
+    fs::create_dir(&directory).expect("the folder is ours");
+    let credential = directory.join("unseal");
+    fs::copy(a.key_file(), &credential).expect("the folder is ours");
+    let unseal = |mode: u32, given: &Path| {
+        fs::set_permissions(&credential, Permissions::from_mode(mode)).expect("it is ours");
+        let mut command = Command::new(lockbox_binary());
+        command.args(["unseal", "--key-file"]).arg(&credential);
+        command.arg("--socket").arg(a.socket());
+        run(command.env("CREDENTIALS_DIRECTORY", given), b"")
+    };
+    for (mode, given) in [(0o440, cluster.folder()), (0o444, &directory)] {
+        let refused = unseal(mode, given);
+        assert!(!refused.status.success(), "mode {mode:o}");
+        assert!(refused.stderr.contains("can be read by others"), "{}", refused.stderr);
+    }
+    unseal(0o440, &directory).expect_success("lockbox unseal");
 }
 
 /// An open transfer at a sealed end waits for it, and goes on where it was.
