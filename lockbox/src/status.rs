@@ -104,6 +104,8 @@ impl LocalCode for LifecycleError {
             | Self::Layered { .. }
             | Self::InJob { .. }
             | Self::JobState { .. }
+            | Self::Unfinished { .. }
+            | Self::HasRun(_)
             | Self::TooManyLayers(_) => Code::FailedPrecondition,
         }
     }

@@ -214,6 +214,7 @@ fn rejects_a_job_that_is_over_before_anything_is_run() {
         assert!(!ran.exists(), "it was run: {}", output.stderr);
     };
     rejected(a.create_key("no job"), "no job");
+    a.ask(&["job", "progress", &name, "100"]);
     a.command_around(&["job", "verify", &name], ["sh", "-c", "cat > /dev/null"])
         .expect_success("job verify");
     rejected(job, &format!("job {name} is verified"));

@@ -32,7 +32,11 @@ fn rotate_and_give_up(lockbox: &Lockbox, key: KeyId) -> KeyId {
     };
     let made = block_on(client.derive_key(request)).expect("nothing holds the key");
     let key_id = made.into_inner().key.unwrap_or_default().key_id;
-    block_on(client.cancel_job(CancelJobRequest { key_id: key_id.clone() })).expect("it is open");
+    let cancel = CancelJobRequest {
+        key_id: key_id.clone(),
+        ..CancelJobRequest::default()
+    };
+    block_on(client.cancel_job(cancel)).expect("it is open");
     KeyId::from_slice("key_id", &key_id).expect("an id")
 }
 

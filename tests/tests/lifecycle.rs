@@ -481,6 +481,7 @@ fn option_4_what_is_made_of_a_layer_keeps_the_ancestor_and_travels_with_it() {
             "-c",
             "cat >/dev/null",
         ];
+        ask(lockbox, &["job", "progress", &job, "100"]);
         lockbox.command(verify).expect_success("job verify");
         ask(lockbox, &["job", "done", &job]);
     };

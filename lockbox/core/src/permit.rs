@@ -339,12 +339,19 @@ impl Lockbox {
     }
 
     /// 16. A MOVE takes no key that an open job needs: its old material stays until the job has proved the new one.
+    ///
+    /// A COPY takes none whose data is being rewritten: where it goes nobody knows of the job, and of the blocks under its other
+    /// key.
     fn check_job(&self, key: &Key, statement: &Authorization, bonds: &Bonds) -> Result<(), Refusal> {
-        if statement.operation != Operation::Move || !bonds.any {
+        if !bonds.any {
             return Ok(());
         }
         let key = key.info.key_id;
-        match self.job_holding(key)? {
+        let job = match statement.operation {
+            Operation::Move => self.job_holding(key)?,
+            Operation::Copy => self.job_rewriting(key)?,
+        };
+        match job {
             Some(job) => Err(Refusal::InJob { key, job }),
             None => Ok(()),
         }

@@ -4,6 +4,8 @@ use std::ffi::OsString;
 
 use clap::Subcommand;
 use lockbox_authz::id::KeyId;
+use lockbox_core::lifecycle::LifecycleError;
+use lockbox_core::lifecycle::derive::Relation;
 use lockbox_core::lifecycle::job::opened_proof;
 use lockbox_rpc::api::local::{
     CancelJobRequest, FinishJobRequest, Job, ListJobsRequest, ReportJobProgressRequest, VerifyJobRequest,
@@ -27,8 +29,8 @@ Examples:
       --image-opts driver=qcow2,encrypt.key-secret=old,file.filename=vol.qcow2 \\
       -o encrypt.format=luks,encrypt.key-secret=new clone.qcow2
   lockbox job run JOB -- sh -c 'cryptsetup open --test-passphrase --key-file={new} /dev/vg/vol ||
-      cryptsetup luksChangeKey --key-file={old} /dev/vg/vol {new}
-      exec cryptsetup reencrypt --key-file={new} /dev/vg/vol'";
+      { cryptsetup reencrypt --key-file={old} /dev/vg/vol &&
+        exec cryptsetup luksChangeKey --key-file={old} /dev/vg/vol {new}; }'";
 
 const VERIFY_EXAMPLES: &str = "\
 Examples:
@@ -76,8 +78,13 @@ pub(super) enum JobCommand {
     },
     /// End a job that was verified. A rotation destroys the old key.
     Done { job: KeyId },
-    /// Give a job up. Both keys stay as they are.
-    Cancel { job: KeyId },
+    /// Give a job up. Both keys stay as they are, and nothing keeps either from being destroyed.
+    Cancel {
+        job: KeyId,
+        /// You have deleted what the job has written, or put the data back: nothing is under the new key. Needed once it has run
+        #[arg(long)]
+        nothing_under_new_key: bool,
+    },
 }
 
 pub(super) async fn run(command: JobCommand, mut client: Client, output: &Output) -> Result<(), CliError> {
@@ -102,9 +109,15 @@ pub(super) async fn run(command: JobCommand, mut client: Client, output: &Output
         }
         JobCommand::Verify { job, command } => Some(verify(&mut client, job, &command).await?),
         JobCommand::Done { job } => return done(&mut client, job, output).await,
-        JobCommand::Cancel { job } => {
-            let key_id = job.to_vec();
-            service.cancel_job(CancelJobRequest { key_id }).await?.into_inner().job
+        JobCommand::Cancel {
+            job,
+            nothing_under_new_key,
+        } => {
+            let request = CancelJobRequest {
+                key_id: job.to_vec(),
+                nothing_under_new_key,
+            };
+            service.cancel_job(request).await?.into_inner().job
         }
     };
     let job = job.unwrap_or_default();
@@ -152,8 +165,14 @@ async fn verify(client: &mut Client, job: KeyId, words: &[OsString]) -> Result<J
              placeholder it gets the new key on its standard input",
         ));
     }
-    // Asked first, so that nothing is run for a job that is not there.
+    // Asked first, so that nothing is run for a job that is not there, or not all of whose data is under the new key.
     let found = find_open(client, job).await?;
+    if found.percent < 100 && found.kind != Relation::Layer.name() {
+        let (job, percent) = (job, found.percent);
+        return Err(CliError::failed(
+            LifecycleError::Unfinished { job, percent }.to_string(),
+        ));
+    }
     let keys = JobKeys::reveal(client, &found, &command).await?;
     command.run(&keys)?;
     let name = command.name();

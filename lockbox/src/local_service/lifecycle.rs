@@ -219,8 +219,10 @@ impl LifecycleService for LocalPort {
 
     async fn cancel_job(&self, request: Request<CancelJobRequest>) -> Result<Response<CancelJobResponse>, Status> {
         self.unsealed(&request)?;
-        let key_id = key_id(&request.into_inner().key_id)?;
-        let job = self.run(move |lockbox, now_ms, rng| lockbox.job_cancel(key_id, now_ms, rng));
+        let request = request.into_inner();
+        let key_id = key_id(&request.key_id)?;
+        let nothing = request.nothing_under_new_key;
+        let job = self.run(move |lockbox, now_ms, rng| lockbox.job_cancel(key_id, nothing, now_ms, rng));
         Ok(Response::new(CancelJobResponse {
             job: Some(to_wire(&job.await?)),
         }))

@@ -299,7 +299,8 @@ impl<'a> Family<'a> {
             return Progress::Done;
         }
         if kinship == Kinship::Rekeying {
-            return job.map_or(Progress::Open, |job| Progress::Running(job.percent));
+            let runs = job.filter(|job| job.state != JobState::Cancelled);
+            return runs.map_or(Progress::Open, |job| Progress::Running(job.percent));
         }
         // A rotation of it lies on the exposed key as well.
         if kinship == Kinship::Layer {

@@ -113,25 +113,11 @@ impl Lockbox {
                 return Err(LifecycleError::InJob { key, job }.into());
             }
         }
-        self.check_data_is_whole(key)
-    }
-
-    /// While a job encrypts a key's data anew, some of it is under the job's other key: a descendant that is made now would be
-    /// without that, and lose data when the job is done.
-    fn check_data_is_whole(&self, key: KeyId) -> Result<(), LockboxError> {
-        for id in self.jobs_holding(key)? {
-            let job = self.job(id)?;
-            // A rotation may rewrite the volume in its place. A clone's data is its own, and a layer's is not rewritten.
-            let rewrites = match job.relation() {
-                name if name == Relation::Rotate.name() => true,
-                name if name == Relation::Rekey.name() => job.key_id == key,
-                _ => false,
-            };
-            if rewrites {
-                return Err(LifecycleError::InJob { key, job: id }.into());
-            }
+        // A descendant that is made now would be without the job's other key, and lose data when the job is done.
+        match self.job_rewriting(key)? {
+            Some(job) => Err(LifecycleError::InJob { key, job }.into()),
+            None => Ok(()),
         }
-        Ok(())
     }
 }
 

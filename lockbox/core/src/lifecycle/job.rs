@@ -4,9 +4,9 @@
 //! |---|---|---|---|
 //! | pending | progress | notes it | running |
 //! | running | progress | notes it | running |
-//! | pending, running, verified | verify, with a proof made with the new key | notes the command and the time | verified |
+//! | running at 100 %, verified; of a layer pending, too | verify, with a proof made with the new key | notes the command and the time | verified |
 //! | verified | done | frees both keys; a rotation destroys the old one | done |
-//! | pending, running, verified | cancel | frees both keys, as they are | cancelled |
+//! | pending; running, verified, if nothing is under the new key | cancel | frees both keys | cancelled |
 //!
 //! While a job is open, neither of its keys is destroyed or moved away: the old material stays until the data was opened
 //! with the new one.
@@ -127,6 +127,11 @@ impl Job {
         JobProgress { state, percent }
     }
 
+    /// Whether data comes under the new key that was under the old one.
+    fn rewrites(&self) -> bool {
+        self.relation() != Relation::Layer.name()
+    }
+
     pub(crate) fn is_open(&self) -> bool {
         !matches!(self.state(), JobState::Done | JobState::Cancelled)
     }
@@ -186,6 +191,19 @@ impl Lockbox {
         rows.iter().map(|(_, bytes)| Job::decode(bytes)).collect()
     }
 
+    /// The open job that has some of a key's data under another key.
+    pub(crate) fn job_rewriting(&self, key: KeyId) -> Result<Option<KeyId>, LockboxError> {
+        for id in self.jobs_holding(key)? {
+            let job = self.job(id)?;
+            // A rotation may rewrite the volume in its place. Of a rekeyed clone the source stays as it is.
+            let is_source = job.old_key_id == key && job.relation() == Relation::Rekey.name();
+            if job.rewrites() && !is_source {
+                return Ok(Some(id));
+            }
+        }
+        Ok(None)
+    }
+
     /// Notes how much is done, 0 to 100.
     pub fn job_progress(
         &mut self,
@@ -222,6 +240,12 @@ impl Lockbox {
             .fold(0, |difference, (a, b)| difference | (a ^ b));
         if proof.len() != wanted.len() || differs != 0 {
             return Err(LifecycleError::Proof(job.key_id).into());
+        }
+        // A layer's data is not rewritten. Of any other, a part that is under the new key opens before the rest is.
+        if job.rewrites() && job.is_open() && job.percent() < 100 {
+            let percent = job.percent();
+            let job = job.key_id;
+            return Err(LifecycleError::Unfinished { job, percent }.into());
         }
         let from = [JobState::Pending, JobState::Running, JobState::Verified];
         job.become_state(JobState::Verified, &from, now_ms)?;
@@ -278,9 +302,20 @@ impl Lockbox {
         Ok(Step::new(batches, done))
     }
 
-    /// Gives a job up. Both keys stay as they are: data may be under either.
-    pub fn job_cancel(&mut self, job: KeyId, now_ms: i64, rng: &mut dyn CryptoRng) -> Result<Step<Job>, LockboxError> {
+    /// Gives a job up. One that has run is given up only if nothing is under the new key any more, which is the operator's word:
+    /// nothing would keep the other key from being destroyed.
+    pub fn job_cancel(
+        &mut self,
+        job: KeyId,
+        nothing_under_new_key: bool,
+        now_ms: i64,
+        rng: &mut dyn CryptoRng,
+    ) -> Result<Step<Job>, LockboxError> {
         let mut job = self.job(job)?;
+        let has_run = matches!(job.state(), JobState::Running | JobState::Verified);
+        if has_run && job.rewrites() && !nothing_under_new_key {
+            return Err(LifecycleError::HasRun(job.key_id).into());
+        }
         let from = [JobState::Pending, JobState::Running, JobState::Verified];
         job.become_state(JobState::Cancelled, &from, now_ms)?;
         self.put_job(job, rng)

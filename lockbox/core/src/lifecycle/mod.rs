@@ -60,6 +60,16 @@ pub enum LifecycleError {
         from: &'static str,
         to: &'static str,
     },
+    #[error(
+        "job {job} stands at {percent} %: data may still be under the old key; let `lockbox job run` end well, or say that \
+         all of it is under the new one: lockbox job progress {job} 100"
+    )]
+    Unfinished { job: KeyId, percent: u32 },
+    #[error(
+        "job {0} has run, and data may be under either of its keys; finish it, or put the data back under the old key and \
+         cancel it with --nothing-under-new-key"
+    )]
+    HasRun(KeyId),
     #[error("the proof was not made with the new key of job {0}")]
     Proof(KeyId),
     #[error("key {0} lies on as many keys as a chain may have")]

@@ -62,6 +62,13 @@ fn set_state(node: &mut Node, key: KeyId, state: KeyState) -> Result<(), Lockbox
     node.step(|lockbox, _, rng| lockbox.set_key(key, change, rng)).map(drop)
 }
 
+/// Says that all data is under the new key, and opens it.
+fn finish(node: &mut Node, job: KeyId) {
+    node.step(|lockbox, now, rng| lockbox.job_progress(job, 100, now, rng))
+        .expect("it is open");
+    verify(node, job).expect("all data is under the new key");
+}
+
 fn verify(node: &mut Node, job: KeyId) -> Result<(), LockboxError> {
     let proof = opened_proof(job, "cryptsetup", &node.reveal(job));
     node.step(|lockbox, now, rng| lockbox.job_verified(job, "cryptsetup", &proof, now, rng))
@@ -260,7 +267,7 @@ fn a_rotation_destroys_the_old_key_only_after_the_data_opened_with_the_new() {
         Err(LockboxError::Lifecycle(LifecycleError::Proof(_)))
     ));
     node.restart();
-    verify(&mut node, new).expect("it opened");
+    finish(&mut node, new);
     assert!(node.lockbox().reveal_key(old).is_ok(), "it stays until the job is done");
     let end = done(&mut node, new).expect("it is verified");
     assert_eq!(end.destroyed.expect("the old key").key_id, old);
@@ -280,7 +287,7 @@ fn a_cancelled_job_leaves_both_keys_as_they_are() {
     let mut node = node();
     let old = make(&mut node, ANY);
     let new = derive(&mut node, old, Relation::Rekey).expect("it may");
-    node.step(|lockbox, now, rng| lockbox.job_cancel(new, now, rng))
+    node.step(|lockbox, now, rng| lockbox.job_cancel(new, true, now, rng))
         .expect("it may be");
     node.reveal(old);
     destroy(&mut node, new, false).expect("nothing holds it");
@@ -294,6 +301,51 @@ fn rejects_a_second_rotation_while_one_is_open() {
     derive(&mut node, old, Relation::Rotate).expect("the first");
     let refused = derive(&mut node, old, Relation::Rotate).expect_err("the second");
     assert!(matches!(refused, LockboxError::Lifecycle(LifecycleError::InJob { .. })));
+}
+
+/// A tool that was killed half way has left data that opens with the new key, as far as it goes.
+#[test]
+fn rejects_a_verification_while_some_data_may_be_under_the_old_key() {
+    for relation in [Relation::Rekey, Relation::Rotate] {
+        let mut node = node();
+        let old = make(&mut node, ANY);
+        let new = derive(&mut node, old, relation).expect("the policy allows it");
+        for percent in [None, Some(0), Some(99)] {
+            if let Some(percent) = percent {
+                node.step(|lockbox, now, rng| lockbox.job_progress(new, percent, now, rng))
+                    .expect("it is open");
+            }
+            let refused = verify(&mut node, new).expect_err("it is not all of it");
+            assert!(matches!(
+                refused,
+                LockboxError::Lifecycle(LifecycleError::Unfinished { .. })
+            ));
+        }
+        finish(&mut node, new);
+    }
+}
+
+/// Nothing would keep the key from being destroyed that the data is under.
+#[test]
+fn rejects_giving_up_a_job_that_has_run_unless_nothing_is_under_the_new_key() {
+    let mut node = node();
+    let old = make(&mut node, ANY);
+    let new = derive(&mut node, old, Relation::Rotate).expect("nothing holds it");
+    node.step(|lockbox, now, rng| lockbox.job_progress(new, 0, now, rng))
+        .expect("it is open");
+    let refused = node.step(|lockbox, now, rng| lockbox.job_cancel(new, false, now, rng));
+    assert!(matches!(
+        refused,
+        Err(LockboxError::Lifecycle(LifecycleError::HasRun(job))) if job == new
+    ));
+    destroy(&mut node, new, true).expect_err("data may be under it");
+    node.step(|lockbox, now, rng| lockbox.job_cancel(new, true, now, rng))
+        .expect("the operator says so");
+    destroy(&mut node, new, true).expect("nothing is under it");
+
+    let pending = derive(&mut node, old, Relation::Rotate).expect("nothing holds it");
+    node.step(|lockbox, now, rng| lockbox.job_cancel(pending, false, now, rng))
+        .expect("it has written nothing");
 }
 
 /// A snapshot of a volume in the middle of its re-encryption has blocks under both keys, and would open with one.
@@ -311,7 +363,7 @@ fn rejects_descendants_of_a_key_whose_data_is_being_rewritten() {
             in_job(&mut node, key, relation);
         }
     }
-    verify(&mut node, new).expect("its data opens");
+    finish(&mut node, new);
     done(&mut node, new).expect("it is verified");
     derive(&mut node, new, Relation::Snapshot).expect("all of it is under the new key");
 
@@ -383,7 +435,7 @@ fn compromise_marks_every_key_of_the_material_and_impact_tells_deep_from_shallow
     let rekeyed = derive(&mut node, volume, Relation::Rekey).expect("it may");
     let under_way = derive(&mut node, volume, Relation::Rekey).expect("it may");
     let stranger = make(&mut node, ANY);
-    verify(&mut node, rekeyed).expect("it opened");
+    finish(&mut node, rekeyed);
     done(&mut node, rekeyed).expect("it is verified");
     node.step(|lockbox, now, rng| lockbox.job_progress(under_way, 30, now, rng))
         .expect("it runs");
@@ -522,7 +574,7 @@ fn rejects_the_end_of_a_rotation_while_somebody_new_uses_the_old_key() {
     let mut node = node();
     let old = make(&mut node, ANY);
     let new = derive(&mut node, old, Relation::Rotate).expect("a rotation asks no policy");
-    verify(&mut node, new).expect("a good proof");
+    finish(&mut node, new);
     node.step(|lockbox, _, rng| lockbox.add_consumer(old, consumer("late"), rng))
         .expect("a good consumer");
     let refused = done(&mut node, new).expect_err("its data is under the old key");
@@ -539,7 +591,7 @@ fn the_key_that_a_rotation_destroys_is_to_be_told_to_the_broker() {
     let mut node = node();
     let old = make(&mut node, ANY);
     let new = derive(&mut node, old, Relation::Rotate).expect("a rotation asks no policy");
-    verify(&mut node, new).expect("a good proof");
+    finish(&mut node, new);
     done(&mut node, new).expect("it was verified");
     let note = node.lockbox().vault.read(crate::rows::Row::Destruction(old));
     assert!(note.expect("memory does not fail").is_some());

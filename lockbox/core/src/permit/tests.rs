@@ -478,7 +478,7 @@ fn end_job(case: &mut Case, job: KeyId) {
     let cancelled = case
         .cluster
         .a
-        .step(|lockbox, now, rng| lockbox.job_cancel(job, now, rng));
+        .step(|lockbox, now, rng| lockbox.job_cancel(job, false, now, rng));
     cancelled.expect("it is open");
 }
 
@@ -531,16 +531,20 @@ fn a_canary_stops_everything_until_an_operator_clears_the_alarm() {
 }
 
 #[test]
-fn rejects_moving_what_a_job_needs() {
+fn rejects_what_a_job_needs() {
     let (mut case, job) = bonded(Relation::Rekey);
     for key in [case.key_id, job] {
         case.statement.selection = Selection::Ids(vec![key]);
         let refusal = case.refusal();
         assert!(matches!(refusal, Refusal::InJob { .. }) && !refusal.is_final());
     }
+    // At the target nobody would know that some of the clone's data is under the other key.
     case.statement.operation = Operation::Copy;
+    let refusal = case.refusal();
+    assert!(matches!(refusal, Refusal::InJob { .. }) && !refusal.is_final());
+    case.statement.selection = Selection::Ids(vec![case.key_id]);
     let (bytes, head) = (case.signed(), case.cluster.roster.head());
-    case.present(bytes, head).expect("a copy takes nothing away");
+    case.present(bytes, head).expect("the clone's source is not rewritten");
 }
 
 #[test]

@@ -88,6 +88,9 @@ fn an_open_job_holds_both_keys_after_a_restore_and_can_be_ended_there() {
     }
     let proof = opened_proof(new, "cryptsetup", &restored.reveal(new));
     restored
+        .step(|lockbox, now_ms, rng| lockbox.job_progress(new, 100, now_ms, rng))
+        .expect("its tool has ended");
+    restored
         .step(|lockbox, now_ms, rng| lockbox.job_verified(new, "cryptsetup", &proof, now_ms, rng))
         .expect("the data opens");
     let done = restored
@@ -128,7 +131,7 @@ fn a_job_that_changes_while_the_backup_is_made_is_as_at_its_end() {
     let mut began = None;
     let file = make(&mut node, |node, page| {
         if page == 2 {
-            node.step(|lockbox, now_ms, rng| lockbox.job_cancel(ended, now_ms, rng))
+            node.step(|lockbox, now_ms, rng| lockbox.job_cancel(ended, true, now_ms, rng))
                 .expect("it is open");
             progress(node, went_on, 70);
             began = Some(rotate(node, keys[2]));

@@ -16,7 +16,7 @@ use crate::record::{KeyInfo, KeyState};
 use crate::testing::{Cluster, Node, TestRng};
 use crate::transfer::tests::carry;
 
-const HISTORIES: u64 = 25;
+const HISTORIES: u64 = 60;
 const STEPS: usize = 150;
 
 /// Keys held at a lockbox before more are made: few, so that most steps meet what others did before.
@@ -34,7 +34,7 @@ enum Job {
     Running(u32),
     Verified,
     Done,
-    Cancelled(u32),
+    Cancelled,
 }
 
 /// What is known of a key, whoever holds it.
@@ -271,7 +271,7 @@ impl World {
             is_held
                 && whole_below
                 && match operation {
-                    Operation::Copy => !self.is_compromised(from, *key),
+                    Operation::Copy => !self.is_compromised(from, *key) && !self.is_being_rewritten(from, *key),
                     Operation::Move => {
                         let whole_above = self.keys_on(from, *key).iter().all(|above| chosen.contains(above));
                         whole_above && self.jobs_needing(from, *key).is_empty()
@@ -315,7 +315,8 @@ impl World {
         let (old, relation) = self.made[&key].parent.expect("a job has an old key");
         let next = match self.roll(6) {
             0 => {
-                let percent = self.roll(101) as u32;
+                // Often all of it: nothing else is verified.
+                let percent = self.roll(201).min(100) as u32;
                 let allowed = matches!(job, Job::Running(_));
                 let step = self
                     .node(at)
@@ -324,7 +325,11 @@ impl World {
                 allowed.then_some(Job::Running(percent))
             }
             1..3 => {
-                let allowed = matches!(job, Job::Running(_) | Job::Verified);
+                let allowed = match job {
+                    Job::Running(percent) => percent == 100 || relation == Relation::Layer,
+                    Job::Verified => true,
+                    _ => false,
+                };
                 assert_eq!(verify(self.node(at), key).is_ok(), allowed);
                 allowed.then_some(Job::Verified)
             }
@@ -344,10 +349,9 @@ impl World {
                 let allowed = matches!(job, Job::Running(_) | Job::Verified);
                 let step = self
                     .node(at)
-                    .step(|lockbox, now, rng| lockbox.job_cancel(key, now, rng));
+                    .step(|lockbox, now, rng| lockbox.job_cancel(key, true, now, rng));
                 assert_eq!(step.is_ok(), allowed);
-                let percent = if let Job::Running(percent) = job { percent } else { 100 };
-                allowed.then_some(Job::Cancelled(percent))
+                allowed.then_some(Job::Cancelled)
             }
         };
         if let Some(next) = next {
@@ -390,7 +394,7 @@ impl World {
                     "a layer on what is made of one"
                 }
                 (Relation::Rotate, Some((_, Job::Done))) => "a rotation that is done",
-                (Relation::Rotate, Some((_, Job::Cancelled(_)))) => "a rotation that is cancelled",
+                (Relation::Rotate, Some((_, Job::Cancelled))) => "a rotation that is cancelled",
                 (relation, _) => relation.name(),
             });
             for at in (0..2).filter(|at| relation != Relation::Layer && self.holds(*at, *key)) {
@@ -459,7 +463,8 @@ impl World {
         }
         if made.material != exposed {
             return match made.job {
-                Some((_, Job::Running(percent) | Job::Cancelled(percent))) => Progress::Running(percent),
+                Some((_, Job::Running(percent))) => Progress::Running(percent),
+                Some((_, Job::Cancelled)) => Progress::Open,
                 _ => unreachable!("a verified one is not deep"),
             };
         }
