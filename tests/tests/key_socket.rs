@@ -118,6 +118,9 @@ fn snapshots_and_clones_of_its_name_do_not_keep_a_volume_shut() {
     assert_eq!(key_client::volume(&a.key_socket(), "data"), a.reveal(data));
     verify(&a, again);
     assert_eq!(key_client::volume(&a.key_socket(), "data"), a.reveal(data));
+    a.ask(&["job", "done", &again.to_string()]);
+    assert!(!a.holds(clones[0]));
+    assert_eq!(key_client::volume(&a.key_socket(), "data"), a.reveal(data));
 }
 
 /// Whoever boots while a volume is encrypted anew needs the key that the volume has at that time, by name and by id, over any
