@@ -9,6 +9,10 @@
 //! | volume NAME | the one that `volumes` names for it, else the only key here that is named NAME |
 //! | credential CREDENTIAL of UNIT | the one that `credentials` names for it, else the only key here that is named UNIT/CREDENTIAL |
 //!
+//! "The only key" leaves out what was made of another key and has its name: clones of every kind, and of a rotation's two keys
+//! the one that does not have the data, which is the new one until its job is verified, and the old one from then on. A key
+//! that is named by its id is followed through its rotations in the same way. See `choice`.
+//!
 //! A volume's name has no slash, so neither can be asked for as the other. What is in the address is the client's word; who
 //! the client is, is the kernel's. So it is the user that decides, and a user that is let in may have any key by name.
 //!
@@ -16,6 +20,7 @@
 //! its operator to unseal; then it is closed.
 
 mod address;
+mod choice;
 mod lookup;
 mod settings;
 

@@ -81,6 +81,123 @@ fn rejects_a_name_that_two_keys_have() {
     }
 }
 
+fn made(lockbox: &Lockbox, command: &[&str]) -> KeyId {
+    let key = lockbox.ask(command);
+    let id = key["key_id"].as_str().expect("a key has an id");
+    id.parse().expect("it is one")
+}
+
+fn rotated(lockbox: &Lockbox, key: KeyId) -> KeyId {
+    made(lockbox, &["key", "rotate", &key.to_string()])
+}
+
+/// The volume's data was opened with the new key.
+fn verify(lockbox: &Lockbox, job: KeyId) {
+    let job = job.to_string();
+    lockbox.ask(&["job", "progress", &job, "100"]);
+    lockbox
+        .command_around(&["job", "verify", &job], ["sh", "-c", "cat > /dev/null"])
+        .expect_success("job verify");
+}
+
+/// What is made of a key has its name unless it is given another: the volume must still open at the next boot.
+#[test]
+fn snapshots_and_clones_of_its_name_do_not_keep_a_volume_shut() {
+    let (_cluster, a) = alone();
+    let data = made(
+        &a,
+        &["key", "create", "--name", "data", "--clone-policy", "share,rekey,layer"],
+    );
+    made(&a, &["key", "snapshot", "data"]);
+    let id = data.to_string();
+    let clones = ["share", "rekey", "layer"].map(|mode| made(&a, &["key", "clone", &id, "--mode", mode]));
+    assert_eq!(key_client::volume(&a.key_socket(), "data"), a.reveal(data));
+
+    // Nor does the rotation of one of them.
+    let again = rotated(&a, clones[0]);
+    assert_eq!(key_client::volume(&a.key_socket(), "data"), a.reveal(data));
+    verify(&a, again);
+    assert_eq!(key_client::volume(&a.key_socket(), "data"), a.reveal(data));
+    a.ask(&["job", "done", &again.to_string()]);
+    assert!(!a.holds(clones[0]));
+    assert_eq!(key_client::volume(&a.key_socket(), "data"), a.reveal(data));
+}
+
+/// Whoever boots while a volume is encrypted anew needs the key that the volume has at that time, by name and by id, over any
+/// number of rotations.
+#[test]
+fn a_volume_is_given_the_key_that_its_rotation_has_come_to() {
+    let (_cluster, a) = alone();
+    let first = a.create_key("data");
+    a.configure_key_socket(&format!("volumes = {{ by-id = \"{first}\" }}"));
+    let socket = a.key_socket();
+    let given = |key: &[u8]| {
+        for volume in ["data", "by-id"] {
+            assert_eq!(key_client::volume(&socket, volume), key, "{volume}");
+        }
+    };
+    let mut old = first;
+    for _ in 0..2 {
+        let (new, material) = (rotated(&a, old), a.reveal(old));
+        given(&material);
+        a.ask(&["job", "progress", &new.to_string(), "50"]);
+        given(&material);
+        let material = a.reveal(new);
+        verify(&a, new);
+        given(&material);
+        a.ask(&["job", "done", &new.to_string()]);
+        assert!(!a.holds(old));
+        given(&material);
+        old = new;
+    }
+    a.restart();
+    given(&a.reveal(old));
+}
+
+/// Its data may be partly under the new key, but it is the old one's header that opens it.
+#[test]
+fn a_volume_whose_rotation_was_cancelled_is_given_its_old_key() {
+    let (_cluster, a) = alone();
+    let data = a.create_key("data");
+    a.configure_key_socket(&format!("volumes = {{ by-id = \"{data}\" }}"));
+    let cancelled = rotated(&a, data);
+    a.ask(&["job", "cancel", &cancelled.to_string()]);
+    for volume in ["data", "by-id"] {
+        assert_eq!(key_client::volume(&a.key_socket(), volume), a.reveal(data));
+    }
+    // The next one ends well, and what the first one left is not taken for the volume's key.
+    let new = rotated(&a, data);
+    verify(&a, new);
+    a.ask(&["job", "done", &new.to_string()]);
+    for volume in ["data", "by-id"] {
+        assert_eq!(key_client::volume(&a.key_socket(), volume), a.reveal(new));
+    }
+}
+
+/// Also if one of them has been rotated: the rules choose between a key and what was made of it, not between strangers.
+#[test]
+fn rejects_a_name_that_a_rotated_key_and_another_one_have() {
+    let (_cluster, a) = alone();
+    let (rotated, other) = (rotated(&a, a.create_key("data")), a.create_key("data"));
+    verify(&a, rotated);
+    a.ask(&["job", "done", &rotated.to_string()]);
+    for key in [rotated, other] {
+        refused(&a, &volume("data"), &key.to_string());
+    }
+}
+
+/// It took its volume along.
+#[test]
+fn rejects_a_configured_key_that_was_moved_away() {
+    let cluster = Cluster::start();
+    let (a, b) = (cluster.add_lockbox("a"), cluster.add_lockbox("b"));
+    let key = a.create_key("data");
+    a.configure_key_socket(&format!("volumes = {{ data = \"{key}\" }}"));
+    a.wait_until_connected();
+    cluster.move_keys(&a, &b, &[key]).wait();
+    refused(&a, &volume("data"), "moved");
+}
+
 #[test]
 fn rejects_a_key_that_was_destroyed() {
     let (_cluster, a) = alone();

@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use lockbox_authz::KeyId;
 use lockbox_core::keys::KeyEntry;
+use lockbox_core::lockbox::{Lockbox, LockboxError};
 
+use super::choice::{Candidate, meant};
 use super::{KeyName, Refusal};
 use crate::engine::Engine;
 
@@ -18,18 +20,22 @@ const LISTED: usize = 4;
 /// lockbox with very many keys is asked by id.
 pub(super) async fn find(engine: &Arc<Engine>, key: KeyName) -> Result<KeyId, Refusal> {
     let name = match key {
-        KeyName::Id(key_id) => return Ok(key_id),
+        KeyName::Id(key_id) => return Ok(engine.read(move |lockbox| lockbox.successor(key_id)).await??),
         KeyName::Name(name) => name,
     };
-    let found = named(engine, &name).await?;
-    match found[..] {
+    let named = named(engine, &name).await?;
+    let meant = match named[..] {
+        // What it descends from is asked only if there is a choice.
+        [] | [_] => named,
+        _ => meant(&engine.read(move |lockbox| candidates(lockbox, &named)).await??),
+    };
+    match meant[..] {
         [] => Err(Refusal::NoKey(name)),
         [key_id] => Ok(key_id),
-        _ => {
-            let ids: Vec<_> = found.iter().map(KeyId::to_string).collect();
-            let ids = ids.join(", ");
-            Err(Refusal::Ambiguous { name, ids })
-        }
+        _ => Err(Refusal::Ambiguous {
+            name,
+            ids: listed(&meant),
+        }),
     }
 }
 
@@ -46,8 +52,24 @@ async fn named(engine: &Arc<Engine>, name: &str) -> Result<Vec<KeyId>, Refusal> 
                 }
             }
         }
-        if page.len() < PAGE || found.len() >= LISTED {
+        if page.len() < PAGE {
             return Ok(found);
         }
     }
+}
+
+/// All as of one moment. A key that has gone since it was found is none.
+fn candidates(lockbox: &Lockbox, named: &[KeyId]) -> Result<Vec<Candidate>, LockboxError> {
+    let mut candidates = Vec::with_capacity(named.len());
+    for &key_id in named {
+        let descent = lockbox.descent(key_id)?;
+        candidates.extend(descent.map(|descent| Candidate { key_id, descent }));
+    }
+    Ok(candidates)
+}
+
+fn listed(keys: &[KeyId]) -> String {
+    let ids: Vec<_> = keys.iter().take(LISTED).map(KeyId::to_string).collect();
+    let more = if keys.len() > LISTED { ", ..." } else { "" };
+    ids.join(", ") + more
 }

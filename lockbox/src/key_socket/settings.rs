@@ -31,6 +31,7 @@ pub struct KeySocket {
 /// Which key is meant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum KeyName {
+    /// The key with this id, or the one that a rotation has put in its place.
     Id(KeyId),
     /// The only key that has this name.
     Name(String),

@@ -7,6 +7,7 @@
 //! | `family` | the indexes: keys of a material, descendants, layers, holds |
 //! | [`derive`] | snapshot, clone, rotate |
 //! | [`job`] | rekey, layer and rotate, from pending to done |
+//! | [`rotation`] | which key has a volume's data |
 //! | [`impact`] | compromise, and what a key's material opens |
 //! | [`notice`] | what admins say of materials that strangers know |
 //! | [`inventory`] | what the broker is told of the keys |
@@ -20,6 +21,7 @@ pub mod impact;
 pub mod inventory;
 pub mod job;
 pub mod notice;
+pub mod rotation;
 pub mod state;
 
 use lockbox_authz::field::FieldError;
