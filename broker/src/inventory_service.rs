@@ -22,7 +22,7 @@ use crate::clock::now_ms;
 use crate::decide::{self, find_lockbox};
 use crate::node_service::{envelope, peer_key};
 use crate::refusal::Refusal;
-use crate::registry::{Exposed, Impact};
+use crate::registry::{Exposed, Impact, hand_over};
 use crate::requesters::Permission;
 use crate::{control_service, status};
 
@@ -81,16 +81,12 @@ impl ImpactService for ImpactPort {
         tokio::spawn(async move {
             let roster = broker.roster();
             let to = sender.clone();
-            let take = move |impact: Impact| {
-                let mut pages = pages_of(&roster, &impact);
-                match pages.try_for_each(|page| to.blocking_send(Ok(page))) {
-                    Ok(()) => ControlFlow::Continue(()),
-                    // The requester went away.
-                    Err(_) => ControlFlow::Break(()),
-                }
+            let take = move |impact: Impact| match pages_of(&roster, &impact).all(|page| hand_over(&to, Ok(page))) {
+                true => ControlFlow::Continue(()),
+                false => ControlFlow::Break(()),
             };
             if let Err(refusal) = broker.registry().impact(exposed, take).await {
-                // As above: then nobody wants to know.
+                // The requester may be gone.
                 let _ = sender.send(Err(status::for_requester(&refusal))).await;
             }
         });

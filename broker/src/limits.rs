@@ -30,6 +30,13 @@ pub const MAX_PAGE_BYTES: usize = 2 * 1024 * 1024;
 /// Keys that one answer about impact looks at.
 pub const MAX_IMPACT_KEYS: usize = 100_000;
 
+/// Answers that are read from the store while somebody takes them. Each holds one of the 512 threads that everything else needs,
+/// too.
+pub const READINGS_AT_ONCE: usize = 8;
+
+/// For whoever asked to take one page of such an answer, which it does in milliseconds unless it has stopped reading.
+pub const ANSWER_TAKEN_WITHIN: Duration = Duration::from_secs(30);
+
 /// From an opened stream to the lockbox's Hello.
 pub const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 

@@ -65,6 +65,10 @@ pub enum Refusal {
     Retired,
     #[error("another identity was admitted under this lockbox id; initialize the lockbox again")]
     IdTaken,
+    #[error("as many long answers are being read as may be at once; ask again in a moment")]
+    Busy,
+    #[error("the answer was not taken, and is broken off; ask again, and read it as it comes")]
+    NotTaken,
     #[error("as many lockboxes wait for admission as may; admit or join with a token, or ask again later")]
     TooManyPending,
 

@@ -58,7 +58,8 @@ fn code(refusal: &Refusal) -> Code {
         | Refusal::IdTaken
         | Refusal::FromTheFuture { .. } => Code::FailedPrecondition,
         Refusal::Name(_) | Refusal::NotAnEnd | Refusal::NotAdmitted | Refusal::Retired => Code::PermissionDenied,
-        Refusal::TooManyPending => Code::ResourceExhausted,
+        Refusal::TooManyPending | Refusal::Busy => Code::ResourceExhausted,
+        Refusal::NotTaken => Code::DeadlineExceeded,
         Refusal::Store(_) | Refusal::Record(_) => Code::Internal,
     }
 }

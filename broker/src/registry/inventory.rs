@@ -95,15 +95,19 @@ impl Turn<'_> {
 }
 
 impl Registry {
-    /// What is opened, told family by family until nobody takes more. It reads much, and holds up nobody: what it sees may
+    /// What is opened, told family by family until one is not taken. It reads much, and holds up nobody: what it sees may
     /// not be durable yet, which only a power cut could tell.
     pub async fn impact(
         self: &Arc<Self>,
         exposed: Exposed,
         take: impl FnMut(Impact) -> ControlFlow<()> + Send + 'static,
     ) -> Result<(), Refusal> {
+        let place = self.readings.begin()?;
         let store = Arc::clone(&self.store);
-        let read = tokio::task::spawn_blocking(move || Reader { store }.impact(exposed, take));
+        let read = tokio::task::spawn_blocking(move || {
+            let _place = place;
+            Reader { store }.impact(exposed, take)
+        });
         joined(read.await)?
     }
 }
@@ -125,9 +129,7 @@ impl Reader {
                 let family = self.family(key_id, &mut HashSet::new())?;
                 let held = family.holdings.iter().filter(|held| held.entry.key_id == key_id);
                 let materials = held.map(|held| held.entry.material_id).collect();
-                // Nobody is left to be told if it breaks off.
-                let _ = take(self.judge(family, &materials, None)?);
-                Ok(())
+                go_on(take(self.judge(family, &materials, None)?))
             }
             Exposed::Lockbox(lockbox_id) => self.impact_of_lockbox(lockbox_id, take),
         }
@@ -156,9 +158,7 @@ impl Reader {
                 let held = |held: &&Holding| held.lockbox_id == stolen && held.entry.state.is_held();
                 let held = family.holdings.iter().filter(held);
                 let materials = held.map(|held| held.entry.material_id).collect();
-                if take(self.judge(family, &materials, Some(stolen))?).is_break() {
-                    return Ok(());
-                }
+                go_on(take(self.judge(family, &materials, Some(stolen))?))?;
             }
         }
     }
@@ -237,6 +237,13 @@ impl Reader {
             .map_err(Refusal::Store)?;
         let number = bytes.and_then(|bytes| bytes.try_into().ok());
         Ok(number.map_or(0, i64::from_be_bytes))
+    }
+}
+
+fn go_on(flow: ControlFlow<()>) -> Result<(), Refusal> {
+    match flow {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(()) => Err(Refusal::NotTaken),
     }
 }
 

@@ -12,6 +12,7 @@ mod keys;
 mod lockboxes;
 mod notices;
 mod preview;
+mod readings;
 mod records;
 mod reports;
 mod roster;
@@ -35,6 +36,8 @@ pub use joins::{JoinOutcome, PendingJoin};
 pub use lockboxes::LockboxFacts;
 pub use notices::{Notice, NoticeAnswer, NoticesToHear};
 pub use preview::{Named, Subject};
+use readings::Readings;
+pub(crate) use readings::hand_over;
 pub use reports::Reported;
 pub use roster::{OpenError, SyncOutcome, founding_batch, is_founded, refusal, screen};
 pub use transfer::{EndReport, Revoked, Transfer, is_ended, lapses_at_ms};
@@ -45,6 +48,7 @@ pub struct Registry {
     store: Arc<dyn Store>,
     state: Mutex<State>,
     progress: watch::Sender<Progress>,
+    readings: Readings,
 }
 
 /// What is in memory. It is never behind the store.
@@ -90,6 +94,7 @@ impl Registry {
                 submitted: 0,
             }),
             progress: watch::Sender::default(),
+            readings: Readings::default(),
         })
     }
 

@@ -13,7 +13,7 @@ use lockbox_store::Pair;
 use tokio::sync::mpsc;
 
 use super::inventory::{Reader, decode, last_id};
-use super::{Registry, Transfer, joined, keys};
+use super::{Registry, Transfer, hand_over, joined, keys};
 use crate::limits::SCAN_PAGE;
 use crate::refusal::Refusal;
 
@@ -45,7 +45,17 @@ impl Registry {
         pages: mpsc::Sender<Result<Vec<Named>, Refusal>>,
     ) -> Result<(), Refusal> {
         let (store, roster) = (Arc::clone(&self.store), self.roster());
+        let place = match self.readings.begin() {
+            Ok(place) => place,
+            Err(refusal) => {
+                // Whoever asked may be gone.
+                let _ = pages.send(Err(refusal)).await;
+                return Ok(());
+            }
+        };
+        let asker = pages.clone();
         let read = tokio::task::spawn_blocking(move || {
+            let _place = place;
             let mut preview = Preview {
                 reader: Reader { store },
                 roster,
@@ -54,20 +64,24 @@ impl Registry {
                 reported_at_ms: BTreeMap::new(),
                 valid: BTreeMap::new(),
             };
-            if let Err(Stop::Refused(refusal)) = preview.run(&subject) {
-                // Whoever asked may be gone.
-                let _ = preview.pages.blocking_send(Err(refusal));
-            }
+            preview.run(&subject)
         });
-        joined(read.await)
+        let refusal = match joined(read.await)? {
+            Ok(()) => return Ok(()),
+            Err(Stop::Refused(refusal)) => refusal,
+            Err(Stop::NotTaken) => Refusal::NotTaken,
+        };
+        // As above. This waits on no thread.
+        let _ = asker.send(Err(refusal)).await;
+        Ok(())
     }
 }
 
 /// Why no more is sent.
 enum Stop {
     Refused(Refusal),
-    /// Whoever asked is gone.
-    Gone,
+    /// Whoever asked is gone, or has stopped reading.
+    NotTaken,
 }
 
 impl From<Refusal> for Stop {
@@ -219,6 +233,9 @@ impl Preview {
 
     fn flush(&mut self) -> Result<(), Stop> {
         let page = std::mem::take(&mut self.page);
-        self.pages.blocking_send(Ok(page)).map_err(|_| Stop::Gone)
+        match hand_over(&self.pages, Ok(page)) {
+            true => Ok(()),
+            false => Err(Stop::NotTaken),
+        }
     }
 }

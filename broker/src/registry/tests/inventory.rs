@@ -8,7 +8,7 @@ use lockbox_authz::inventory::{InventoryEntry, InventoryState, MAX_INVENTORY_ENT
 use lockbox_authz::{InventoryReport, MaterialId};
 
 use super::*;
-use crate::limits::MAX_IMPACT_KEYS;
+use crate::limits::{MAX_IMPACT_KEYS, READINGS_AT_ONCE};
 
 fn held(number: u8, material: u8) -> InventoryEntry {
     InventoryEntry {
@@ -104,6 +104,42 @@ async fn every_key_of_a_stolen_lockbox_is_told_however_many_there_are() {
         .flat_map(|part| part.findings.iter().map(|finding| finding.holding.entry.key_id))
         .collect();
     assert_eq!(keys.len(), KEYS);
+}
+
+/// A requester that asks and does not read must not keep a stolen lockbox from being retired.
+#[tokio::test]
+async fn rejects_more_readings_than_may_be_at_once_and_goes_on_with_everything_else() {
+    let store = MemoryStore::new();
+    let registry = registry(&store).await;
+    tell(&registry, ALPHA, (None, None), &[(2, 2)]).await;
+    let exposed = Exposed::Key(KeyId([2; 16]));
+    let (began, all_began) = std::sync::mpsc::channel();
+    let mut readings = Vec::new();
+    let mut unread = Vec::new();
+    for _ in 0..READINGS_AT_ONCE {
+        let (release, released) = std::sync::mpsc::channel::<()>();
+        let (registry, began) = (Arc::clone(&registry), began.clone());
+        let take = move |_| {
+            began.send(()).expect("it is received below");
+            // Until its other end is dropped.
+            let _ = released.recv();
+            ControlFlow::Break(())
+        };
+        readings.push(tokio::spawn(async move { registry.impact(exposed, take).await }));
+        unread.push(release);
+    }
+    tokio::task::spawn_blocking(move || all_began.iter().take(READINGS_AT_ONCE).count())
+        .await
+        .unwrap();
+
+    let one_more = registry.impact(exposed, |_| ControlFlow::Continue(())).await;
+    assert!(matches!(one_more, Err(Refusal::Busy)));
+    tell(&registry, ALPHA, (None, None), &[(4, 4)]).await;
+    drop(unread);
+    for reading in readings {
+        assert!(matches!(reading.await.unwrap(), Err(Refusal::NotTaken)));
+    }
+    assert_eq!(opened_by(&registry, 4).await, [(4, id(ALPHA))]);
 }
 
 /// An operator who looks for what a thief can open must not be shown what is no more, nor miss what another range has.
