@@ -106,7 +106,7 @@ fn remove_rows(key_id: KeyId, material_id: MaterialId, lineage: Option<&Lineage>
 impl Lockbox {
     /// The keys here with this material, ascending.
     pub fn keys_of_material(&self, material_id: MaterialId) -> Result<Vec<KeyId>, LockboxError> {
-        let mut keys = self.indexed_keys_of(material_id, None, MAX_FAMILY)?;
+        let mut keys = self.second_ids(&Row::MaterialKey(material_id, KeyId([0; 16])).key()[..17])?;
         keys.extend(self.namesake(material_id)?.map(|key| key.info.key_id));
         keys.sort();
         Ok(keys)
