@@ -9,14 +9,14 @@ use lockbox_authz::roster::{self, Head, HeadComparison, Roster};
 
 use crate::ledger::Outgoing;
 use crate::lifecycle::state::rules;
-use crate::limits::{MAX_CHUNK_BYTES, MAX_CHUNK_KEYS, MAX_CHUNKS, MAX_CLOCK_SKEW_MS};
+use crate::limits::{MAX_CHUNK_BYTES, MAX_CHUNKS, MAX_CLOCK_SKEW_MS};
 use crate::lockbox::{Lockbox, LockboxError, Standing};
 use crate::record::Key;
 use crate::rows::Row;
 use crate::transfer::Present;
 use crate::wire::TransferState;
 
-use self::bonds::{Bonds, Group, bytes_of};
+use self::bonds::{Bonds, bytes_of};
 
 mod bonds;
 
@@ -101,7 +101,10 @@ pub enum Refusal {
     MissingAncestor { key: KeyId, ancestor: KeyId },
     #[error("step 17, layers: key {layer} lies on key {key} and would stay behind")]
     LayerLeftBehind { key: KeyId, layer: KeyId },
-    #[error("step 17, layers: key {0} and what lies on it do not fit into one chunk")]
+    #[error(
+        "step 17, layers: key {0} and all that lies on it do not fit into one chunk and can't be moved; copy them and \
+         destroy them here, or make the clones independent by rekeying them first"
+    )]
     TooManyLayers(KeyId),
     #[error("step 18, caps: {keys} keys would leave, and this lockbox lets {cap} leave under one authorization")]
     TooManyKeys { keys: u64, cap: u64 },
@@ -269,16 +272,21 @@ impl Lockbox {
                         plan.add(&key, self.chunk_keys)?;
                     }
                 }
-                // 17. What lies on each other travels as one.
-                bonds.check()?;
+                // 17. Nothing leaves without what it lies on, nor by a MOVE without what lies on it.
+                bonds.check(self)?;
             }
             Selection::Labels(_) | Selection::All => {
                 self.plan_by_bucket(statement, target, &mut plan, &mut bonds)?;
                 plan.withheld_count += bonds.withhold();
             }
         }
+        let is_named = matches!(statement.selection, Selection::Ids(_));
         for group in bonds.groups() {
-            plan.add_group(&group, self.chunk_keys)?;
+            match group.fits_a_chunk() {
+                true => plan.put(&group.key_ids(), group.bytes(), self.chunk_keys)?,
+                false if is_named => return Err(Refusal::TooManyLayers(group.lowest())),
+                false => plan.withheld_count += group.count() as u64,
+            }
         }
         if plan.chunks.is_empty() {
             return Err(Refusal::NothingSelected);
@@ -409,14 +417,7 @@ impl Plan {
         self.put(&[key.info.key_id], bytes_of(key), most_keys)
     }
 
-    /// Puts keys that lie on each other into one chunk: a chunk is stored, and erased, as one.
-    fn add_group(&mut self, group: &Group, most_keys: usize) -> Result<(), Refusal> {
-        if group.key_ids.len() > MAX_CHUNK_KEYS || group.bytes > MAX_CHUNK_BYTES - 8 {
-            return Err(Refusal::TooManyLayers(group.key_ids[0]));
-        }
-        self.put(&group.key_ids, group.bytes, most_keys)
-    }
-
+    /// Puts keys that travel as one into one chunk.
     fn put(&mut self, key_ids: &[KeyId], bytes: usize, most_keys: usize) -> Result<(), Refusal> {
         let fits = self.chunks.last().is_some_and(|chunk| {
             chunk.len() + key_ids.len() <= most_keys && self.bytes_in_last + bytes <= MAX_CHUNK_BYTES - 8

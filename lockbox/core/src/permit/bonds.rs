@@ -1,4 +1,8 @@
-//! Keys that lie on each other travel as one. SPEC section 6.3, step 17.
+//! Keys that lie on each other: which of them may leave, and with which others. SPEC section 6.3, step 17.
+//!
+//! A MOVE erases a chunk at the source when it is stored at the target, so a family that a chunk boundary parted would for a
+//! while be whole nowhere: it takes a family as one. A COPY erases nothing, and a key needs no more than what it lies on. A
+//! target stores chunks in their order, so that may have come in an earlier one.
 
 use std::collections::BTreeMap;
 
@@ -6,6 +10,8 @@ use lockbox_authz::authorization::Operation;
 use lockbox_authz::id::KeyId;
 
 use super::Refusal;
+use crate::lifecycle::family::MAX_LAYERS;
+use crate::limits::{MAX_CHUNK_BYTES, MAX_CHUNK_KEYS};
 use crate::lockbox::{Lockbox, LockboxError};
 use crate::record::Key;
 
@@ -26,11 +32,16 @@ struct Bond {
     above: Vec<KeyId>,
 }
 
-/// Keys that travel in one chunk.
-#[derive(Default)]
+/// Keys that travel in one chunk, each after what it lies on.
 pub(super) struct Group {
-    pub(super) key_ids: Vec<KeyId>,
-    pub(super) bytes: usize,
+    keys: Vec<Member>,
+}
+
+#[derive(Clone, Copy)]
+struct Member {
+    key_id: KeyId,
+    /// Of the record in a chunk.
+    bytes: usize,
 }
 
 /// Of a key's record in a chunk: the field's tag and length take at most 4 bytes.
@@ -64,55 +75,122 @@ impl Bonds {
     }
 
     /// Refuses a chain that would be torn.
-    pub(super) fn check(&self) -> Result<(), Refusal> {
-        match self.torn() {
-            Some((_, refusal)) => Err(refusal),
+    pub(super) fn check(&self, lockbox: &Lockbox) -> Result<(), Refusal> {
+        let refusal = self.keys.iter().find_map(|(key, bond)| self.torn(*key, bond));
+        match refusal {
             None => Ok(()),
+            // To be told of one layer after the other would not help: they can't all go.
+            Some(Refusal::LayerLeftBehind { key, layer }) => Err(match self.too_wide(lockbox, key)? {
+                Some(lowest) => Refusal::TooManyLayers(lowest),
+                None => Refusal::LayerLeftBehind { key, layer },
+            }),
+            Some(refusal) => Err(refusal),
         }
     }
 
-    /// Leaves out what would be torn, and gives how many those are.
+    /// Leaves out what would be torn, and gives how many those are. Each key is left out once, and looks then at what it is
+    /// bound to: the work grows with the keys and their bonds.
     pub(super) fn withhold(&mut self) -> u64 {
         let before = self.keys.len();
-        while let Some((key, _)) = self.torn() {
-            self.keys.remove(&key);
+        let torn = self.keys.iter().filter(|(key, bond)| self.torn(**key, bond).is_some());
+        let mut waiting: Vec<KeyId> = torn.map(|(key, _)| *key).collect();
+        while let Some(key) = waiting.pop() {
+            let Some(bond) = self.keys.remove(&key) else { continue };
+            // What lies on it lacks it now; and a MOVE of what it lies on would leave it behind.
+            waiting.extend(bond.above);
+            if self.operation == Operation::Move {
+                waiting.extend(bond.below);
+            }
         }
         (before - self.keys.len()) as u64
     }
 
-    /// The keys that lie on each other, the lowest first.
+    /// What travels in one chunk each, in the order in which it is to be planned: for a MOVE whole families, for a COPY each
+    /// key by itself, after what it lies on.
     pub(super) fn groups(&self) -> Vec<Group> {
         let is_lowest = |bond: &Bond| bond.below.is_none_or(|below| !self.keys.contains_key(&below));
         let lowest = self.keys.iter().filter(|(_, bond)| is_lowest(bond));
-        lowest.map(|(key, _)| self.group_above(*key)).collect()
+        let families = lowest.map(|(key, _)| self.family_on(*key));
+        match self.operation {
+            Operation::Move => families.collect(),
+            Operation::Copy => families.flat_map(Group::one_by_one).collect(),
+        }
     }
 
-    fn group_above(&self, lowest: KeyId) -> Group {
-        let mut group = Group::default();
+    fn family_on(&self, lowest: KeyId) -> Group {
+        let mut keys = Vec::new();
         let mut waiting = vec![lowest];
-        while let Some(key) = waiting.pop() {
+        while let Some(key_id) = waiting.pop() {
             // What lies on it and is not selected stays: a COPY leaves it what it lies on.
-            let Some(bond) = self.keys.get(&key) else { continue };
-            group.key_ids.push(key);
-            group.bytes += bond.bytes;
+            let Some(bond) = self.keys.get(&key_id) else { continue };
+            let bytes = bond.bytes;
+            keys.push(Member { key_id, bytes });
             waiting.extend(&bond.above);
         }
-        group
+        Group { keys }
     }
 
-    /// A key that can't leave without another, and why.
-    fn torn(&self) -> Option<(KeyId, Refusal)> {
-        self.keys.iter().find_map(|(key, bond)| {
-            let key = *key;
-            let missing = bond.below.filter(|below| !self.keys.contains_key(below));
-            if let Some(ancestor) = missing {
-                return Some((key, Refusal::MissingAncestor { key, ancestor }));
+    /// Why a key can't leave without another.
+    fn torn(&self, key: KeyId, bond: &Bond) -> Option<Refusal> {
+        let missing = bond.below.filter(|below| !self.keys.contains_key(below));
+        if let Some(ancestor) = missing {
+            return Some(Refusal::MissingAncestor { key, ancestor });
+        }
+        if self.operation != Operation::Move {
+            return None;
+        }
+        let left = bond.above.iter().find(|layer| !self.keys.contains_key(layer));
+        left.map(|layer| Refusal::LayerLeftBehind { key, layer: *layer })
+    }
+
+    /// The lowest key of a family, if the family has more keys here than a chunk takes, selected or not.
+    fn too_wide(&self, lockbox: &Lockbox, key: KeyId) -> Result<Option<KeyId>, LockboxError> {
+        let mut lowest = key;
+        for _ in 0..MAX_LAYERS {
+            let below = self.keys.get(&lowest).and_then(|bond| bond.below);
+            lowest = below.unwrap_or(lowest);
+        }
+        let (mut count, mut waiting) = (0, vec![lowest]);
+        while let Some(next) = waiting.pop() {
+            count += 1;
+            waiting.extend(lockbox.keys_on(next)?);
+            if count + waiting.len() > MAX_CHUNK_KEYS {
+                return Ok(Some(lowest));
             }
-            if self.operation != Operation::Move {
-                return None;
-            }
-            let left = bond.above.iter().find(|layer| !self.keys.contains_key(layer));
-            left.map(|layer| (key, Refusal::LayerLeftBehind { key, layer: *layer }))
-        })
+        }
+        Ok(None)
     }
 }
+
+impl Group {
+    pub(super) fn key_ids(&self) -> Vec<KeyId> {
+        self.keys.iter().map(|key| key.key_id).collect()
+    }
+
+    /// How many they are.
+    pub(super) fn count(&self) -> usize {
+        self.keys.len()
+    }
+
+    /// Of their records in a chunk.
+    pub(super) fn bytes(&self) -> usize {
+        self.keys.iter().map(|key| key.bytes).sum()
+    }
+
+    /// Whether one chunk takes them, as long as nothing else is in it.
+    pub(super) fn fits_a_chunk(&self) -> bool {
+        self.count() <= MAX_CHUNK_KEYS && self.bytes() <= MAX_CHUNK_BYTES - 8
+    }
+
+    /// The key that all the others lie on, if they were not taken apart.
+    pub(super) fn lowest(&self) -> KeyId {
+        self.keys[0].key_id
+    }
+
+    fn one_by_one(self) -> impl Iterator<Item = Self> {
+        self.keys.into_iter().map(|key| Self { keys: vec![key] })
+    }
+}
+
+#[cfg(test)]
+mod tests;

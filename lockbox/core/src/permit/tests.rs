@@ -10,6 +10,7 @@ use lockbox_authz::{UnverifiedEnvelope, Verified, WrappingCertificate};
 use super::*;
 use crate::lifecycle::caps::{Caps, HOUR_MS};
 use crate::lifecycle::derive::{DeriveRequest, Relation};
+use crate::limits::MAX_CHUNK_KEYS;
 use crate::record::{Key, KeyState, TransferPolicy};
 use crate::testing::{Cluster, NOW_MS};
 use crate::transfer::Present;
@@ -589,14 +590,74 @@ fn withholds_a_torn_chain_when_labels_select() {
     assert_eq!((status.key_count, status.withheld_count), (1, 2));
 }
 
+/// A base and a layer with as many snapshots as make the family one key wider than a chunk, all by themselves on the base.
+fn wide_family() -> (Case, Vec<KeyId>) {
+    let (mut case, layer) = bonded(Relation::Layer);
+    end_job(&mut case, layer);
+    let mut family = vec![case.key_id, layer];
+    while family.len() <= MAX_CHUNK_KEYS {
+        let request = DeriveRequest {
+            parent: layer,
+            relation: Relation::Snapshot,
+            key_id: None,
+            name: None,
+            labels: None,
+        };
+        let step = case
+            .cluster
+            .a
+            .step(|lockbox, now, rng| lockbox.derive_key(request, now, rng));
+        family.push(step.expect("its policy allows it").key_id);
+    }
+    (case, family)
+}
+
+fn counts(case: &Case) -> (u64, u64) {
+    let id = case.statement.authorization_id;
+    let status = case.cluster.a.lockbox().transfer_status(id);
+    let status = status.expect("undamaged").expect("it was opened");
+    (status.key_count, status.withheld_count)
+}
+
 #[test]
-fn rejects_layers_that_do_not_fit_into_one_chunk() {
-    let group = Group {
-        key_ids: vec![KeyId([1; 16]); MAX_CHUNK_KEYS + 1],
-        bytes: 0,
-    };
-    let refusal = Plan::default().add_group(&group, MAX_CHUNK_KEYS);
-    assert!(matches!(refusal, Err(Refusal::TooManyLayers(_))));
+fn rejects_moving_a_family_that_does_not_fit_into_one_chunk() {
+    let (mut case, family) = wide_family();
+    // No selection by ids names them all; to be told of the layer that is missing would lead nowhere.
+    for count in [1, 2, MAX_CHUNK_KEYS] {
+        let selected = family[..count].to_vec();
+        case.statement.selection = Selection::from_unsorted_ids(selected).expect("within the bounds");
+        let refusal = case.refusal();
+        assert!(
+            matches!(refusal, Refusal::TooManyLayers(key) if key == case.key_id),
+            "{refusal}"
+        );
+        let told = refusal.requester_text();
+        assert!(
+            told.contains(&case.key_id.to_string()) && told.contains("copy them"),
+            "{told}"
+        );
+    }
+}
+
+/// One golden image with many clones must not keep a machine from being evacuated.
+#[test]
+fn withholds_a_family_too_wide_for_a_chunk_and_moves_the_rest() {
+    let (mut case, family) = wide_family();
+    case.cluster.a.create("free", TransferPolicy::default());
+    case.statement.selection = Selection::All;
+    let (bytes, head) = (case.signed(), case.cluster.roster.head());
+    case.present(bytes, head).expect("one key may leave");
+    assert_eq!(counts(&case), (1, family.len() as u64));
+}
+
+#[test]
+fn copies_a_family_too_wide_for_a_chunk() {
+    let (mut case, family) = wide_family();
+    case.statement.operation = Operation::Copy;
+    case.statement.selection = Selection::All;
+    let (bytes, head) = (case.signed(), case.cluster.roster.head());
+    case.present(bytes, head).expect("nothing is left behind by a copy");
+    assert_eq!(counts(&case), (family.len() as u64, 0));
 }
 
 #[test]

@@ -568,9 +568,7 @@ fn check_selection(incoming: &Incoming, keys: &[Key]) -> Result<(), TargetError>
 /// lockboxes that move the same keys to each other would wait for ever.
 fn take_key(lockbox: &Lockbox, key: Key) -> Result<Option<Key>, TargetError> {
     let key_id = key.info.key_id;
-    if let Some(id) = lockbox.open_transfer_of(key_id)?
-        && lockbox.outgoing(id)?.is_some_and(|outgoing| outgoing.is_move())
-    {
+    if is_on_its_way_out(lockbox, key_id)? {
         return Err(TargetError::OnItsWayOut(key_id));
     }
     if let Some(mut existing) = lockbox.vault.key(key_id).map_err(LockboxError::from)? {
@@ -588,23 +586,33 @@ fn take_key(lockbox: &Lockbox, key: Key) -> Result<Option<Key>, TargetError> {
     }
 }
 
-/// A key is worth little without what it lies on: that comes in the same chunk, or is here. Keys that lie on each other in a
-/// ring could never be destroyed or moved again.
+/// Whether a key that is here is part of an open MOVE to another lockbox.
+fn is_on_its_way_out(lockbox: &Lockbox, key_id: KeyId) -> Result<bool, LockboxError> {
+    let Some(id) = lockbox.open_transfer_of(key_id)? else {
+        return Ok(false);
+    };
+    Ok(lockbox.outgoing(id)?.is_some_and(|outgoing| outgoing.is_move()))
+}
+
+/// A key is worth little without what it lies on: that comes in the same chunk, or is here and stays. Keys that lie on each
+/// other in a ring could never be destroyed or moved again.
 pub(crate) fn check_layers(lockbox: &Lockbox, keys: &[Key]) -> Result<(), TargetError> {
     let arriving: HashMap<KeyId, Option<KeyId>> =
         keys.iter().map(|key| (key.info.key_id, key.info.lies_on())).collect();
+    // The keys of a chain from an ancestor that is here downward.
+    let mut here: HashMap<KeyId, usize> = HashMap::new();
     for key in keys {
-        let mut next = key.info.lies_on();
-        if let Some(ancestor) = next
+        if let Some(ancestor) = key.info.lies_on()
             && !arriving.contains_key(&ancestor)
-            && !lockbox.vault.has_key(ancestor).map_err(LockboxError::from)?
+            && !here.contains_key(&ancestor)
         {
-            let key = key.info.key_id;
-            return Err(TargetError::MissingAncestor { key, ancestor });
+            here.insert(ancestor, chain_here(lockbox, key.info.key_id, ancestor)?);
         }
-        let mut chain = 1;
+    }
+    for key in keys {
+        let (mut chain, mut next) = (1, key.info.lies_on());
         while let Some(ancestor) = next {
-            chain += 1;
+            chain += here.get(&ancestor).copied().unwrap_or(1);
             if chain > MAX_LAYERS {
                 return Err(
                     FieldError::new("lineage", "must lead to a key that lies on none, over 64 keys at most").into(),
@@ -614,6 +622,17 @@ pub(crate) fn check_layers(lockbox: &Lockbox, keys: &[Key]) -> Result<(), Target
         }
     }
     Ok(())
+}
+
+/// How many keys the chain of an ancestor has that did not come with the key. An ancestor that is being moved away was to
+/// take what lies on it along, and this key was not here when that was planned.
+fn chain_here(lockbox: &Lockbox, key: KeyId, ancestor: KeyId) -> Result<usize, TargetError> {
+    let found = lockbox.vault.key(ancestor).map_err(LockboxError::from)?;
+    let found = found.ok_or(TargetError::MissingAncestor { key, ancestor })?;
+    if is_on_its_way_out(lockbox, ancestor)? {
+        return Err(TargetError::OnItsWayOut(ancestor));
+    }
+    Ok(lockbox.depth(&found.info)? + 1)
 }
 
 fn check_erasure(

@@ -14,6 +14,8 @@ use lockbox_authz::{UnverifiedEnvelope, Verified};
 
 use super::source::AwaitReceipt;
 
+mod families;
+
 /// Where a session is cut off.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Cut {

@@ -1,0 +1,127 @@
+//! Families of many keys, without the lockbox that would have them.
+
+use std::collections::{BTreeSet, HashSet};
+
+use super::*;
+
+/// So many that the tests would not end if for each key that is left out all the others were looked at again.
+const MANY: u32 = 50_000;
+
+fn key(number: u32) -> KeyId {
+    let mut id = [0; 16];
+    id[..4].copy_from_slice(&number.to_be_bytes());
+    KeyId(id)
+}
+
+/// The bonds of keys of which each lies on another, those that may leave being taken.
+fn bonds(operation: Operation, lie: &[(u32, Option<u32>)], may_leave: impl Fn(u32) -> bool) -> Bonds {
+    let mut above: BTreeMap<KeyId, Vec<KeyId>> = BTreeMap::new();
+    for (upper, lower) in lie {
+        if let Some(lower) = lower {
+            above.entry(key(*lower)).or_default().push(key(*upper));
+        }
+    }
+    let mut bonds = Bonds::new(true, operation);
+    for (number, below) in lie.iter().filter(|(number, _)| may_leave(*number)) {
+        let bond = Bond {
+            bytes: 100,
+            below: below.map(key),
+            above: above.remove(&key(*number)).unwrap_or_default(),
+        };
+        bonds.keys.insert(key(*number), bond);
+    }
+    bonds
+}
+
+/// Sound pairs of which the ids come first, and then a base with a wide family.
+fn pairs_and_a_wide_family() -> (Vec<(u32, Option<u32>)>, u32) {
+    let base = 2 * MANY;
+    let pairs = (0..MANY).map(|number| (number, (number % 2 == 1).then(|| number - 1)));
+    let family = (1..=MANY).map(|layer| (base + layer, Some(base)));
+    (pairs.chain([(base, None)]).chain(family).collect(), base)
+}
+
+#[test]
+fn a_pinned_base_withholds_all_its_layers_and_nothing_else() {
+    let (lie, base) = pairs_and_a_wide_family();
+    for operation in [Operation::Copy, Operation::Move] {
+        let mut bonds = bonds(operation, &lie, |number| number != base);
+        assert_eq!(bonds.withhold(), u64::from(MANY));
+        let planned: usize = bonds.groups().iter().map(Group::count).sum();
+        assert_eq!(planned, MANY as usize);
+    }
+}
+
+#[test]
+fn a_pinned_layer_withholds_its_family_from_a_move_and_only_itself_from_a_copy() {
+    let (lie, base) = pairs_and_a_wide_family();
+    let pinned = base + MANY;
+    let mut moved = bonds(Operation::Move, &lie, |number| number != pinned);
+    assert_eq!(moved.withhold(), u64::from(MANY), "the base and its other layers");
+    assert!(moved.groups().iter().all(|group| group.count() == 2));
+    let mut copied = bonds(Operation::Copy, &lie, |number| number != pinned);
+    assert_eq!(copied.withhold(), 0);
+    assert_eq!(copied.groups().len(), lie.len() - 1);
+}
+
+/// In a long chain whose ids grow downward, each key that is left out is found only after the one below it.
+#[test]
+fn a_chain_falls_as_a_whole_with_its_lowest_key() {
+    let lie: Vec<_> = (0..MANY).map(|number| (number, Some(number + 1))).collect();
+    for operation in [Operation::Copy, Operation::Move] {
+        let mut bonds = bonds(operation, &lie, |_| true);
+        assert_eq!(bonds.withhold(), u64::from(MANY));
+        assert!(bonds.groups().is_empty());
+    }
+}
+
+/// Or a target would refuse a key because the one that it lies on is not there yet.
+#[test]
+fn a_copy_takes_each_key_by_itself_after_what_it_lies_on() {
+    // A tree in which a key's id says nothing of its height: each lies on one that stands elsewhere in the order of ids.
+    let place = |number: u32| number * 7_919 % 10_007;
+    let lie: Vec<_> = (0..10_007)
+        .map(|number| (place(number), (number > 0).then(|| place((number - 1) / 3))))
+        .collect();
+    let below: BTreeMap<KeyId, Option<KeyId>> =
+        lie.iter().map(|(upper, lower)| (key(*upper), lower.map(key))).collect();
+    let bonds = bonds(Operation::Copy, &lie, |_| true);
+    let mut arrived = HashSet::new();
+    for group in bonds.groups() {
+        assert!(group.fits_a_chunk() && group.count() == 1);
+        let ancestor = below[&group.lowest()];
+        assert!(ancestor.is_none_or(|ancestor| arrived.contains(&ancestor)));
+        arrived.insert(group.lowest());
+    }
+    assert_eq!(arrived.len(), lie.len());
+}
+
+/// Or a crash between two chunks would leave a volume's keys in two places.
+#[test]
+fn a_move_takes_a_family_as_one() {
+    let lie: Vec<_> = (0..1_000)
+        .map(|number| (number, (number >= 10).then(|| number - 10)))
+        .collect();
+    let groups = bonds(Operation::Move, &lie, |_| true).groups();
+    assert_eq!(groups.len(), 10);
+    for group in groups {
+        let remainders: BTreeSet<u32> = group
+            .key_ids()
+            .iter()
+            .map(|id| u32::from_be_bytes([id.0[0], id.0[1], id.0[2], id.0[3]]) % 10)
+            .collect();
+        assert_eq!((group.count(), remainders.len()), (100, 1));
+    }
+}
+
+#[test]
+fn a_chunk_takes_so_many_keys_and_so_many_bytes() {
+    let group = |count: usize, bytes: usize| Group {
+        keys: vec![Member { key_id: key(1), bytes }; count],
+    };
+    assert!(group(MAX_CHUNK_KEYS, 100).fits_a_chunk());
+    assert!(!group(MAX_CHUNK_KEYS + 1, 100).fits_a_chunk());
+    let half = (MAX_CHUNK_BYTES - 8) / 2;
+    assert!(group(2, half).fits_a_chunk());
+    assert!(!group(2, half + 1).fits_a_chunk());
+}
