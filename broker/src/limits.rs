@@ -30,6 +30,9 @@ pub const MAX_PAGE_BYTES: usize = 2 * 1024 * 1024;
 /// Keys that one answer about impact looks at.
 pub const MAX_IMPACT_KEYS: usize = 100_000;
 
+/// Keys that one range of an inventory may replace: each takes up to five changes, and a batch has room for 10,000.
+pub const MAX_RANGE_KEYS: usize = 1_500;
+
 /// Answers that are read from the store while somebody takes them. Each holds one of the 512 threads that everything else needs,
 /// too.
 pub const READINGS_AT_ONCE: usize = 8;

@@ -65,6 +65,10 @@ pub enum Refusal {
     Retired,
     #[error("another identity was admitted under this lockbox id; initialize the lockbox again")]
     IdTaken,
+    #[error("the lockbox has told of a later time before; if it goes on, its clock was put back, and has to be set")]
+    OlderReport,
+    #[error("the lockbox has lost very many keys, and is to tell again until all of them are taken off")]
+    MuchIsGone,
     #[error("as many long answers are being read as may be at once; ask again in a moment")]
     Busy,
     #[error("the answer was not taken, and is broken off; ask again, and read it as it comes")]

@@ -56,6 +56,8 @@ fn code(refusal: &Refusal) -> Code {
         | Refusal::OtherCluster
         | Refusal::OtherAuthorization
         | Refusal::IdTaken
+        | Refusal::OlderReport
+        | Refusal::MuchIsGone
         | Refusal::FromTheFuture { .. } => Code::FailedPrecondition,
         Refusal::Name(_) | Refusal::NotAnEnd | Refusal::NotAdmitted | Refusal::Retired => Code::PermissionDenied,
         Refusal::TooManyPending | Refusal::Busy => Code::ResourceExhausted,

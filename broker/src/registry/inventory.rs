@@ -12,7 +12,7 @@ use lockbox_store::{Batch, Store};
 use prost::Message;
 
 use super::{Registry, Turn, joined, keys};
-use crate::limits::{MAX_IMPACT_KEYS, SCAN_PAGE};
+use crate::limits::{MAX_IMPACT_KEYS, MAX_RANGE_KEYS, SCAN_PAGE};
 use crate::refusal::Refusal;
 
 /// What is thought to be known to strangers.
@@ -38,16 +38,17 @@ pub struct Impact {
 impl Turn<'_> {
     /// Stores one range of a lockbox's inventory in place of what was known of it. The report was verified.
     ///
-    /// One that is older than what is known is left aside: it was held back, or comes again, and what it says is past.
+    /// One that is older than what is known is refused: it was held back, and what it says is past. A lockbox whose clock was
+    /// put back tells everything again until its clock has caught up.
     pub fn take_inventory(&mut self, report: &InventoryReport, now_ms: i64) -> Result<(), Refusal> {
         let lockbox_id = report.lockbox_id;
         let before = self.get(&keys::inventory_time(lockbox_id))?;
         let before_ms = before.and_then(|bytes| bytes.try_into().ok()).map(i64::from_be_bytes);
         // A time that is still to come was a wrong clock's: it must not keep every report out until then.
         if before_ms.is_some_and(|before_ms| (report.reported_at_ms.saturating_add(1)..=now_ms).contains(&before_ms)) {
-            return Ok(());
+            return Err(Refusal::OlderReport);
         }
-        let mut known = self.inventory_between(report)?;
+        let (mut known, more) = self.inventory_between(report)?;
         let mut batch = Batch::new();
         for entry in &report.entries {
             let bytes = entry.to_wire().encode_to_vec();
@@ -62,9 +63,13 @@ impl Turn<'_> {
                 batch.put(keys::child(ancestor, entry.key_id), Vec::new());
             }
         }
-        for key_id in known.into_keys() {
-            batch.remove(keys::inventory_key(lockbox_id, key_id));
-            batch.remove(keys::holder(key_id, lockbox_id));
+        for (key_id, bytes) in known {
+            self.forget_holding(lockbox_id, key_id, &bytes, &mut batch)?;
+        }
+        if more {
+            // So much is gone only if a store was lost. What is removed by now is not looked at again.
+            self.commit(batch)?;
+            return Err(Refusal::MuchIsGone);
         }
         if report.last.is_none() || !batch.is_empty() {
             batch.put(
@@ -75,22 +80,50 @@ impl Turn<'_> {
         self.commit(batch)
     }
 
-    fn inventory_between(&self, report: &InventoryReport) -> Result<BTreeMap<KeyId, Vec<u8>>, Refusal> {
+    /// What is known of the range, and whether that is not all: nobody else has a turn meanwhile.
+    fn inventory_between(&self, report: &InventoryReport) -> Result<(BTreeMap<KeyId, Vec<u8>>, bool), Refusal> {
         let prefix = keys::inventory(report.lockbox_id);
         let mut after = report.after.map(|id| keys::inventory_key(report.lockbox_id, id));
         let mut known = BTreeMap::new();
         loop {
             let page = self.scan(&prefix, after.as_deref(), SCAN_PAGE)?;
-            let Some((last, _)) = page.last() else { return Ok(known) };
+            let Some((last, _)) = page.last() else {
+                return Ok((known, false));
+            };
             after = Some(last.clone());
             for (place, value) in page {
                 let key_id = last_id(&place).map_err(Refusal::Record)?;
                 if report.last.is_some_and(|end| key_id > end) {
-                    return Ok(known);
+                    return Ok((known, false));
+                }
+                if known.len() == MAX_RANGE_KEYS {
+                    return Ok((known, true));
                 }
                 known.insert(key_id, value);
             }
         }
+    }
+
+    /// What says that the lockbox has or had a key; and with the last lockbox that says so, what leads to the key.
+    fn forget_holding(
+        &self,
+        lockbox_id: LockboxId,
+        key_id: KeyId,
+        entry: &[u8],
+        batch: &mut Batch,
+    ) -> Result<(), Refusal> {
+        batch.remove(keys::inventory_key(lockbox_id, key_id));
+        batch.remove(keys::holder(key_id, lockbox_id));
+        let mut holders = self.scan(&keys::holders(key_id), None, 2)?;
+        holders.retain(|(place, _)| *place != keys::holder(key_id, lockbox_id));
+        if holders.is_empty() {
+            let entry = decode(entry)?;
+            batch.remove(keys::material(entry.material_id, key_id));
+            for ancestor in ancestors(&entry) {
+                batch.remove(keys::child(ancestor, key_id));
+            }
+        }
+        Ok(())
     }
 }
 

@@ -38,9 +38,11 @@ const MAX_CHANGED: usize = 4_096;
 struct Teller<'a> {
     node: &'a Arc<Node>,
     client: InventoryServiceClient<Channel>,
-    /// Notes what has changed since everything was told; `None` if everything is still to be told.
+    /// Notes what changes; `None` before the first round, and after the lockbox was sealed.
     watch: Option<Arc<InventoryWatch>>,
-    /// When everything may be told again.
+    /// Since when everything is to be told, and may be: `None` if it was.
+    full_from: Option<Instant>,
+    /// When the next round that tells everything may begin.
     not_before: Instant,
 }
 
@@ -51,6 +53,7 @@ pub(super) async fn run(node: &Arc<Node>, channel: Channel) -> Result<Infallible
         node,
         client: InventoryServiceClient::new(channel),
         watch: None,
+        full_from: Some(Instant::now()),
         not_before: Instant::now(),
     };
     let mut after_refusal = AFTER_REFUSAL;
@@ -62,35 +65,57 @@ pub(super) async fn run(node: &Arc<Node>, channel: Channel) -> Result<Infallible
                 tracing::info!("the broker takes no inventory");
                 return std::future::pending().await;
             }
-            Err(error @ LinkError::Status(_)) => {
+            // Refused by the broker; or a record of this store is damaged, which must not keep transfers from going on.
+            Err(error @ (LinkError::Status(_) | LinkError::Step(StepError::Refused(_)))) => {
                 tracing::warn!(
                     error = crate::chain(&error),
                     "the inventory was not told; it is tried again"
                 );
-                teller.watch = None;
-                tokio::time::sleep(after_refusal).await;
+                teller.full_from = Some(Instant::now() + after_refusal);
                 after_refusal = AFTER_REFUSAL_AT_MOST.min(after_refusal * 2);
-                continue;
             }
             Err(error) => return Err(error),
         }
         tokio::time::sleep(BETWEEN_ROUNDS).await;
-        activity.changed().await.map_err(|_| LinkError::Closed)?;
+        tokio::select! {
+            changed = activity.changed() => changed.map_err(|_| LinkError::Closed)?,
+            () = teller.full_is_due() => {}
+        }
     }
 }
 
 impl Teller<'_> {
+    /// Tells what has changed; and everything if that is due, which covers what was too much to be told by itself.
     async fn round(&mut self) -> Result<(), LinkError> {
-        if let Some(watch) = self.watch.take() {
+        if let Some(watch) = self.watch.clone() {
             let noted = Arc::clone(&watch);
             let changed = self.node.engine.read(move |lockbox| lockbox.changed_keys(&noted));
-            if let Some(changed) = changed.await?.filter(|changed| changed.len() <= MAX_CHANGED) {
-                self.tell_changed(changed).await?;
-                self.watch = Some(watch);
-                return Ok(());
+            match changed.await? {
+                Some(changed) if changed.len() <= MAX_CHANGED => self.tell_changed(changed).await?,
+                Some(_) => self.full_from = self.full_from.or(Some(self.not_before)),
+                None => {
+                    self.full_from = self.full_from.or(Some(self.not_before));
+                    self.begin_watch().await?;
+                }
             }
         }
-        self.tell_everything().await
+        match self.full_from {
+            Some(from) if from <= Instant::now() => self.tell_everything().await,
+            _ => Ok(()),
+        }
+    }
+
+    async fn full_is_due(&self) {
+        match self.full_from {
+            Some(from) => tokio::time::sleep_until(from).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    async fn begin_watch(&mut self) -> Result<(), LinkError> {
+        let watch = self.node.engine.read(lockbox_core::lockbox::Lockbox::watch_inventory);
+        self.watch = Some(Arc::new(watch.await?));
+        Ok(())
     }
 
     async fn tell_changed(&mut self, mut changed: BTreeSet<KeyId>) -> Result<(), LinkError> {
@@ -114,10 +139,8 @@ impl Teller<'_> {
 
     /// Tells every range. What changes meanwhile is noted, and told after it.
     async fn tell_everything(&mut self) -> Result<(), LinkError> {
-        tokio::time::sleep_until(self.not_before).await;
         let began = Instant::now();
-        let watch = self.node.engine.read(lockbox_core::lockbox::Lockbox::watch_inventory);
-        let watch = Arc::new(watch.await?);
+        self.begin_watch().await?;
         let mut after = None;
         loop {
             let report = self
@@ -132,7 +155,7 @@ impl Teller<'_> {
             }
         }
         self.not_before = Instant::now() + began.elapsed() * FULL_SHARE;
-        self.watch = Some(watch);
+        self.full_from = None;
         Ok(())
     }
 

@@ -8,7 +8,7 @@ use lockbox_authz::inventory::{InventoryEntry, InventoryState, MAX_INVENTORY_ENT
 use lockbox_authz::{InventoryReport, MaterialId};
 
 use super::*;
-use crate::limits::{MAX_IMPACT_KEYS, READINGS_AT_ONCE};
+use crate::limits::{MAX_IMPACT_KEYS, MAX_RANGE_KEYS, READINGS_AT_ONCE};
 
 fn held(number: u8, material: u8) -> InventoryEntry {
     InventoryEntry {
@@ -33,7 +33,8 @@ async fn tell_at(
     entries: &[(u8, u8)],
 ) {
     let entries = entries.iter().map(|(key, material)| held(*key, *material)).collect();
-    tell_entries(registry, reported_at_ms, lockbox, range, entries).await;
+    let told = tell_entries(registry, reported_at_ms, lockbox, range, entries).await;
+    told.unwrap();
 }
 
 async fn tell_entries(
@@ -42,7 +43,7 @@ async fn tell_entries(
     lockbox: u8,
     range: (Option<u8>, Option<u8>),
     entries: Vec<InventoryEntry>,
-) {
+) -> Result<(), Refusal> {
     let report = InventoryReport {
         cluster_id: registry.roster().cluster_id(),
         lockbox_id: id(lockbox),
@@ -51,8 +52,7 @@ async fn tell_entries(
         last: range.1.map(|number| KeyId([number; 16])),
         entries,
     };
-    let taken = registry.turn(move |turn| turn.take_inventory(&report, NOW_MS)).await;
-    taken.unwrap();
+    registry.turn(move |turn| turn.take_inventory(&report, NOW_MS)).await
 }
 
 async fn impact(registry: &Arc<Registry>, exposed: Exposed) -> Vec<Impact> {
@@ -177,7 +177,8 @@ async fn what_lies_on_a_key_is_found_although_its_parent_was_never_reported() {
         stated_lies_on: Some(KeyId([2; 16])),
     });
     tell(&registry, ALPHA, (None, None), &[(2, 2)]).await;
-    tell_entries(&registry, NOW_MS, BETA, (None, None), vec![snapshot]).await;
+    let told = tell_entries(&registry, NOW_MS, BETA, (None, None), vec![snapshot]).await;
+    told.unwrap();
     let registry = reopen(&store);
     let told = impact(&registry, Exposed::Key(KeyId([2; 16]))).await;
     let found: Vec<_> = told
@@ -193,13 +194,47 @@ async fn what_lies_on_a_key_is_found_although_its_parent_was_never_reported() {
     assert_eq!(opened_by(&registry, 6).await, [(6, id(BETA)), (2, id(ALPHA))]);
 }
 
+/// One range in which nothing is left must not hold everybody else up, nor be refused for ever.
+#[tokio::test]
+async fn a_lockbox_that_lost_everything_is_taken_off_step_by_step() {
+    let store = MemoryStore::new();
+    let registry = registry(&store).await;
+    let key_id = |number: usize| KeyId((number as u128 + 1).to_be_bytes());
+    let numbers: Vec<usize> = (0..MAX_RANGE_KEYS + 10).collect();
+    for range in numbers.chunks(MAX_INVENTORY_ENTRIES) {
+        let entry = |number: &usize| InventoryEntry {
+            key_id: key_id(*number),
+            ..held(0, 7)
+        };
+        let report = InventoryReport {
+            cluster_id: registry.roster().cluster_id(),
+            lockbox_id: id(ALPHA),
+            reported_at_ms: NOW_MS,
+            after: range[0].checked_sub(1).map(key_id),
+            last: range.last().copied().map(key_id),
+            entries: range.iter().map(entry).collect(),
+        };
+        let taken = registry.turn(move |turn| turn.take_inventory(&report, NOW_MS)).await;
+        taken.unwrap();
+    }
+    let first = tell_entries(&registry, NOW_MS, ALPHA, (None, None), Vec::new()).await;
+    assert!(matches!(first, Err(Refusal::MuchIsGone)));
+    tell(&registry, ALPHA, (None, None), &[]).await;
+    assert!(impact(&registry, Exposed::Lockbox(id(ALPHA))).await.is_empty());
+    // Nothing leads to them any more.
+    let left = registry.turn(|turn| turn.scan(&keys::materials(MaterialId([7; 16])), None, 1));
+    assert!(left.await.unwrap().is_empty());
+}
+
 /// A report that was held back on an old connection would bring back what the lockbox has told is gone.
 #[tokio::test]
 async fn an_older_report_does_not_replace_a_newer_one() {
     let store = MemoryStore::new();
     let registry = registry(&store).await;
     tell_at(&registry, NOW_MS - 5, ALPHA, (None, None), &[(2, 2), (4, 2)]).await;
-    tell_at(&registry, NOW_MS - 9, ALPHA, (None, None), &[(2, 2)]).await;
+    // It is not to believe that it was told.
+    let older = tell_entries(&registry, NOW_MS - 9, ALPHA, (None, None), vec![held(2, 2)]).await;
+    assert!(matches!(older, Err(Refusal::OlderReport)));
     assert_eq!(opened_by(&registry, 2).await.len(), 2);
     // Another lockbox's clock is its own.
     tell_at(&registry, NOW_MS - 9, BETA, (None, None), &[(6, 2)]).await;
