@@ -74,7 +74,10 @@ fn snapshot_of(lockbox: &Lockbox, key: KeyId) -> KeyId {
 
 fn ask(cluster: &Cluster, args: &[&str]) -> process::Output {
     let all = args.iter().chain(&["--output", "json"]);
-    cluster.broker().command(all).expect_success(&args.join(" "))
+    let started = cluster.broker().start_command(all);
+    started
+        .wait_within(Duration::from_secs(3_600))
+        .expect_success(&args.join(" "))
 }
 
 /// Keys at lockboxes in an answer.

@@ -16,7 +16,7 @@ use lockbox_rpc::transport::{ClientTimeouts, MAX_MESSAGE_BYTES, connect_x509};
 use tonic::transport::Channel;
 
 use super::attacker::{now_ms, read_key};
-use super::process::{Daemon, Log, Output, run};
+use super::process::{Daemon, Log, Output, Running, start};
 use super::proxy::Proxy;
 use super::wait::eventually;
 use super::{binaries, block_on};
@@ -138,6 +138,15 @@ impl Broker {
 
     /// Runs the command line with another client.toml.
     pub fn command_as(&self, client: &Path, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Output {
+        self.start_as(client, args).wait()
+    }
+
+    /// Starts the command line as the operator.
+    pub fn start_command(&self, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Running {
+        self.start_as(&self.0.dir.join("client.toml"), args)
+    }
+
+    fn start_as(&self, client: &Path, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Running {
         let mut command = Command::new(binaries::broker());
         command
             .env_remove("LOCKBOX_BROKER_CLIENT")
@@ -146,7 +155,7 @@ impl Broker {
             .arg("--client")
             .arg(client)
             .args(["--server", &self.0.control.address()]);
-        run(&mut command, b"")
+        start(&mut command, b"")
     }
 
     pub fn admin_key_file(&self) -> PathBuf {

@@ -6,11 +6,11 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::wait::{DEADLINE, eventually};
+use super::wait::{DEADLINE, within};
 
 /// What a command said, and how it ended.
 #[derive(Debug)]
@@ -92,13 +92,18 @@ impl Running {
     ///
     /// If it is not done at the deadline.
     pub fn wait(self) -> Output {
+        self.wait_within(DEADLINE)
+    }
+
+    /// The same with another deadline.
+    pub fn wait_within(self, limit: Duration) -> Output {
         let Self {
             mut child,
             shown,
             stdout,
             stderr,
         } = self;
-        let status = eventually(&shown, || child.0.try_wait().expect("it is our child"));
+        let status = within(limit, &shown, || child.0.try_wait().expect("it is our child"));
         Output {
             stdout: stdout.join().expect("reading does not panic"),
             stderr: String::from_utf8_lossy(&stderr.join().expect("reading does not panic")).into_owned(),

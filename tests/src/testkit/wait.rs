@@ -14,13 +14,18 @@ const PAUSE: Duration = Duration::from_millis(10);
 /// # Panics
 ///
 /// If the deadline passes first.
-pub fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + DEADLINE;
+pub fn eventually<T>(what: &str, look: impl FnMut() -> Option<T>) -> T {
+    within(DEADLINE, what, look)
+}
+
+/// The same with another deadline.
+pub(super) fn within<T>(limit: Duration, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + limit;
     loop {
         if let Some(seen) = look() {
             return seen;
         }
-        assert!(Instant::now() < deadline, "after {DEADLINE:?} still not so: {what}");
+        assert!(Instant::now() < deadline, "after {limit:?} still not so: {what}");
         thread::sleep(PAUSE);
     }
 }
