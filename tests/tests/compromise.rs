@@ -373,9 +373,11 @@ fn a_notice_of_former_admins_is_signed_again_by_the_present_ones() {
         ("applied".into(), "waiting".into())
     );
     assert_eq!(state(&b, key), "active");
-    let refused = as_admin(broker, &["notice", "renew", &notice], &[&former]);
+    let unasked = as_admin(broker, &["notice", "renew", &notice], &[&present]);
+    assert!(!unasked.status.success() && unasked.stderr.contains("--yes"), "{}", unasked.stderr);
+    let refused = as_admin(broker, &["notice", "renew", &notice, "--yes"], &[&former]);
     assert!(!refused.status.success(), "it is no admin's key any more");
-    as_admin(broker, &["notice", "renew", &notice], &[&present]).expect_success("notice renew");
+    as_admin(broker, &["notice", "renew", &notice, "--yes"], &[&present]).expect_success("notice renew");
     wait_for_state(&b, key, "compromised");
     wait_until_applied(broker, "b");
     assert_eq!(standing(broker, "a"), "applied", "it is the same notice");
