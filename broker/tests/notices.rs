@@ -125,6 +125,40 @@ async fn a_notice_is_told_at_once_and_again_until_it_is_applied() {
     assert_eq!(heard(&mut a_link).await.hash(), next.hash());
 }
 
+/// Its folder was put back from an older copy: the marks are gone, and its own report is what tells.
+#[tokio::test]
+async fn a_lockbox_that_reports_unmarked_what_it_had_marked_is_told_again_once_for_each_report() {
+    let world = World::new();
+    let (a, mut a_link, b, mut b_link) = world.two().await;
+    let (first, second) = (signed(&world, 1, &admin(&world)), signed(&world, 2, &admin(&world)));
+    for notice in [&first, &second] {
+        submit(&world, notice).await.unwrap();
+        for link in [&mut a_link, &mut b_link] {
+            assert_eq!(heard(link).await.hash(), notice.hash());
+            link.answer_notice(applied(notice)).await;
+        }
+    }
+    for _ in 0..2 {
+        report_keys(&world, &a, &[(KeyId([1; 16]), 1), (KeyId([3; 16]), 3)]).await;
+        let (notices, _) = list(&world, 0, "").await;
+        assert_eq!(standing(&notices[1], &a).0, NoticeStanding::Waiting);
+        assert_eq!(standing(&notices[0], &a).0, NoticeStanding::Applied, "it names another");
+        assert_eq!(
+            standing(&notices[1], &b).0,
+            NoticeStanding::Applied,
+            "it reported nothing"
+        );
+        assert_eq!(heard(&mut a_link).await.hash(), first.hash());
+        a_link.answer_notice(applied(&first)).await;
+    }
+    // Nothing was sent twice: the next that comes is the next that is made.
+    let third = signed(&world, 4, &admin(&world));
+    submit(&world, &third).await.unwrap();
+    for link in [&mut a_link, &mut b_link] {
+        assert_eq!(heard(link).await.hash(), third.hash());
+    }
+}
+
 /// A lockbox applies one after the other; the broker keeps the rest until it has answered.
 #[tokio::test]
 async fn a_lockbox_that_does_not_answer_is_told_of_a_few_notices_and_no_more() {
