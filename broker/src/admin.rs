@@ -29,6 +29,8 @@ pub enum AdminError {
     Refused(RosterError),
     #[error("every lockbox would refuse this: {0}")]
     NoticeRefused(NoticeError),
+    #[error("the broker shows a notice that no admins of this cluster have signed, now or before; nothing was signed")]
+    NobodysNotice,
     #[error("this is no roster entry, and no compromise notice, that can be signed: {0}")]
     NotAnEntry(EnvelopeError),
 }
@@ -92,6 +94,24 @@ pub fn sign_notice(
     match check_notice(roster, &notice) {
         Ok(()) | Err(AdminError::TooFewSigners { .. }) => Ok(notice),
         Err(error) => Err(error),
+    }
+}
+
+/// What enough admins have signed, of now or of some time before: the roster tells who they were. A broker alone can make
+/// none that passes.
+pub fn notice_of_admins(roster: &Roster, notice: &UnverifiedEnvelope) -> Result<CompromiseNotice, AdminError> {
+    let mut entries = roster.entries_from(0, usize::MAX);
+    let genesis = entries.next().expect("a roster has a genesis entry");
+    let mut then = Roster::found(genesis, Some(roster.cluster_id())).map_err(AdminError::Refused)?;
+    loop {
+        if let Ok(notice) = CompromiseNotice::verify(notice, &then) {
+            return Ok(notice.statement().clone());
+        }
+        let admins = then.admins().clone();
+        while *then.admins() == admins {
+            let entry = entries.next().ok_or(AdminError::NobodysNotice)?;
+            then.apply(entry).map_err(AdminError::Refused)?;
+        }
     }
 }
 
@@ -274,5 +294,63 @@ mod tests {
         let join_key = secret(7).public_key();
         let refused = sign_change(&roster, Change::RevokeJoin { join_key }, &[secret(1), secret(2)], 2_000);
         assert!(matches!(refused, Err(AdminError::Refused(RosterError::Rule(_)))));
+    }
+
+    fn notice(roster: &Roster, signers: &[u8]) -> UnverifiedEnvelope {
+        let notice = CompromiseNotice {
+            cluster_id: roster.cluster_id(),
+            notice_id: NoticeId([7; 16]),
+            issued_at_ms: 1_500,
+            material_ids: vec![MaterialId([1; 16])],
+            reason: String::new(),
+        };
+        let keys: Vec<_> = signers.iter().map(|number| secret(*number)).collect();
+        sign_statement(notice, &keys).unwrap()
+    }
+
+    /// A cluster whose admins were 1, 2 and 3, then 4 alone, and are 5 and 6 now; 9 is its broker.
+    fn much_changed() -> Roster {
+        let mut roster = Roster::found(&sign_entry(genesis(), &[secret(1), secret(2)]).unwrap(), None).unwrap();
+        let admins = |numbers: &[u8], threshold| {
+            let keys = numbers.iter().map(|number| secret(*number).public_key()).collect();
+            Change::ChangeAdmins(Admins::new(keys, threshold, 1).unwrap())
+        };
+        for (change, signers) in [
+            (admit_broker(), &[1, 2][..]),
+            (admins(&[4], 1), &[1, 3]),
+            (admins(&[5, 6], 2), &[4]),
+        ] {
+            let keys: Vec<_> = signers.iter().map(|number| secret(*number)).collect();
+            let entry = sign_change(&roster, change, &keys, 2_000).unwrap();
+            roster.apply(&entry).unwrap();
+        }
+        roster
+    }
+
+    #[test]
+    fn what_admins_of_any_time_signed_may_be_signed_again() {
+        let roster = much_changed();
+        for signers in [&[2, 3][..], &[4], &[5, 6]] {
+            let shown = notice_of_admins(&roster, &notice(&roster, signers)).unwrap();
+            assert_eq!(shown.material_ids, [MaterialId([1; 16])]);
+        }
+    }
+
+    /// Else a stolen broker would have the admins sign what it likes.
+    #[test]
+    fn rejects_a_notice_that_no_admins_of_any_time_have_signed() {
+        let roster = much_changed();
+        for signers in [&[9][..], &[8], &[1], &[1, 4], &[1, 2, 9], &[4, 9], &[5]] {
+            let refused = notice_of_admins(&roster, &notice(&roster, signers));
+            assert!(matches!(refused, Err(AdminError::NobodysNotice)), "{signers:?}");
+        }
+        let mut other = genesis();
+        other.signed_at_ms += 1;
+        let other = Roster::found(&sign_entry(other, &[secret(1), secret(2)]).unwrap(), None).unwrap();
+        let refused = notice_of_admins(&roster, &notice(&other, &[1, 2]));
+        assert!(
+            matches!(refused, Err(AdminError::NobodysNotice)),
+            "it is another cluster's"
+        );
     }
 }

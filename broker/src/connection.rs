@@ -187,9 +187,11 @@ impl Connection {
             self.notices.after = heard.after;
             self.notices.more = heard.more;
             for (hash, notice) in heard.notices {
-                self.notices.in_flight.insert(hash);
-                self.send(connect_response::Message::DeliverNotice(DeliverNotice { notice }))
-                    .await?;
+                // Looking from the beginning again, one may come by that is not answered yet.
+                if self.notices.in_flight.insert(hash) {
+                    self.send(connect_response::Message::DeliverNotice(DeliverNotice { notice }))
+                        .await?;
+                }
             }
         }
         Ok(())
@@ -204,6 +206,11 @@ impl Connection {
                 .await
             }
             Signal::Notice => {
+                self.notices.more = self.notices.is_known;
+                self.tell_notices(lockbox_id).await
+            }
+            Signal::NoticesAgain => {
+                self.notices.after = 0;
                 self.notices.more = self.notices.is_known;
                 self.tell_notices(lockbox_id).await
             }

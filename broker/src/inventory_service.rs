@@ -24,6 +24,7 @@ use crate::node_service::{envelope, peer_key};
 use crate::refusal::Refusal;
 use crate::registry::{Exposed, Impact, hand_over};
 use crate::requesters::Permission;
+use crate::sessions::Signal;
 use crate::{control_service, status};
 
 /// A message takes 4 MiB, and the consumers of a finding up to 33 KiB.
@@ -97,15 +98,20 @@ impl ImpactService for ImpactPort {
 impl Broker {
     /// Takes one range of a lockbox's inventory.
     async fn take_inventory(self: &Arc<Self>, peer: PublicKey, report: UnverifiedEnvelope) -> Result<(), Refusal> {
-        self.turn(move |_, turn| {
+        let recalled = self.turn(move |_, turn| {
             let roster = Arc::clone(turn.roster());
             let lockbox = roster.admitted_by_key(&peer).ok_or(Refusal::NotAdmitted)?;
             let report =
                 InventoryReport::verify(&report, lockbox.identity_key, roster.cluster_id(), lockbox.lockbox_id)
                     .map_err(Refusal::Inventory)?;
-            turn.take_inventory(report.statement(), now_ms())
-        })
-        .await
+            turn.take_inventory(report.statement(), now_ms())?;
+            let recalled = turn.recall_unmarked(report.statement())?;
+            Ok(recalled.then_some(lockbox.lockbox_id))
+        });
+        if let Some(lockbox_id) = recalled.await? {
+            self.sessions.signal(lockbox_id, Signal::NoticesAgain);
+        }
+        Ok(())
     }
 
     fn exposed(&self, requester: &str, subject: Option<Subject>) -> Result<Exposed, Refusal> {

@@ -16,6 +16,8 @@ pub(crate) enum Signal {
     Roster(Head),
     /// There are notices that it was not told of.
     Notice,
+    /// Among the notices that it was told of are such as it has to be told again.
+    NoticesAgain,
 }
 
 /// Why a connection ends from this side.

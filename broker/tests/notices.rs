@@ -9,7 +9,8 @@ use std::process::Output;
 use common::{Authorized, Link, Peer, World, secret};
 use lockbox_authz::inventory::{InventoryEntry, InventoryState};
 use lockbox_authz::{
-    CompromiseNotice, InventoryReport, KeyId, MaterialId, NoticeId, SecretKey, Signer, UnverifiedEnvelope, Verified,
+    CompromiseNotice, InventoryReport, KeyId, MaterialId, NoticeId, SecretKey, Selection, Signer, UnverifiedEnvelope,
+    Verified,
 };
 use lockbox_broker::keyfile;
 use lockbox_broker::limits::MAX_NOTICES_IN_FLIGHT;
@@ -123,6 +124,40 @@ async fn a_notice_is_told_at_once_and_again_until_it_is_applied() {
     let next = signed(&world, 2, &admin(&world));
     submit(&world, &next).await.unwrap();
     assert_eq!(heard(&mut a_link).await.hash(), next.hash());
+}
+
+/// Its folder was put back from an older copy: the marks are gone, and its own report is what tells.
+#[tokio::test]
+async fn a_lockbox_that_reports_unmarked_what_it_had_marked_is_told_again_once_for_each_report() {
+    let world = World::new();
+    let (a, mut a_link, b, mut b_link) = world.two().await;
+    let (first, second) = (signed(&world, 1, &admin(&world)), signed(&world, 2, &admin(&world)));
+    for notice in [&first, &second] {
+        submit(&world, notice).await.unwrap();
+        for link in [&mut a_link, &mut b_link] {
+            assert_eq!(heard(link).await.hash(), notice.hash());
+            link.answer_notice(applied(notice)).await;
+        }
+    }
+    for _ in 0..2 {
+        report_keys(&world, &a, &[(KeyId([1; 16]), 1), (KeyId([3; 16]), 3)]).await;
+        let (notices, _) = list(&world, 0, "").await;
+        assert_eq!(standing(&notices[1], &a).0, NoticeStanding::Waiting);
+        assert_eq!(standing(&notices[0], &a).0, NoticeStanding::Applied, "it names another");
+        assert_eq!(
+            standing(&notices[1], &b).0,
+            NoticeStanding::Applied,
+            "it reported nothing"
+        );
+        assert_eq!(heard(&mut a_link).await.hash(), first.hash());
+        a_link.answer_notice(applied(&first)).await;
+    }
+    // Nothing was sent twice: the next that comes is the next that is made.
+    let third = signed(&world, 4, &admin(&world));
+    submit(&world, &third).await.unwrap();
+    for link in [&mut a_link, &mut b_link] {
+        assert_eq!(heard(link).await.hash(), third.hash());
+    }
 }
 
 /// A lockbox applies one after the other; the broker keeps the rest until it has answered.
@@ -291,6 +326,49 @@ async fn what_a_stolen_lockbox_received_after_its_last_report_belongs_to_its_not
         "it never had that: {shown}"
     );
     assert_eq!(list(&world, 0, "").await.0[0].named_count, 1);
+}
+
+/// A thief who has the target can take the keys and never sign a receipt; the source says that it began.
+#[tokio::test]
+async fn what_was_sent_to_a_stolen_lockbox_that_withholds_its_receipts_belongs_to_its_notice() {
+    let world = World::new();
+    let (a, mut a_link, b, mut b_link) = world.two().await;
+    let mut authorized = Vec::new();
+    let key_ids = common::key_ids(2);
+    for (id, key) in [("r-1", key_ids[0]), ("r-2", key_ids[1])] {
+        let mut request = common::request(id, lockbox_authz::Operation::Copy, 1);
+        request.selection = Some(Selection::from_unsorted_ids(vec![key]).unwrap().to_wire());
+        let answer = world.client().await.authorize_transfer(request).await.unwrap();
+        authorized.push(Authorized::from_response(answer.into_inner()));
+        b_link.offer().await;
+    }
+    a_link
+        .report(common::report(
+            &authorized[0],
+            TransferRole::Source,
+            TransferStage::Running,
+            1,
+        ))
+        .await;
+    a_link
+        .report(common::report(
+            &authorized[1],
+            TransferRole::Source,
+            TransferStage::Accepted,
+            1,
+        ))
+        .await;
+    drop((a_link, b_link));
+    report_keys(&world, &a, &[(key_ids[0], 7), (key_ids[1], 8)]).await;
+    report_keys(&world, &b, &[]).await;
+    let answer = as_admin(&world, &["lockbox", "compromise", "beta"]);
+    assert!(answer.status.success(), "{}", common::stderr(&answer));
+    let shown = common::stderr(&answer);
+    assert!(shown.contains(&MaterialId([7; 16]).to_string()), "{shown}");
+    assert!(
+        !shown.contains(&MaterialId([8; 16]).to_string()),
+        "nothing of it has left: {shown}"
+    );
 }
 
 #[tokio::test]

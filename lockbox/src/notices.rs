@@ -20,7 +20,9 @@ pub(crate) struct Applied {
     pub(crate) key_count: u64,
     /// Those of them that were not marked before.
     pub(crate) marked_count: u64,
-    /// The first of these.
+    /// Those of them whose records can't be read.
+    pub(crate) damaged_count: u64,
+    /// The first of those that were marked.
     pub(crate) marked: Vec<KeyId>,
 }
 
@@ -41,10 +43,19 @@ pub(crate) async fn apply(
             hash: page.hash,
             key_count: 0,
             marked_count: 0,
+            damaged_count: 0,
             marked: Vec::new(),
         });
         applied.key_count += page.key_count;
         applied.marked_count += page.marked.len() as u64;
+        for key_id in &page.damaged {
+            tracing::error!(
+                notice = %page.notice_id,
+                key = %key_id,
+                "a key that a compromise notice names can't be marked: its record is damaged"
+            );
+        }
+        applied.damaged_count += page.damaged.len() as u64;
         let room = NAMED_KEYS.saturating_sub(applied.marked.len());
         applied.marked.extend(page.marked.into_iter().take(room));
         after = page.next;
@@ -54,6 +65,7 @@ pub(crate) async fn apply(
                 notice = %applied.notice_id,
                 keys = applied.key_count,
                 marked = applied.marked_count,
+                damaged = applied.damaged_count,
                 "a compromise notice is applied"
             );
             return Ok(applied);

@@ -15,7 +15,7 @@ use lockbox_authz::{
     ClusterId, CompromiseNotice, Hash, KeyId, MaterialId, NoticeId, Operation, SecretKey, Selection, Signer,
     UnverifiedEnvelope, Verified,
 };
-use lockbox_tests::testkit::attacker::{StolenBroker, now_ms, random, read_key, rng};
+use lockbox_tests::testkit::attacker::{StolenBroker, copy_folder, now_ms, random, read_key, rng};
 use lockbox_tests::testkit::fake_broker::FakeBroker;
 use lockbox_tests::testkit::{Broker, Cluster, Lockbox, Output, TransferState, eventually};
 use serde_json::Value;
@@ -206,6 +206,30 @@ fn a_key_that_a_backup_brings_back_is_marked_when_the_new_lockbox_joins() {
     wait_for_state(&restored, key, "compromised");
 }
 
+/// The broker believes that the notice was applied here, and so it was: the folder has forgotten it.
+#[test]
+fn a_key_of_a_folder_that_was_put_back_from_an_older_copy_is_marked_again() {
+    let cluster = Cluster::start();
+    let a = cluster.add_lockbox("a");
+    let key = a.create_key("volume");
+    wait_until_reported(cluster.broker(), key, "a", "active");
+    a.stop();
+    let older = cluster.folder().join("older");
+    copy_folder(&a.state_dir(), &older);
+    a.start();
+    compromise_keys(cluster.broker(), &[key]);
+    wait_until_applied(cluster.broker(), "a");
+    wait_until_reported(cluster.broker(), key, "a", "compromised");
+    a.stop();
+    fs::remove_dir_all(a.state_dir()).expect("the folder is ours");
+    copy_folder(&older, &a.state_dir());
+    fs::set_permissions(a.state_dir(), fs::Permissions::from_mode(0o700)).expect("the folder is ours");
+    a.start();
+    wait_for_state(&a, key, "compromised");
+    wait_until_applied(cluster.broker(), "a");
+    wait_until_reported(cluster.broker(), key, "a", "compromised");
+}
+
 /// Whoever signs for a cluster, and what they have in common: nothing but the admins' own keys counts.
 #[test]
 fn a_stolen_broker_can_not_make_a_lockbox_mark_anything() {
@@ -373,9 +397,15 @@ fn a_notice_of_former_admins_is_signed_again_by_the_present_ones() {
         ("applied".into(), "waiting".into())
     );
     assert_eq!(state(&b, key), "active");
-    let refused = as_admin(broker, &["notice", "renew", &notice], &[&former]);
+    let unasked = as_admin(broker, &["notice", "renew", &notice], &[&present]);
+    assert!(
+        !unasked.status.success() && unasked.stderr.contains("--yes"),
+        "{}",
+        unasked.stderr
+    );
+    let refused = as_admin(broker, &["notice", "renew", &notice, "--yes"], &[&former]);
     assert!(!refused.status.success(), "it is no admin's key any more");
-    as_admin(broker, &["notice", "renew", &notice], &[&present]).expect_success("notice renew");
+    as_admin(broker, &["notice", "renew", &notice, "--yes"], &[&present]).expect_success("notice renew");
     wait_for_state(&b, key, "compromised");
     wait_until_applied(broker, "b");
     assert_eq!(standing(broker, "a"), "applied", "it is the same notice");

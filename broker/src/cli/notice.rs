@@ -11,10 +11,11 @@ use lockbox_rpc::api::control::{GetNoticeRequest, ListNoticesRequest, NoticeAtLo
 use serde_json::{Value, json};
 
 use super::client::{Admin, Broker, read_entry_file};
+use super::confirm::{check_terminal, confirm};
 use super::error::CliError;
 use super::output::{Format, Table, print, print_json};
 use super::{Global, block_on};
-use crate::admin::{check_notice, sign_notice, sign_notices};
+use crate::admin::{check_notice, notice_of_admins, sign_notice, sign_notices};
 use crate::broker::random;
 use crate::clock::{now_ms, rfc3339};
 use crate::files;
@@ -39,10 +40,13 @@ pub(super) enum Notice {
         #[arg(long = "notice", value_name = "UUID")]
         notices: Vec<NoticeId>,
     },
-    /// Sign a notice again, after the admins have changed
+    /// Sign a notice again that former admins have signed; it can't be taken back
     Renew {
         /// Its id, as `notice list` shows it
         notice: NoticeId,
+        /// Don't ask for confirmation
+        #[arg(long)]
+        yes: bool,
         #[command(flatten)]
         admin: Admin,
     },
@@ -58,12 +62,15 @@ pub(super) enum Made {
 
 impl Notice {
     pub(super) fn run(self, global: &Global) -> Result<(), CliError> {
+        if let Self::Renew { yes: false, .. } = self {
+            check_terminal("that keys are compromised can't be taken back")?;
+        }
         block_on(async {
             let mut broker = Broker::connect(global).await?;
             match self {
                 Self::List => show_list(global, &list(&mut broker).await?),
                 Self::Export { file, notices } => export(global, &mut broker, &file, &notices).await,
-                Self::Renew { notice, admin } => renew(global, &mut broker, notice, &admin).await,
+                Self::Renew { notice, yes, admin } => renew(global, &mut broker, notice, yes, &admin).await,
             }
         })
     }
@@ -146,28 +153,45 @@ fn write(path: &Path, notices: Vec<UnverifiedEnvelope>) -> Result<Made, CliError
     Ok(Made::Written(path.to_owned()))
 }
 
-async fn renew(global: &Global, broker: &mut Broker, notice: NoticeId, admin: &Admin) -> Result<(), CliError> {
+async fn renew(
+    global: &Global,
+    broker: &mut Broker,
+    notice: NoticeId,
+    yes: bool,
+    admin: &Admin,
+) -> Result<(), CliError> {
     let info = find(broker, notice).await?;
     let (_, envelope) = fetch(broker, &info.notice_hash).await?;
-    let statement: CompromiseNotice = envelope
-        .unverified_statement()
-        .map_err(|error| CliError::other(format!("the broker's notice is refused: {error}")))?;
-    // The broker is not believed: what is signed anew must be what admins signed before.
+    let roster = broker.roster().await?;
+    // The broker is not believed: id and hash are its own word, and only signatures tell that admins have said this.
+    let statement = notice_of_admins(&roster, &envelope)?;
     if statement.notice_id != notice || envelope.hash().0[..] != info.notice_hash {
         return Err(CliError::other(
             "the broker shows another notice than the one that was asked for",
         ));
     }
-    let roster = broker.roster().await?;
-    eprintln!(
-        "notice {notice} of {}: {} materials, {:?}",
-        rfc3339(statement.issued_at_ms),
-        statement.material_ids.len(),
-        statement.reason
-    );
+    eprintln!("{}", describe(&statement));
+    if !yes {
+        let question = "Every key with these materials is marked as compromised, for good.";
+        confirm(question, "nothing was signed")?;
+    }
     let signed = sign_notice(&roster, statement, &admin.keys()?)?;
     let made = hand_in(broker, admin, vec![signed]).await?;
     made.report(global, broker).await
+}
+
+/// Everything that a signature vouches for, for whoever signs.
+pub(super) fn describe(notice: &CompromiseNotice) -> String {
+    let materials: Vec<String> = notice.material_ids.iter().map(ToString::to_string).collect();
+    let plural = if materials.len() == 1 { "" } else { "s" };
+    format!(
+        "compromise notice {} of {}\n  reason: {:?}\n  marks for good every key of {} material{plural}:\n    {}",
+        notice.notice_id,
+        rfc3339(notice.issued_at_ms),
+        notice.reason,
+        materials.len(),
+        materials.join("\n    ")
+    )
 }
 
 async fn export(global: &Global, broker: &mut Broker, path: &Path, wanted: &[NoticeId]) -> Result<(), CliError> {

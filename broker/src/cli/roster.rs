@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use super::client::{Broker, read_entry_file, read_keys};
 use super::client_file::ClientFile;
 use super::error::{CONFIG, CliError};
+use super::notice;
 use super::output::{Format, Table, print, print_json};
 use super::{Global, block_on};
 use crate::admin::{Signable, add_signatures};
@@ -132,7 +133,7 @@ fn sign(global: &Global, file: &Path, keys: &[PathBuf]) -> Result<(), CliError> 
         append_frame(&mut signed, &entry.to_bytes());
         match shown {
             Signable::Entry(entry) => eprintln!("signed: entry {}: {}", entry.index, describe(&entry.change)),
-            Signable::Notice(notice) => eprintln!("signed: {}", describe_notice(&notice)),
+            Signable::Notice(notice) => eprintln!("signed: {}", notice::describe(&notice)),
         }
     }
     files::replace(file, &signed, files::PUBLIC)?;
@@ -304,16 +305,6 @@ fn done(global: &Global, result: &str) -> Result<(), CliError> {
 }
 
 /// What a notice says: every material that it names.
-fn describe_notice(notice: &CompromiseNotice) -> String {
-    let materials: Vec<String> = notice.material_ids.iter().map(ToString::to_string).collect();
-    format!(
-        "compromise notice {} {:?}, of the materials\n  {}",
-        notice.notice_id,
-        notice.reason,
-        materials.join("\n  ")
-    )
-}
-
 /// What an entry does, in one line.
 fn describe(change: &Change) -> String {
     let what = change.describe();

@@ -1,10 +1,14 @@
 //! Compromise notices: kept in the order in which they were handed in, so that a lockbox is told one after the other. SPEC
 //! section 13.8.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use lockbox_authz::inventory::{InventoryEntry, InventoryState};
 use lockbox_authz::limits::MAX_REASON_CHARS;
-use lockbox_authz::{CompromiseNotice, FieldError, Hash, LockboxId, NoticeId, UnverifiedEnvelope, Verified, field};
+use lockbox_authz::{
+    CompromiseNotice, FieldError, Hash, InventoryReport, LockboxId, MaterialId, NoticeId, UnverifiedEnvelope, Verified,
+    field,
+};
 use lockbox_rpc::api::node::NoticeReport;
 use lockbox_store::Batch;
 use prost::Message;
@@ -112,6 +116,46 @@ impl Turn<'_> {
         let mut batch = Batch::new();
         batch.put(keys::notice_report(hash, lockbox_id), record.encode_to_vec());
         self.commit(batch)
+    }
+
+    /// Takes it back that a lockbox has applied the notices of what it holds unmarked by its own report: its folder was put back
+    /// from an older copy, and it forgot them with the marks. Gives whether there are any, so that it is told at once.
+    ///
+    /// A report that is older than the notice has the lockbox told once more than needed, which changes nothing there.
+    pub fn recall_unmarked(&mut self, report: &InventoryReport) -> Result<bool, Refusal> {
+        let unmarked = |entry: &&InventoryEntry| entry.state.is_held() && entry.state != InventoryState::Compromised;
+        let materials = report.entries.iter().filter(unmarked).map(|entry| entry.material_id);
+        self.recall_applied(report.lockbox_id, &materials.collect())
+    }
+
+    /// Takes it back that a lockbox has applied the notices of some materials. Gives whether it had applied any.
+    pub fn recall_applied(&mut self, lockbox_id: LockboxId, materials: &BTreeSet<MaterialId>) -> Result<bool, Refusal> {
+        if self.get(keys::LAST_NOTICE)?.is_none() {
+            return Ok(false);
+        }
+        let mut recalled = BTreeSet::new();
+        for material_id in materials {
+            let Some(hash) = self.get(&keys::noticed(*material_id))? else {
+                continue;
+            };
+            let hash = Hash::from_slice("notice hash", &hash).map_err(Refusal::Record)?;
+            if !recalled.contains(&hash) && self.has_applied(lockbox_id, hash)? {
+                recalled.insert(hash);
+            }
+        }
+        let mut batch = Batch::new();
+        for hash in &recalled {
+            batch.remove(keys::notice_report(*hash, lockbox_id));
+        }
+        self.commit(batch)?;
+        if !recalled.is_empty() {
+            tracing::warn!(
+                lockbox = %lockbox_id,
+                notices = recalled.len(),
+                "a lockbox reports keys unmarked that it had marked: it is told of the compromise again"
+            );
+        }
+        Ok(!recalled.is_empty())
     }
 
     /// Some of what a lockbox has not applied, after a place. One page of the notices is looked at. Outdated ones are passed

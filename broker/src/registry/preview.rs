@@ -7,8 +7,10 @@ use lockbox_authz::id::MaterialId;
 use lockbox_authz::impact::Holding;
 use lockbox_authz::inventory::InventoryEntry;
 use lockbox_authz::{
-    AuthorizationId, CompromiseNotice, FieldError, Hash, KeyId, LockboxId, Receipt, Roster, UnverifiedEnvelope,
+    Authorization, AuthorizationId, CompromiseNotice, FieldError, Hash, KeyId, LockboxId, Receipt, Roster, Selection,
+    UnverifiedEnvelope,
 };
+use lockbox_rpc::api::node::TransferStage;
 use lockbox_store::Pair;
 use tokio::sync::mpsc;
 
@@ -94,6 +96,14 @@ fn damaged() -> Refusal {
     Refusal::Record(FieldError::new("receipt", "is not what the broker writes"))
 }
 
+/// Whether keys may have left the source, as it says itself.
+fn has_begun(transfer: &Transfer) -> bool {
+    matches!(
+        transfer.source.stage,
+        TransferStage::Running | TransferStage::Complete | TransferStage::Ended
+    )
+}
+
 struct Preview {
     reader: Reader,
     roster: Arc<Roster>,
@@ -150,7 +160,7 @@ impl Preview {
             let id = AuthorizationId::from_slice("place in a list", id).map_err(Refusal::Record)?;
             let record = self.reader.store.get(&keys::transfer(id)).map_err(Refusal::Store)?;
             let transfer = Transfer::decode(&record.unwrap_or_default()).map_err(Refusal::Record)?;
-            match transfer.target_id == lockbox_id && transfer.keys_received > 0 {
+            match transfer.target_id == lockbox_id {
                 true => self.received_since(&transfer, &mut materials),
                 false => Ok(()),
             }
@@ -159,21 +169,47 @@ impl Preview {
     }
 
     /// The materials of what a transfer brought to its target that the target has not reported yet: its receipts say that it
-    /// has the keys. Of their materials the source's word counts.
+    /// has the keys, and a target that withholds these has at most what the authorization names and the source has let out.
+    /// Of their materials the source's word counts.
     fn received_since(&self, transfer: &Transfer, materials: &mut BTreeSet<MaterialId>) -> Result<(), Refusal> {
         let entry_at = |lockbox_id, key_id| -> Result<Option<InventoryEntry>, Refusal> {
             let bytes = self.reader.store.get(&keys::inventory_key(lockbox_id, key_id));
             bytes.map_err(Refusal::Store)?.map(|bytes| decode(&bytes)).transpose()
         };
-        self.each(&keys::receipts(transfer.authorization_id), |(_, bytes)| {
-            let envelope = UnverifiedEnvelope::from_bytes(bytes).map_err(|_| damaged())?;
-            let receipt: Receipt = envelope.unverified_statement().map_err(|_| damaged())?;
-            for key_id in receipt.key_ids {
+        let mut take = |key_ids: Vec<KeyId>| -> Result<(), Refusal> {
+            for key_id in key_ids {
                 if entry_at(transfer.target_id, key_id)?.is_none() {
                     materials.extend(entry_at(transfer.source_id, key_id)?.map(|entry| entry.material_id));
                 }
             }
             Ok(())
+        };
+        if has_begun(transfer) {
+            take(self.named_by(transfer.authorization_id)?)?;
+        }
+        if transfer.keys_received == 0 {
+            return Ok(());
+        }
+        self.each(&keys::receipts(transfer.authorization_id), |(_, bytes)| {
+            let envelope = UnverifiedEnvelope::from_bytes(bytes).map_err(|_| damaged())?;
+            let receipt: Receipt = envelope.unverified_statement().map_err(|_| damaged())?;
+            take(receipt.key_ids)
+        })
+    }
+
+    /// The keys that an authorization names; none if it selects them otherwise.
+    fn named_by(&self, id: AuthorizationId) -> Result<Vec<KeyId>, Refusal> {
+        let damaged = || Refusal::Record(FieldError::new("authorization", "is not what the broker writes"));
+        let bytes = self
+            .reader
+            .store
+            .get(&keys::authorization(id))
+            .map_err(Refusal::Store)?;
+        let envelope = UnverifiedEnvelope::from_bytes(&bytes.unwrap_or_default()).map_err(|_| damaged())?;
+        let authorization: Authorization = envelope.unverified_statement().map_err(|_| damaged())?;
+        Ok(match authorization.selection {
+            Selection::Ids(ids) => ids,
+            Selection::Labels(_) | Selection::All => Vec::new(),
         })
     }
 

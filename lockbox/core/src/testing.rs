@@ -144,6 +144,20 @@ impl Node {
         key.material.expose().to_vec()
     }
 
+    /// Turns one bit of a key's record.
+    pub(crate) fn damage(&self, key_id: KeyId) {
+        let place = crate::rows::key_record(key_id);
+        let mut record = self
+            .store
+            .get(&place)
+            .expect("memory does not fail")
+            .expect("it is here");
+        *record.last_mut().expect("a record has bytes") ^= 1;
+        let mut batch = lockbox_store::Batch::new();
+        batch.put(place, record);
+        self.store.commit(batch).expect("memory does not fail");
+    }
+
     /// Every byte that a refused request must leave as it was.
     pub(crate) fn stored(&self) -> Vec<(Vec<u8>, Vec<u8>)> {
         self.store.scan(b"", None, usize::MAX).expect("memory does not fail")

@@ -41,6 +41,10 @@ impl Stream<'_> {
                 notice_hash: applied.hash.0.to_vec(),
                 applied: true,
                 key_count: applied.key_count,
+                detail: match applied.damaged_count {
+                    0 => String::new(),
+                    count => format!("{count} keys can't be marked: their records are damaged"),
+                },
                 ..NoticeReport::default()
             },
             Err(StepError::Sealed) => return Err(Sealed.into()),
