@@ -16,7 +16,7 @@ use lockbox_rpc::transport::{ClientTimeouts, MAX_MESSAGE_BYTES, connect_x509};
 use tonic::transport::Channel;
 
 use super::attacker::{now_ms, read_key};
-use super::process::{Daemon, Log, Output, Running, start};
+use super::process::{Daemon, Log, Output, Running, run, start};
 use super::proxy::Proxy;
 use super::wait::eventually;
 use super::{binaries, block_on};

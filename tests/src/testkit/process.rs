@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::wait::{DEADLINE, within};
+use super::wait::{DEADLINE, eventually, within};
 
 /// What a command said, and how it ended.
 #[derive(Debug)]
