@@ -53,6 +53,7 @@ impl Lockbox {
     pub fn impact(&self, key_id: KeyId) -> Result<Impact, LockboxError> {
         let material_id = self.material_of(key_id)?;
         let mut family = BTreeMap::new();
+        let mut materials = BTreeSet::from([material_id]);
         let mut waiting = self.keys_of_material(material_id)?;
         waiting.push(key_id);
         while let Some(next) = waiting.pop() {
@@ -69,7 +70,10 @@ impl Lockbox {
                     .iter()
                     .flat_map(|parent| [Some(parent.key_id), parent.lies_on()]);
                 waiting.extend(ancestors.flatten());
-                waiting.extend(self.keys_of_material(entry.material_id)?);
+                // A material has as many keys as there are snapshots: they are looked up once.
+                if materials.insert(entry.material_id) {
+                    waiting.extend(self.keys_of_material(entry.material_id)?);
+                }
             }
             waiting.extend(self.children(next)?);
             family.insert(next, entry);

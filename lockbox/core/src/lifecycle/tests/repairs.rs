@@ -6,6 +6,7 @@ use lockbox_authz::id::{KeyId, MaterialId};
 use super::{ANY, derive, make, node};
 use crate::lifecycle::caps::{Caps, HOUR_MS, MAX_TRANSFERS_PER_HOUR};
 use crate::lifecycle::derive::Relation;
+use crate::lifecycle::family::MAX_FAMILY;
 use crate::lockbox::LockboxError;
 use crate::record::KeyState;
 use crate::rows::Row;
@@ -42,6 +43,8 @@ fn a_compromise_reaches_every_snapshot_however_many_there_are() {
         .map(|_| derive(&mut node, volume, Relation::Snapshot).expect("the policy allows it"))
         .collect();
     assert_eq!(compromise(&mut node, volume), 1 + SNAPSHOTS);
+    let impact = node.lockbox().impact(volume).expect("it is here");
+    assert!(impact.truncated && impact.findings.len() == MAX_FAMILY);
     for snapshot in snapshots {
         assert_eq!(state(&node, snapshot), KeyState::Compromised);
     }
