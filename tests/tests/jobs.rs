@@ -66,6 +66,25 @@ impl Gate {
     }
 }
 
+/// Two tools that write to one volume at once leave nothing that opens.
+#[test]
+fn rejects_a_second_tool_while_one_runs() {
+    let cluster = Cluster::start();
+    let a = cluster.new_lockbox("a");
+    let (_, job) = rotation(&a);
+    let gate = Gate::new(cluster.folder());
+    let ran = cluster.folder().join("ran");
+    let first = job_start(&a, job, &format!(": {{new}}; echo 50%; {}", gate.read()));
+    wait_for_percent(&a, job, 50);
+    let second = job_run(&a, job, &format!("touch {}; : {{new}}", ran.display()));
+    assert!(refused(&second).contains("under way"), "{}", second.stderr);
+    assert!(!ran.exists(), "it was run");
+    assert_eq!(job_stands(&a, job), ("running".to_owned(), 50));
+    gate.open();
+    first.wait().expect_success("job run");
+    assert_eq!(job_stands(&a, job), ("running".to_owned(), 100));
+}
+
 /// Both keys reach the tool byte for byte, by pipes of its own.
 #[test]
 fn a_tool_is_given_both_keys_as_often_as_it_wants_them() {

@@ -5,6 +5,8 @@
 
 use std::ffi::OsString;
 use std::io::{self, Read, Write};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener};
 use std::process::{Child, ExitStatus, Stdio};
 use std::thread;
 use std::time::Duration;
@@ -43,6 +45,7 @@ pub(super) async fn run(mut client: Client, job: KeyId, words: &[OsString]) -> R
             "job {job} is verified, so nothing was run: its data was opened with the new key, and `lockbox job done {job}` ends it"
         )));
     }
+    let _alone = alone(job)?;
     let keys = JobKeys::reveal(&mut client, &found, &command).await?;
     let mut reporter = Reporter::new(client, job);
     // The daemon has the last word on whether the job is still open, and it begins anew if it was run before.
@@ -66,10 +69,23 @@ pub(super) async fn run(mut client: Client, job: KeyId, words: &[OsString]) -> R
     command.succeeded(status)?;
     reporter.report(100).await.map_err(|error| {
         CliError::failed(format!(
-            "{} has ended well, but the lockbox can't be told: {error}; the data may be verified as it is: `lockbox job verify \
-             {job} -- COMMAND`",
+            "{} has ended well, but the lockbox can't be told: {error}; tell it when it is back: `lockbox job progress {job} 100`, \
+             and then `lockbox job verify {job} -- COMMAND`",
             command.name()
         ))
+    })
+}
+
+/// Keeps a second tool from the same data for as long as the value is kept. A name of the kernel's own, which goes with the
+/// process however it ends.
+fn alone(job: KeyId) -> Result<UnixListener, CliError> {
+    let name = SocketAddr::from_abstract_name(format!("lockbox/job/{job}"));
+    let bound = name.and_then(|name| UnixListener::bind_addr(&name));
+    bound.map_err(|error| match error.kind() {
+        io::ErrorKind::AddrInUse => CliError::failed(format!(
+            "another `lockbox job run` of job {job} is under way, so nothing was run; `lockbox job show {job}` shows how far it is"
+        )),
+        _ => CliError::failed(format!("nothing was run: {error}")),
     })
 }
 
