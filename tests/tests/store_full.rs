@@ -11,6 +11,7 @@ use std::process::Command;
 use lockbox_store::{Batch, EffaceableRoot, Health, Media, Store, StoreFailure};
 use lockbox_store_disk::{MIN_CACHE_BYTES, Options};
 use lockbox_tests::storefaults::Kind;
+use lockbox_tests::testkit::eventually;
 use tempfile::TempDir;
 
 const VICTIM: &str = env!("CARGO_BIN_EXE_store-victim");
@@ -172,10 +173,10 @@ fn fill_the_disk(kind: Kind) {
     fs::remove_file(&spare).expect("removes");
     insert(store.as_ref(), 10_000).expect("there is room again");
     assert_eq!(store.health(), Health::Ready);
-    assert!(
-        disk.store().join("BALLAST").exists(),
-        "it has no ballast for the next time"
-    );
+    // Made after the answer, which does not wait for it.
+    eventually("it has ballast for the next time", || {
+        disk.store().join("BALLAST").exists().then_some(())
+    });
     drop(store);
     let store = open(kind, &disk.store());
     assert!(holds(store.as_ref(), 10_000) && (4..inserted).all(|number| holds(store.as_ref(), number)));
