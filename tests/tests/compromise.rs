@@ -74,6 +74,10 @@ fn at(notice: &Value, lockbox: &str) -> Value {
     found.expect("it is in the roster")["standing"].clone()
 }
 
+fn three(cluster: &Cluster) -> [Lockbox; 3] {
+    ["a", "b", "c"].map(|name| cluster.add_lockbox(name))
+}
+
 fn wait_until_applied(broker: &Broker, lockbox: &str) {
     eventually(&format!("{lockbox} has applied the notice"), || {
         (standing(broker, lockbox) == "applied").then_some(())
@@ -83,11 +87,7 @@ fn wait_until_applied(broker: &Broker, lockbox: &str) {
 #[test]
 fn a_key_on_three_lockboxes_is_marked_on_all_also_on_one_that_was_away() {
     let cluster = Cluster::start();
-    let (a, b, c) = (
-        cluster.add_lockbox("a"),
-        cluster.add_lockbox("b"),
-        cluster.add_lockbox("c"),
-    );
+    let [a, b, c] = three(&cluster);
     let key = a.create_key("volume");
     let other = b.create_key("another");
     cluster.copy_keys(&a, &b, &[key]).wait();
@@ -124,11 +124,7 @@ fn a_key_on_three_lockboxes_is_marked_on_all_also_on_one_that_was_away() {
 #[test]
 fn what_a_stolen_lockbox_held_is_marked_everywhere_and_what_it_never_had_is_not() {
     let cluster = Cluster::start();
-    let (a, b, c) = (
-        cluster.add_lockbox("a"),
-        cluster.add_lockbox("b"),
-        cluster.add_lockbox("c"),
-    );
+    let [a, b, c] = three(&cluster);
     let copied = a.create_key("copied");
     let moved_before = a.create_key("moved before");
     let elsewhere = b.create_key("elsewhere");

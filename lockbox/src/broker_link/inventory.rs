@@ -40,9 +40,9 @@ struct Teller<'a> {
     client: InventoryServiceClient<Channel>,
     /// Notes what changes; `None` before the first round, and after the lockbox was sealed.
     watch: Option<Arc<InventoryWatch>>,
-    /// Since when everything is to be told, and may be: `None` if it was.
+    /// When everything is to be told; `None` if it was.
     full_from: Option<Instant>,
-    /// When the next round that tells everything may begin.
+    /// Before this a round that tells everything would take more than its share of the time.
     not_before: Instant,
 }
 
