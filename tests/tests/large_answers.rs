@@ -66,26 +66,22 @@ fn rejects_consumers_that_are_too_long_for_a_record() {
 fn every_key_of_a_long_family_is_in_the_impact() {
     let cluster = Cluster::start();
     let a = cluster.add_lockbox("a");
-    let ask = |args: &[&str]| {
-        let args = args.iter().copied().chain(["--output", "json"]);
-        a.command(args).expect_success("lockbox").json()
-    };
     let id_of = |key: &Value| key["key_id"].as_str().expect("an id").to_owned();
     let consumers = longest_consumers();
     let create: Vec<&str> = ["key", "create", "--name", "volume"]
         .into_iter()
         .chain(consumers.iter().map(String::as_str))
         .collect();
-    let volume: KeyId = id_of(&ask(&create)).parse().expect("an id");
+    let volume: KeyId = id_of(&a.ask(&create)).parse().expect("an id");
     let mut family = BTreeSet::from([volume.to_string()]);
     family.extend((0..ROTATIONS).map(|_| rotate_and_give_up(&a, volume).to_string()));
     let volume = volume.to_string();
 
-    assert_eq!(findings(&ask(&["key", "impact", &volume])), family);
+    assert_eq!(findings(&a.ask(&["key", "impact", &volume])), family);
     eventually("the broker knows them all", || {
         let told = cluster.broker().command(["impact", &volume, "--output", "json"]);
         let told = told.expect_success("impact").json();
         (findings(&told) == family).then_some(())
     });
-    assert_eq!(findings(&ask(&["key", "compromise", &volume])), family);
+    assert_eq!(findings(&a.ask(&["key", "compromise", &volume])), family);
 }

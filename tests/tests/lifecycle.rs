@@ -11,12 +11,6 @@ use lockbox_tests::testkit::attacker::StolenBroker;
 use lockbox_tests::testkit::{Ask, Cluster, Lockbox, NewKey, TransferState, eventually, luks};
 use serde_json::Value;
 
-/// What `lockbox ... --output json` answers.
-fn ask(lockbox: &Lockbox, args: &[&str]) -> Value {
-    let all: Vec<&str> = args.iter().copied().chain(["--output", "json"]).collect();
-    lockbox.command(all).expect_success(&args.join(" ")).json()
-}
-
 /// What it says on standard error when it refuses.
 fn refusal(lockbox: &Lockbox, args: &[&str]) -> String {
     let output = lockbox.command(args);
@@ -29,24 +23,21 @@ fn id(value: &Value) -> KeyId {
 }
 
 fn volume(lockbox: &Lockbox, clone_policy: &str) -> KeyId {
-    let made = ask(
-        lockbox,
-        &[
-            "key",
-            "create",
-            "--name",
-            "vol-1",
-            "--clone-policy",
-            clone_policy,
-            "--consumer",
-            "cinder/volume/vol-1",
-        ],
-    );
+    let made = lockbox.ask(&[
+        "key",
+        "create",
+        "--name",
+        "vol-1",
+        "--clone-policy",
+        clone_policy,
+        "--consumer",
+        "cinder/volume/vol-1",
+    ]);
     id(&made["key_id"])
 }
 
 fn clone(lockbox: &Lockbox, key: KeyId, mode: &str) -> KeyId {
-    id(&ask(lockbox, &["key", "clone", &key.to_string(), "--mode", mode])["key_id"])
+    id(&lockbox.ask(&["key", "clone", &key.to_string(), "--mode", mode])["key_id"])
 }
 
 /// A volume's data, which open with one key: a small LUKS2 volume in a file.
@@ -118,7 +109,7 @@ fn option_2_a_clone_with_the_same_key_is_a_key_of_its_own() {
     let volume = volume(&a, "share");
     let data = Data::new(cluster.folder(), "volume");
     data.encrypt(&a, volume);
-    let snapshot = id(&ask(&a, &["key", "snapshot", &volume.to_string()])["key_id"]);
+    let snapshot = id(&a.ask(&["key", "snapshot", &volume.to_string()])["key_id"]);
     let clone = clone(&a, snapshot, "share");
     let copy = data.copy("clone");
     let material = a.reveal(volume);
@@ -129,7 +120,7 @@ fn option_2_a_clone_with_the_same_key_is_a_key_of_its_own() {
 
     let why = refusal(&a, &["key", "destroy", &volume.to_string(), "--yes"]);
     assert!(why.contains("cinder/volume/vol-1"), "{why}");
-    let gone = ask(&a, &["key", "destroy", &volume.to_string(), "--yes", "--force"]);
+    let gone = a.ask(&["key", "destroy", &volume.to_string(), "--yes", "--force"]);
     let remaining: BTreeSet<KeyId> = gone["remaining_key_ids"]
         .as_array()
         .expect("a list")
@@ -143,8 +134,8 @@ fn option_2_a_clone_with_the_same_key_is_a_key_of_its_own() {
     );
     a.restart();
     assert!(data.opens(&a, snapshot) && copy.opens(&a, clone));
-    ask(&a, &["key", "destroy", &snapshot.to_string(), "--yes"]);
-    let last = ask(&a, &["key", "destroy", &clone.to_string(), "--yes"]);
+    a.ask(&["key", "destroy", &snapshot.to_string(), "--yes"]);
+    let last = a.ask(&["key", "destroy", &clone.to_string(), "--yes"]);
     assert_eq!(
         last["remaining_key_ids"],
         Value::Array(Vec::new()),
@@ -166,28 +157,28 @@ fn option_3_a_clone_with_a_different_key_is_a_job_in_two_phases() {
     assert_ne!(a.reveal(job), a.reveal(parent));
 
     assert!(refusal(&a, &["job", "done", &name]).contains("pending"));
-    ask(&a, &["job", "progress", &name, "50"]);
+    a.ask(&["job", "progress", &name, "50"]);
     // The data is still under the old key, so the tool can't open it: nothing may be let go.
     let early = data.verify(&a, job);
     assert!(!early.status.success());
-    assert_eq!(ask(&a, &["job", "show", &name])["state"], "running");
+    assert_eq!(a.ask(&["job", "show", &name])["state"], "running");
     let why = refusal(&a, &["key", "destroy", &parent.to_string(), "--yes", "--force"]);
     assert!(why.contains(&name), "{why}");
 
     data.encrypt_anew(&a, job);
-    assert_eq!(ask(&a, &["job", "show", &name])["percent"], 100);
+    assert_eq!(a.ask(&["job", "show", &name])["percent"], 100);
     a.restart();
     data.verify(&a, job).expect_success("the tool opens it now");
     assert!(!data.opens(&a, parent) && original.opens(&a, parent));
-    let shown = ask(&a, &["job", "show", &name]);
+    let shown = a.ask(&["job", "show", &name]);
     assert_eq!(
         (&shown["state"], &shown["verified_by"]),
         (&"verified".into(), &"cryptsetup".into())
     );
-    ask(&a, &["job", "done", &name]);
-    ask(&a, &["key", "destroy", &parent.to_string(), "--yes", "--force"]);
+    a.ask(&["job", "done", &name]);
+    a.ask(&["key", "destroy", &parent.to_string(), "--yes", "--force"]);
     assert!(a.holds(job), "the clone has material of its own");
-    let jobs = ask(&a, &["job", "list"]);
+    let jobs = a.ask(&["job", "list"]);
     assert_eq!(jobs["jobs"][0]["state"], "done");
 }
 
@@ -205,7 +196,7 @@ fn option_4_layers_travel_as_one_and_not_without_their_ancestor() {
     a.log().wait_for(0, "step 16, jobs");
     busy.revoke().expect("it is open");
     data.verify(&a, layer).expect_success("the layer opens");
-    ask(&a, &["job", "done", &layer.to_string()]);
+    a.ask(&["job", "done", &layer.to_string()]);
 
     let torn = cluster.move_keys(&a, &b, &[layer]).wait_for_end();
     assert_eq!(torn.state(), TransferState::Refused);
@@ -214,12 +205,12 @@ fn option_4_layers_travel_as_one_and_not_without_their_ancestor() {
     assert!(torn.detail.contains(&layer.to_string()), "{}", torn.detail);
 
     let (bases, layers) = (a.reveal(base), a.reveal(layer));
-    let before = ask(&a, &["key", "show", &layer.to_string()]);
+    let before = a.ask(&["key", "show", &layer.to_string()]);
     cluster.move_keys(&a, &b, &[base, layer]).wait();
     assert_eq!((b.reveal(base), b.reveal(layer)), (bases, layers));
     assert!(data.opens(&b, layer) && !data.opens(&b, base));
     assert_eq!(
-        ask(&b, &["key", "show", &layer.to_string()]),
+        b.ask(&["key", "show", &layer.to_string()]),
         before,
         "everything about it has travelled"
     );
@@ -236,12 +227,12 @@ fn the_key_is_compromised_then_what_do_you_do() {
     let volume = volume(&a, "share,rekey");
     let data = Data::new(cluster.folder(), "volume");
     data.encrypt(&a, volume);
-    let snapshot = id(&ask(&a, &["key", "snapshot", &volume.to_string()])["key_id"]);
+    let snapshot = id(&a.ask(&["key", "snapshot", &volume.to_string()])["key_id"]);
     let other = a.create_key("another volume");
     cluster.copy_keys(&a, &b, &[snapshot]).wait();
 
     // One learns what it opens, here and at every other lockbox.
-    let marked = ask(&a, &["key", "compromise", &volume.to_string()]);
+    let marked = a.ask(&["key", "compromise", &volume.to_string()]);
     assert_eq!(marked["marked"].as_array().map(Vec::len), Some(2));
     let seen = |key: KeyId, lockbox: &str, what: &str, wanted: &str| {
         eventually(
@@ -278,13 +269,13 @@ fn the_key_is_compromised_then_what_do_you_do() {
     assert!(refused.detail.contains("compromised"), "{}", refused.detail);
 
     // The volume gets new material; the old one goes when the data was opened with the new.
-    let job = id(&ask(&a, &["key", "rotate", &volume.to_string()])["key_id"]);
-    ask(&a, &["job", "progress", &job.to_string(), "70"]);
+    let job = id(&a.ask(&["key", "rotate", &volume.to_string()])["key_id"]);
+    a.ask(&["job", "progress", &job.to_string(), "70"]);
     seen(volume, "a", "progress", "running, 70 %");
     data.encrypt_anew(&a, job);
     seen(volume, "a", "progress", "running, 100 %");
     data.verify(&a, job).expect_success("the tool opens it");
-    let done = ask(&a, &["job", "done", &job.to_string()]);
+    let done = a.ask(&["job", "done", &job.to_string()]);
     assert_eq!(id(&done["destroyed_key_id"]), volume);
     assert_eq!(
         id(&done["remaining_key_ids"][0]),
@@ -481,15 +472,15 @@ fn option_4_what_is_made_of_a_layer_keeps_the_ancestor_and_travels_with_it() {
             "-c",
             "cat >/dev/null",
         ];
-        ask(lockbox, &["job", "progress", &job, "100"]);
+        lockbox.ask(&["job", "progress", &job, "100"]);
         lockbox.command(verify).expect_success("job verify");
-        ask(lockbox, &["job", "done", &job]);
+        lockbox.ask(&["job", "done", &job]);
     };
     let base = volume(&a, "share,layer");
     let layer = clone(&a, base, "layer");
     open(&a, layer);
-    let snapshot = id(&ask(&a, &["key", "snapshot", &layer.to_string()])["key_id"]);
-    let shown = ask(&a, &["key", "show", &snapshot.to_string()]);
+    let snapshot = id(&a.ask(&["key", "snapshot", &layer.to_string()])["key_id"]);
+    let shown = a.ask(&["key", "show", &snapshot.to_string()]);
     assert_eq!(
         (id(&shown["parent_key_id"]), id(&shown["lies_on_key_id"])),
         (layer, base)
@@ -503,14 +494,14 @@ fn option_4_what_is_made_of_a_layer_keeps_the_ancestor_and_travels_with_it() {
     let torn = cluster.move_keys(&a, &b, &[base, layer]).wait_for_end();
     assert!(torn.detail.contains(&snapshot.to_string()), "{}", torn.detail);
     cluster.move_keys(&a, &b, &[base, layer, snapshot]).wait();
-    assert_eq!(ask(&b, &["key", "show", &snapshot.to_string()]), shown);
+    assert_eq!(b.ask(&["key", "show", &snapshot.to_string()]), shown);
 
     // The layer's own blocks come under a new key; the base's stay as they are.
-    let rotated = id(&ask(&b, &["key", "rotate", &layer.to_string()])["key_id"]);
+    let rotated = id(&b.ask(&["key", "rotate", &layer.to_string()])["key_id"]);
     open(&b, rotated);
     assert!(!b.holds(layer) && b.holds(snapshot));
     b.restart();
-    ask(&b, &["key", "compromise", &base.to_string()]);
+    b.ask(&["key", "compromise", &base.to_string()]);
     for key in [snapshot, rotated] {
         let found = eventually("the broker knows that it is deep", || {
             let impact = impact(&cluster, &[&base.to_string()]);
@@ -525,7 +516,7 @@ fn option_4_what_is_made_of_a_layer_keeps_the_ancestor_and_travels_with_it() {
     for key in [snapshot, rotated] {
         let why = refusal(&b, &["key", "destroy", &base.to_string(), "--yes", "--force"]);
         assert!(why.contains(&key.to_string()), "{why}");
-        ask(&b, &["key", "destroy", &key.to_string(), "--yes", "--force"]);
+        b.ask(&["key", "destroy", &key.to_string(), "--yes", "--force"]);
     }
-    ask(&b, &["key", "destroy", &base.to_string(), "--yes", "--force"]);
+    b.ask(&["key", "destroy", &base.to_string(), "--yes", "--force"]);
 }
