@@ -12,10 +12,15 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::oneshot;
 
 /// Passes everything through, and tells the other half how the first read ended.
+///
+/// A write that fails before that is answered only after a read: whoever refuses and closes may have reset the connection
+/// meanwhile, and what was refused then stands in the bytes that arrived before the reset.
 #[derive(Debug)]
 pub(super) struct Watched<I> {
     io: I,
     tell: Option<oneshot::Sender<io::Result<()>>>,
+    /// The error of a write, while the read is awaited that says why.
+    failed_write: Option<io::Error>,
 }
 
 /// Becomes the outcome of the first read.
@@ -27,23 +32,54 @@ pub(super) struct FirstAnswer {
 impl<I> Watched<I> {
     pub(super) fn new(io: I) -> (Self, FirstAnswer) {
         let (tell, outcome) = oneshot::channel();
-        let watched = Self { io, tell: Some(tell) };
+        let watched = Self {
+            io,
+            tell: Some(tell),
+            failed_write: None,
+        };
         (watched, FirstAnswer { outcome })
     }
 
     /// For a connection that nobody waits for.
     pub(super) fn unwatched(io: I) -> Self {
-        Self { io, tell: None }
+        Self {
+            io,
+            tell: None,
+            failed_write: None,
+        }
     }
 }
 
 impl FirstAnswer {
     /// An error says why there will be no answer.
     pub(super) async fn wait(self) -> io::Result<()> {
-        // The sender is dropped unused when writing failed before anything was read.
+        // The sender is dropped unused when the connection was given up before anything was read.
         self.outcome
             .await
             .unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into()))
+    }
+}
+
+impl<I: AsyncRead + AsyncWrite + Unpin> Watched<I> {
+    /// One write or flush; if it fails before the first answer, what is there to be read comes first.
+    fn poll_out<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        poll: impl FnOnce(Pin<&mut I>, &mut Context<'_>) -> Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if self.failed_write.is_none() {
+            match ready!(poll(Pin::new(&mut self.io), cx)) {
+                Err(error) if self.tell.is_some() => self.failed_write = Some(error),
+                outcome => return Poll::Ready(outcome),
+            }
+        }
+        let mut discarded = [0; 1024];
+        if self.tell.is_some() {
+            // The outcome is told to the other half; this one has the error of its write.
+            let _ = ready!(Pin::new(&mut *self).poll_read(cx, &mut ReadBuf::new(&mut discarded)));
+        }
+        let error = self.failed_write.take();
+        Poll::Ready(Err(error.unwrap_or_else(|| io::ErrorKind::BrokenPipe.into())))
     }
 }
 
@@ -69,13 +105,13 @@ impl<I: AsyncRead + Unpin> AsyncRead for Watched<I> {
     }
 }
 
-impl<I: AsyncWrite + Unpin> AsyncWrite for Watched<I> {
+impl<I: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<I> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, buffer)
+        self.poll_out(cx, |io, cx| io.poll_write(cx, buffer))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
+        self.poll_out(cx, |io, cx| io.poll_flush(cx))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -87,10 +123,52 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Watched<I> {
         cx: &mut Context<'_>,
         buffers: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, buffers)
+        self.poll_out(cx, |io, cx| io.poll_write_vectored(cx, buffers))
     }
 
     fn is_write_vectored(&self) -> bool {
         self.io.is_write_vectored()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::{Shutdown, TcpListener};
+
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::TcpStream;
+
+    use super::*;
+
+    /// A connection whose server has sent `last_words`, ended its half, and then reset it.
+    async fn reset_after(last_words: &[u8]) -> TcpStream {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has free ports");
+        let address = listener.local_addr().expect("it is bound");
+        let mut client = TcpStream::connect(address).await.expect("it listens");
+        let (mut server, _) = listener.accept().expect("it is connected");
+        client.write_all(b"greeting").await.expect("it is open");
+        server.read_exact(&mut [0]).expect("the greeting has arrived");
+        server.write_all(last_words).expect("it is open");
+        server.shutdown(Shutdown::Write).expect("it is open");
+        // Bytes of the client's are unread, so the kernel answers them with a reset.
+        drop(server);
+        client
+    }
+
+    #[tokio::test]
+    async fn what_was_said_before_a_reset_is_heard_though_a_write_came_first() {
+        let (mut watched, answer) = Watched::new(reset_after(b"you may not").await);
+        assert!(watched.write_all(b"a request").await.is_err(), "it is reset");
+        drop(watched);
+        answer.wait().await.expect("the answer was there before the reset");
+    }
+
+    #[tokio::test]
+    async fn a_reset_without_a_word_is_no_answer() {
+        let (mut watched, answer) = Watched::new(reset_after(b"").await);
+        assert!(watched.write_all(b"a request").await.is_err(), "it is reset");
+        drop(watched);
+        assert!(answer.wait().await.is_err());
     }
 }
