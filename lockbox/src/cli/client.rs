@@ -4,15 +4,14 @@ use std::path::{Path, PathBuf};
 
 use lockbox_rpc::api::local::lifecycle_service_client::LifecycleServiceClient;
 use lockbox_rpc::api::local::local_service_client::LocalServiceClient;
-use lockbox_rpc::transport::{LocalConnectError, MAX_MESSAGE_BYTES, connect_unix};
-use tonic::transport::Channel;
+use lockbox_rpc::transport::{LocalChannel, LocalConnectError, MAX_MESSAGE_BYTES, connect_unix};
 
 use super::error::CliError;
 
 /// The daemon of this machine.
 pub(super) struct Client {
-    pub(super) service: LocalServiceClient<Channel>,
-    pub(super) lifecycle: LifecycleServiceClient<Channel>,
+    pub(super) service: LocalServiceClient<LocalChannel>,
+    pub(super) lifecycle: LifecycleServiceClient<LocalChannel>,
     socket: PathBuf,
 }
 

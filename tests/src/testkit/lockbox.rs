@@ -11,9 +11,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use lockbox_authz::{Head, LockboxId};
 use lockbox_rpc::api::local::local_service_client::LocalServiceClient;
 use lockbox_rpc::api::local::{self, GetStatusRequest, GetStatusResponse, Membership, SealRequest, UnsealRequest};
-use lockbox_rpc::transport::{MAX_MESSAGE_BYTES, connect_unix};
+use lockbox_rpc::transport::{LocalChannel, MAX_MESSAGE_BYTES, connect_unix};
 use tonic::Status;
-use tonic::transport::Channel;
 
 use super::process::{Daemon, Log, Output, Running, run, start};
 use super::proxy::Proxy;
@@ -283,7 +282,7 @@ impl Lockbox {
     }
 
     /// A client of the local socket.
-    pub fn client(&self) -> Result<LocalServiceClient<Channel>, Status> {
+    pub fn client(&self) -> Result<LocalServiceClient<LocalChannel>, Status> {
         let channel = block_on(connect_unix(&self.socket())).map_err(|error| Status::unavailable(error.to_string()))?;
         Ok(LocalServiceClient::new(channel)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
@@ -293,7 +292,7 @@ impl Lockbox {
     /// One call on the local socket, on a connection of its own.
     pub fn call<T>(
         &self,
-        call: impl AsyncFnOnce(LocalServiceClient<Channel>) -> Result<tonic::Response<T>, Status>,
+        call: impl AsyncFnOnce(LocalServiceClient<LocalChannel>) -> Result<tonic::Response<T>, Status>,
     ) -> Result<T, Status> {
         let client = self.client()?;
         Ok(block_on(call(client))?.into_inner())

@@ -196,19 +196,22 @@ impl Gate {
             activity: Arc::clone(&activity),
         });
         let mut connection = pin!(builder.serve_connection(TokioIo::new(io), service));
-        let mut is_hurried = place.is_strangers();
         tokio::select! {
             outcome = connection.as_mut() => return outcome,
             () = stage.reached(Stage::Draining) => {}
-            () = overstayed(strangers, &caller, &mut place) => is_hurried = place.is_strangers(),
-            () = activity.fallen_silent(self.idle_limit) => is_hurried = true,
+            () = overstayed(strangers, &caller, &mut place) => {}
+            () = activity.fallen_silent(self.idle_limit) => {}
         }
+        let is_hurried = place.is_strangers();
+        // A request that was on its way when the connection had fallen silent takes its time as any other.
+        let grace = self.idle_limit.map(|_| self.limits.shutdown_grace);
         connection.as_mut().graceful_shutdown();
         tokio::select! {
             outcome = connection.as_mut() => outcome,
             // Dropping the connection drops the handlers of its requests too.
             () = stage.reached(Stage::Closed) => Ok(()),
             () = tokio::time::sleep(self.limits.shutdown_grace), if is_hurried => Ok(()),
+            () = activity.fallen_silent(grace) => Ok(()),
         }
     }
 }

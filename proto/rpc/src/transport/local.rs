@@ -20,6 +20,7 @@ use super::first_answer::Watched;
 use super::limits::{
     CONNECTION_WINDOW_BYTES, HEADER_LIST_BYTES, LOCAL_CONNECT_TIMEOUT, STREAM_WINDOW_BYTES, UNIX_BACKLOG,
 };
+use super::local_channel::LocalChannel;
 use super::places::{Full, Place};
 use super::{BindError, LocalConnectError, LocalPeer, ServerLimits};
 
@@ -103,16 +104,10 @@ pub async fn serve_unix<S: RequestService>(
 
 /// Connects to the daemon that serves the socket `path`.
 ///
-/// Returns once the daemon has answered. A lost connection is made again for the next request.
-pub async fn connect_unix(path: &Path) -> Result<Channel, LocalConnectError> {
-    timeout(LOCAL_CONNECT_TIMEOUT, open(path.to_owned()))
-        .await
-        .unwrap_or_else(|_| {
-            Err(LocalConnectError::Timeout {
-                path: path.to_owned(),
-                timeout: LOCAL_CONNECT_TIMEOUT,
-            })
-        })
+/// Returns once the daemon has answered. A connection that was lost, or not used for a while, is made again for the next
+/// request.
+pub async fn connect_unix(path: &Path) -> Result<LocalChannel, LocalConnectError> {
+    LocalChannel::connect(path.to_owned()).await
 }
 
 /// Never ends by itself. Owns the listener, so that the socket is gone as soon as this is dropped.
@@ -207,7 +202,17 @@ fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> BindEr
     move |source| BindError::Io { action, path, source }
 }
 
-async fn open(path: PathBuf) -> Result<Channel, LocalConnectError> {
+/// One connection, once the daemon has answered on it.
+pub(super) async fn open(path: &Path) -> Result<Channel, LocalConnectError> {
+    let late = |_| LocalConnectError::Timeout {
+        path: path.to_owned(),
+        timeout: LOCAL_CONNECT_TIMEOUT,
+    };
+    let opening = open_unbounded(path.to_owned());
+    timeout(LOCAL_CONNECT_TIMEOUT, opening).await.map_err(late)?
+}
+
+async fn open_unbounded(path: PathBuf) -> Result<Channel, LocalConnectError> {
     let stream = UnixStream::connect(&path)
         .await
         .map_err(|error| explain(&path, error))?;

@@ -10,6 +10,7 @@ mod first_answer;
 mod idle;
 mod limits;
 mod local;
+mod local_channel;
 mod places;
 mod receive;
 mod serve;
@@ -22,6 +23,7 @@ pub use connection::RequestService;
 pub use error::{BindError, ConnectError, LocalConnectError};
 pub use limits::{ClientTimeouts, MAX_MESSAGE_BYTES, Peer, ServerLimits, Strangers};
 pub use local::{LocalListener, connect_unix, serve_unix};
+pub use local_channel::LocalChannel;
 pub use serve::serve_tls;
 pub use services::Services;
 

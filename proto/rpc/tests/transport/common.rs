@@ -19,7 +19,7 @@ use tokio::task::JoinHandle;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tonic::body::Body;
-use tonic::codegen::BoxFuture;
+use tonic::codegen::{BoxFuture, StdError};
 use tonic::server::{Grpc, NamedService};
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
@@ -133,16 +133,24 @@ fn caller(request: &Request<()>) -> String {
     }
 }
 
+/// To a machine, or to a daemon of this one.
+pub(crate) trait AnyChannel:
+    Service<http::Request<Body>, Response = http::Response<Body>, Error: Into<StdError>> + Clone
+{
+}
+
+impl<T: Service<http::Request<Body>, Response = http::Response<Body>, Error: Into<StdError>> + Clone> AnyChannel for T {}
+
 /// Asks the mirror for the name that the server has for this channel's peer.
-pub(crate) async fn who_am_i(channel: &Channel) -> Result<String, Status> {
+pub(crate) async fn who_am_i(channel: &impl AnyChannel) -> Result<String, Status> {
     request(channel, "/lockbox.test.Mirror/Caller").await
 }
 
-pub(crate) async fn request(channel: &Channel, path: &'static str) -> Result<String, Status> {
+pub(crate) async fn request(channel: &impl AnyChannel, path: &'static str) -> Result<String, Status> {
     let mut grpc = tonic::client::Grpc::new(channel.clone());
     grpc.ready()
         .await
-        .map_err(|error| Status::unavailable(error.to_string()))?;
+        .map_err(|error| Status::unavailable(error.into().to_string()))?;
     let codec = ProstCodec::<(), String>::default();
     let answer = grpc.unary(Request::new(()), path.parse().unwrap(), codec).await?;
     Ok(answer.into_inner())
