@@ -10,7 +10,7 @@ use lockbox_authz::{InventoryReport, MaterialId};
 use super::*;
 use crate::limits::{MAX_IMPACT_KEYS, MAX_RANGE_KEYS, READINGS_AT_ONCE};
 
-fn held(number: u8, material: u8) -> InventoryEntry {
+pub(super) fn held(number: u8, material: u8) -> InventoryEntry {
     InventoryEntry {
         key_id: KeyId([number; 16]),
         material_id: MaterialId([material; 16]),
@@ -55,7 +55,15 @@ async fn tell_entries(
     registry.turn(move |turn| turn.take_inventory(&report, NOW_MS)).await
 }
 
-async fn impact(registry: &Arc<Registry>, exposed: Exposed) -> Vec<Impact> {
+/// Alpha was taken over this long before now.
+pub(super) fn theft(ago_ms: i64) -> Theft {
+    Theft {
+        lockbox_id: id(ALPHA),
+        since_ms: NOW_MS - ago_ms,
+    }
+}
+
+pub(super) async fn impact(registry: &Arc<Registry>, exposed: Exposed) -> Vec<Impact> {
     let (sender, parts) = std::sync::mpsc::channel();
     let take = move |part| {
         sender.send(part).expect("it is received below");
@@ -65,10 +73,15 @@ async fn impact(registry: &Arc<Registry>, exposed: Exposed) -> Vec<Impact> {
     parts.into_iter().collect()
 }
 
+/// Without what the lockboxes have no more.
 async fn opened_by(registry: &Arc<Registry>, key: u8) -> Vec<(u8, LockboxId)> {
     let at = |finding: &Finding| (finding.holding.entry.key_id.0[0], finding.holding.lockbox_id);
     let impact = impact(registry, Exposed::Key(KeyId([key; 16]))).await;
-    impact.iter().flat_map(|part| part.findings.iter().map(at)).collect()
+    let held = impact.iter().flat_map(|part| {
+        let has = |finding: &&Finding| !part.held_until_ms.contains_key(&LeftPlace::of(&finding.holding));
+        part.findings.iter().filter(has).map(at)
+    });
+    held.collect()
 }
 
 /// All that was known of the keys of a stolen server is asked, and a server may have more keys than one family may.
@@ -97,7 +110,7 @@ async fn every_key_of_a_stolen_lockbox_is_told_however_many_there_are() {
         let taken = registry.turn(move |turn| turn.take_inventory(&report, NOW_MS)).await;
         taken.unwrap();
     }
-    let told = impact(&registry, Exposed::Lockbox(id(ALPHA))).await;
+    let told = impact(&registry, Exposed::Lockbox(theft(0))).await;
     assert!(told.iter().all(|part| !part.truncated));
     let keys: BTreeSet<KeyId> = told
         .iter()
@@ -220,10 +233,11 @@ async fn a_lockbox_that_lost_everything_is_taken_off_step_by_step() {
     let first = tell_entries(&registry, NOW_MS, ALPHA, (None, None), Vec::new()).await;
     assert!(matches!(first, Err(Refusal::MuchIsGone)));
     tell(&registry, ALPHA, (None, None), &[]).await;
-    assert!(impact(&registry, Exposed::Lockbox(id(ALPHA))).await.is_empty());
-    // Nothing leads to them any more.
-    let left = registry.turn(|turn| turn.scan(&keys::materials(MaterialId([7; 16])), None, 1));
-    assert!(left.await.unwrap().is_empty());
+    let reported = registry.turn(|turn| turn.scan(&keys::inventory(id(ALPHA)), None, 1));
+    assert!(reported.await.unwrap().is_empty());
+    let told = impact(&registry, Exposed::Lockbox(theft(0))).await;
+    let known: usize = told.iter().map(|part| part.held_until_ms.len()).sum();
+    assert_eq!(known, MAX_RANGE_KEYS + 10, "it had them");
 }
 
 /// A report that was held back on an old connection would bring back what the lockbox has told is gone.
