@@ -23,7 +23,7 @@ use crate::decide::{self, find_lockbox};
 use crate::limits::HELD_WITHIN_MS;
 use crate::node_service::{envelope, peer_key};
 use crate::refusal::Refusal;
-use crate::registry::{Exposed, Impact, LeftPlace, Theft, hand_over};
+use crate::registry::{Exposed, Impact, LeftPlace, Theft};
 use crate::requesters::Permission;
 use crate::sessions::Signal;
 use crate::{control_service, status};
@@ -83,7 +83,7 @@ impl ImpactService for ImpactPort {
         let broker = Arc::clone(&self.broker);
         tokio::spawn(async move {
             let roster = broker.roster();
-            let to = sender.clone();
+            let (registry, to) = (Arc::clone(broker.registry()), sender.clone());
             let left_known_from_ms = broker.registry().left_known_from_ms(now_ms());
             if let Exposed::Lockbox(_) = exposed {
                 // Said also if nothing is found. The requester may be gone.
@@ -94,7 +94,7 @@ impl ImpactService for ImpactPort {
                 let _ = sender.send(Ok(first)).await;
             }
             let take = move |impact: Impact| match pages_of(&roster, &impact, left_known_from_ms)
-                .all(|page| hand_over(&to, Ok(page)))
+                .all(|page| registry.hand_over(&to, Ok(page)))
             {
                 true => ControlFlow::Continue(()),
                 false => ControlFlow::Break(()),

@@ -40,7 +40,6 @@ pub use lockboxes::LockboxFacts;
 pub use notices::{Notice, NoticeAnswer, NoticesToHear};
 pub use preview::{Named, Subject};
 use readings::Readings;
-pub(crate) use readings::hand_over;
 pub use reports::Reported;
 pub use roster::{OpenError, SyncOutcome, founding_batch, is_founded, refusal, screen};
 pub use transfer::{EndReport, Revoked, Transfer, is_ended, lapses_at_ms};

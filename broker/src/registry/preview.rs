@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 
 use super::inventory::{Reader, decode, last_id};
 use super::left::{Known, Left};
-use super::{Registry, Theft, Transfer, hand_over, joined, keys};
+use super::{Registry, Theft, Transfer, joined, keys};
 use crate::limits::SCAN_PAGE;
 use crate::refusal::Refusal;
 
@@ -59,9 +59,11 @@ impl Registry {
             }
         };
         let asker = pages.clone();
+        let registry = Arc::clone(self);
         let read = tokio::task::spawn_blocking(move || {
             let _place = place;
             let mut preview = Preview {
+                registry,
                 reader: Reader { store },
                 roster,
                 pages,
@@ -108,6 +110,7 @@ fn has_begun(transfer: &Transfer) -> bool {
 }
 
 struct Preview {
+    registry: Arc<Registry>,
     reader: Reader,
     roster: Arc<Roster>,
     pages: mpsc::Sender<Result<Vec<Named>, Refusal>>,
@@ -289,7 +292,7 @@ impl Preview {
 
     fn flush(&mut self) -> Result<(), Stop> {
         let page = std::mem::take(&mut self.page);
-        match hand_over(&self.pages, Ok(page)) {
+        match self.registry.hand_over(&self.pages, Ok(page)) {
             true => Ok(()),
             false => Err(Stop::NotTaken),
         }

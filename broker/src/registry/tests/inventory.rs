@@ -2,10 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
+use std::task::{Context, Waker};
+use std::time::Duration;
 
 use lockbox_authz::impact::{Finding, Kinship, Remedy};
 use lockbox_authz::inventory::{InventoryEntry, InventoryState, MAX_INVENTORY_ENTRIES, Parent};
 use lockbox_authz::{InventoryReport, MaterialId};
+
+use tokio::sync::mpsc;
 
 use super::*;
 use crate::limits::{MAX_IMPACT_KEYS, MAX_RANGE_KEYS, READINGS_AT_ONCE};
@@ -257,4 +261,39 @@ async fn an_older_report_does_not_replace_a_newer_one() {
     tell_at(&registry, NOW_MS + 1_000_000, ALPHA, (None, None), &[(2, 2)]).await;
     tell_at(&registry, NOW_MS, ALPHA, (None, None), &[(2, 2), (4, 2)]).await;
     assert_eq!(opened_by(&registry, 2).await.len(), 3);
+}
+
+/// Whoever asks and reads nothing, on a connection that stays, must not keep others from ever asking again.
+#[tokio::test]
+async fn an_answer_that_nobody_takes_is_broken_off_and_its_place_is_given_back() {
+    let store = MemoryStore::new();
+    tell(&registry(&store).await, ALPHA, (None, None), &[(2, 2)]).await;
+    let mut registry = Registry::open(Arc::new(store)).unwrap();
+    registry.readings = Readings::with_patience(Duration::from_millis(50));
+    let registry = Arc::new(registry);
+    let ask = |pages| {
+        let registry = Arc::clone(&registry);
+        Box::pin(async move { registry.preview(Subject::Keys(vec![KeyId([2; 16])]), pages).await })
+    };
+    let mut unread = Vec::new();
+    for _ in 0..READINGS_AT_ONCE {
+        let (sender, pages) = mpsc::channel(1);
+        // The answer's own page has no room.
+        sender.try_send(Ok(Vec::new())).expect("there is room for one");
+        let mut reading = ask(sender);
+        let polled = reading.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        assert!(polled.is_pending(), "it has its place");
+        unread.push((tokio::spawn(reading), pages));
+    }
+    while !registry.readings.are_all_free() {
+        tokio::task::yield_now().await;
+    }
+    let (sender, mut pages) = mpsc::channel(1);
+    ask(sender).await.unwrap();
+    assert_eq!(pages.recv().await.expect("an answer").unwrap().len(), 1);
+    for (reading, mut pages) in unread {
+        assert!(matches!(pages.recv().await, Some(Ok(page)) if page.is_empty()));
+        assert!(matches!(pages.recv().await, Some(Err(Refusal::NotTaken))));
+        reading.await.unwrap().unwrap();
+    }
 }
