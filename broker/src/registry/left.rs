@@ -138,6 +138,12 @@ impl Turn<'_> {
     /// Forgets what left longer ago than is remembered, a part of it with each report.
     pub(super) fn forget_old(&mut self, now_ms: i64) -> Result<(), Refusal> {
         let until_ms = self.registry.left_known_from_ms(now_ms);
+        let is_old = |by_time: &[u8]| LeftPlace::from_time(by_time).is_some_and(|(at_ms, _)| at_ms < until_ms);
+        // Most reports find nothing to forget.
+        let first = self.scan(keys::LEFT_AT, None, 1)?;
+        if !first.iter().any(|(by_time, _)| is_old(by_time)) {
+            return Ok(());
+        }
         let oldest = self.scan(keys::LEFT_AT, None, FORGOTTEN_AT_ONCE)?;
         let mut batch = Batch::new();
         let mut forgotten: BTreeSet<LeftPlace> = BTreeSet::new();
