@@ -220,7 +220,7 @@ impl RawConfig {
         if !LEFT_DAYS.contains(&left_days) {
             let problem = format!("{left_days} is out of range");
             let key = "inventory.left_days".to_owned();
-            return Err(refuse(key, problem, "write a number from 7 to 366"));
+            return Err(refuse(key, problem, "write a number from 8 to 366"));
         }
         let base = file.parent().unwrap_or(Path::new(""));
         let mut requesters = Requesters::default();
@@ -388,10 +388,10 @@ selections = ["ids"]
     fn rejects_to_remember_what_left_for_too_few_days() {
         assert_eq!(parse(GOOD).unwrap().left_days, DEFAULT_LEFT_DAYS);
         let with = |days: u32| format!("{GOOD}\n[inventory]\nleft_days = {days}\n");
-        assert_eq!(parse(&with(7)).unwrap().left_days, 7);
-        let error = parse(&with(6)).unwrap_err().to_string();
+        assert_eq!(parse(&with(8)).unwrap().left_days, 8);
+        let error = parse(&with(7)).unwrap_err().to_string();
         assert!(
-            error.contains(": inventory.left_days: ") && error.contains("7 to 366"),
+            error.contains(": inventory.left_days: ") && error.contains("8 to 366"),
             "{error}"
         );
     }

@@ -234,7 +234,7 @@ client_ca = "pki/{ca}"
 format = "text"
 level = "info"
 
-# For how many days the broker remembers what a lockbox had and has no more, 7 to 366: whoever takes a lockbox over can have it
+# For how many days the broker remembers what a lockbox had and has no more, 8 to 366: whoever takes a lockbox over can have it
 # destroy its keys, or move them away, and `lockbox-broker lockbox compromise` has to know of them when that is noticed. More
 # days take more room: a few hundred bytes for each key that was destroyed or moved away.
 [inventory]

@@ -31,7 +31,7 @@ pub const MAX_PAGE_BYTES: usize = 2 * 1024 * 1024;
 pub const MAX_IMPACT_KEYS: usize = 100_000;
 
 /// Keys that one range of an inventory may replace: each takes up to five changes, each of the 256 entries that a report has
-/// eleven, and a batch has room for 10,000.
+/// ten, and a batch has room for 10,000.
 pub const MAX_RANGE_KEYS: usize = 1_400;
 
 /// Keys that one lockbox reports, and those that it had and no longer has, together: a member can fill a few GiB of the disk with
@@ -48,8 +48,9 @@ pub const MAX_MATERIALS_OF_KEY: usize = 64;
 /// Days for which a broker remembers what a lockbox had, if its configuration says nothing: a theft is noticed within them.
 pub const DEFAULT_LEFT_DAYS: u32 = 30;
 
-/// What may be configured instead: at least what is looked back by if nobody says more, at most what a year's inventory is.
-pub const LEFT_DAYS: std::ops::RangeInclusive<u32> = 7..=366;
+/// What may be configured instead: at least a day more than what is looked back by if nobody says more, and a year at most, since
+/// it takes room for all that comes and goes.
+pub const LEFT_DAYS: std::ops::RangeInclusive<u32> = 8..=366;
 
 /// How far back what a stolen lockbox held counts if nobody says more: whoever took it over may have it destroy its keys, or move
 /// them away, and a theft on a Friday is noticed on a Monday.

@@ -121,7 +121,7 @@ impl LeftKeys {
         let count = moved + destroyed + unreported;
         let keys = if count == 1 { "key" } else { "keys" };
         format!(
-            "what counts is everything that {lockbox} held at {since} or later, with {count} {keys} that it has no more: \
+            "what counts is everything that lockbox {lockbox} held at {since} or later, with {count} {keys} that it has no more: \
              {moved} moved away, {destroyed} destroyed, {unreported} no longer reported"
         )
     }
