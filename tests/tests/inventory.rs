@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
 
 use lockbox_authz::KeyId;
-use lockbox_tests::testkit::attacker::copy_folder;
+use lockbox_tests::testkit::attacker::{StolenBroker, copy_folder};
+use lockbox_tests::testkit::fake_broker::FakeBroker;
 use lockbox_tests::testkit::proxy::Direction;
 use lockbox_tests::testkit::{Broker, Cluster, eventually};
 
@@ -67,4 +69,21 @@ fn a_round_that_the_broker_refuses_is_told_again() {
     known.values_mut().for_each(|state| *state = "unreported");
     known.insert(a.create_key("new"), "active");
     wait_until_known(broker, &known);
+}
+
+/// Each change of a key would else have it told again, and a line in both logs.
+#[test]
+fn a_broker_that_has_no_room_is_left_in_peace_whatever_changes() {
+    let cluster = Cluster::start();
+    let a = cluster.add_lockbox("a");
+    let thief = StolenBroker::steal(cluster.broker(), &cluster.folder().join("stolen"));
+    cluster.broker().kill();
+    let fake = FakeBroker::start(&thief.signing_key, thief.roster.head(), &[], Vec::new());
+    let mark = a.log().mark();
+    cluster.broker().node_proxy().lead_to(fake.address);
+    fake.wait_for_inventory_reports(1);
+    a.log().wait_for(mark, "the inventory was not told");
+    a.create_key("meanwhile");
+    let times = fake.wait_for_inventory_reports(2);
+    assert!(times[1] - times[0] > Duration::from_secs(4), "{times:?}");
 }

@@ -41,8 +41,12 @@ fn gone(number: u8, material: u8, state: InventoryState) -> InventoryEntry {
 
 /// The materials that a notice would name.
 async fn exposed(registry: &Arc<Registry>, theft: Theft) -> Vec<u8> {
+    named(registry, Subject::Lockbox(theft)).await
+}
+
+async fn named(registry: &Arc<Registry>, subject: Subject) -> Vec<u8> {
     let (sender, mut pages) = mpsc::channel(READINGS_AT_ONCE);
-    registry.preview(Subject::Lockbox(theft), sender).await.unwrap();
+    registry.preview(subject, sender).await.unwrap();
     let mut materials = BTreeSet::new();
     while let Some(page) = pages.recv().await {
         let named = page.unwrap();
@@ -100,6 +104,16 @@ async fn a_key_that_is_first_heard_of_when_it_is_gone_counts() {
         .await
         .unwrap();
     assert_eq!(exposed(&registry, theft(HOUR_MS)).await, [2]);
+}
+
+/// An operator names the key of a volume, and the only lockbox that had it was wiped by the thief.
+#[tokio::test]
+async fn a_key_that_nobody_reports_any_more_can_be_named() {
+    let store = MemoryStore::new();
+    let registry = registry(&store).await;
+    say(&registry, ALPHA, NOW_MS, [held(2, 7), held(3, 3)]).await.unwrap();
+    say(&registry, ALPHA, NOW_MS, []).await.unwrap();
+    assert_eq!(named(&registry, Subject::Keys(vec![KeyId([2; 16])])).await, [7]);
 }
 
 /// What is to be done is what would be if the thief had said nothing; elsewhere a key that is gone leaves nothing to do.
