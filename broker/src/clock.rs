@@ -42,9 +42,46 @@ pub fn rfc3339(ms: i64) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
 }
 
+/// What [`rfc3339`] writes, also without seconds, or a date alone, which begins at midnight (UTC). Nothing before 1970.
+pub fn ms_of_rfc3339(text: &str) -> Option<i64> {
+    let whole = match text.len() {
+        10 => format!("{text}T00:00:00Z"),
+        17 => format!("{}:00Z", text.strip_suffix('Z')?),
+        _ => text.to_owned(),
+    };
+    let number = |from: usize, to: usize| whole.get(from..to)?.parse::<u32>().ok().map(i64::from);
+    let (year, month, day) = (number(0, 4)?, number(5, 7)?, number(8, 10)?);
+    let (hour, minute, second) = (number(11, 13)?, number(14, 16)?, number(17, 19)?);
+    // As in `civil`, the other way round.
+    let year_from_march = year - i64::from(month <= 2);
+    let month_from_march = (month + 9) % 12;
+    let days = 365 * year_from_march + year_from_march / 4 - year_from_march / 100
+        + year_from_march / 400
+        + (153 * month_from_march + 2) / 5
+        + day
+        - 1
+        - 719_468;
+    let ms = (days * 86_400 + hour * 3_600 + minute * 60 + second) * 1_000;
+    // What is not a date, or not written as one, comes back as something else.
+    (ms > 0 && rfc3339(ms) == whole).then_some(ms)
+}
+
 #[cfg(test)]
 mod tests {
-    use super::rfc3339;
+    use super::{ms_of_rfc3339, rfc3339};
+
+    #[test]
+    fn what_is_written_is_read() {
+        for ms in [
+            1_000,
+            951_782_400_000,
+            1_709_251_199_000,
+            1_798_761_599_000,
+            4_107_542_400_000,
+        ] {
+            assert_eq!(ms_of_rfc3339(&rfc3339(ms)), Some(ms));
+        }
+    }
 
     /// `date -u -d @SECONDS` says the same.
     #[test]

@@ -11,6 +11,7 @@ use lockbox_authz::limits::{MAX_REQUESTER_CHARS, MAX_SELECTED_KEYS};
 use lockbox_authz::{Labels, field};
 use serde::{Deserialize, Serialize};
 
+use crate::limits::{DEFAULT_LEFT_DAYS, LEFT_DAYS};
 use crate::requesters::{Permission, Requester, Requesters, SelectionKind};
 
 /// A configuration that was checked. The files that it names were not.
@@ -27,6 +28,8 @@ pub struct Config {
     pub signing_key: PathBuf,
     pub store: PathBuf,
     pub log: Log,
+    /// For how many days it is remembered what a lockbox had.
+    pub left_days: u32,
     pub requesters: Requesters,
 }
 
@@ -143,6 +146,8 @@ struct RawConfig {
     #[serde(default)]
     log: Log,
     #[serde(default)]
+    inventory: RawInventory,
+    #[serde(default)]
     requester: Vec<RawRequester>,
 }
 
@@ -159,6 +164,25 @@ struct RawControl {
     certificate: PathBuf,
     key: PathBuf,
     client_ca: PathBuf,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawInventory {
+    #[serde(default = "left_days")]
+    left_days: u32,
+}
+
+impl Default for RawInventory {
+    fn default() -> Self {
+        Self {
+            left_days: DEFAULT_LEFT_DAYS,
+        }
+    }
+}
+
+fn left_days() -> u32 {
+    DEFAULT_LEFT_DAYS
 }
 
 /// Every field but the last must be there: what is left out by mistake must not allow anything.
@@ -192,6 +216,12 @@ impl RawConfig {
                 refuse(key.to_owned(), problem, "write one like 127.0.0.1:7400 or [::]:7400")
             })
         };
+        let left_days = self.inventory.left_days;
+        if !LEFT_DAYS.contains(&left_days) {
+            let problem = format!("{left_days} is out of range");
+            let key = "inventory.left_days".to_owned();
+            return Err(refuse(key, problem, "write a number from 8 to 366"));
+        }
         let base = file.parent().unwrap_or(Path::new(""));
         let mut requesters = Requesters::default();
         for (number, row) in self.requester.into_iter().enumerate() {
@@ -217,6 +247,7 @@ impl RawConfig {
             signing_key: base.join(self.signing_key),
             store: base.join(self.store),
             log: self.log,
+            left_days,
             requesters,
         })
     }
@@ -348,6 +379,19 @@ selections = ["ids"]
         let error = complaint("selections = [\"ids\"]", "selections = [\"ids\"]\nmax_keys = 5000");
         assert!(
             error.contains(": requester[0].max_keys: ") && error.contains("1 to 1024"),
+            "{error}"
+        );
+    }
+
+    /// With less than that, what `lockbox compromise` looks back by would not be known.
+    #[test]
+    fn rejects_to_remember_what_left_for_too_few_days() {
+        assert_eq!(parse(GOOD).unwrap().left_days, DEFAULT_LEFT_DAYS);
+        let with = |days: u32| format!("{GOOD}\n[inventory]\nleft_days = {days}\n");
+        assert_eq!(parse(&with(8)).unwrap().left_days, 8);
+        let error = parse(&with(7)).unwrap_err().to_string();
+        assert!(
+            error.contains(": inventory.left_days: ") && error.contains("8 to 366"),
             "{error}"
         );
     }

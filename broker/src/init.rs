@@ -234,6 +234,12 @@ client_ca = "pki/{ca}"
 format = "text"
 level = "info"
 
+# For how many days the broker remembers what a lockbox had and has no more, 8 to 366: whoever takes a lockbox over can have it
+# destroy its keys, or move them away, and `lockbox-broker lockbox compromise` has to know of them when that is noticed. More
+# days take more room: a few hundred bytes for each key that was destroyed or moved away.
+[inventory]
+left_days = 30
+
 # Who may ask for what. A requester is named by its client certificate: the URI in it, or else the DNS name, or else the
 # common name. Whoever is not listed here may nothing. A lockbox must have all the labels of source_labels or
 # target_labels; {{}} asks for none.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use lockbox_authz::impact::Finding;
 use lockbox_authz::roster::Roster;
-use lockbox_authz::{InventoryReport, KeyId, PublicKey, UnverifiedEnvelope};
+use lockbox_authz::{InventoryReport, KeyId, PublicKey, UnverifiedEnvelope, field};
 use lockbox_rpc::api::control::impact_service_server::{ImpactService, ImpactServiceServer};
 use lockbox_rpc::api::control::{
     GetImpactRequest, GetImpactResponse, ImpactFinding, LockboxName, get_impact_request::Subject,
@@ -20,9 +20,10 @@ use tonic::{Request, Response, Status};
 use crate::broker::Broker;
 use crate::clock::now_ms;
 use crate::decide::{self, find_lockbox};
+use crate::limits::HELD_WITHIN_MS;
 use crate::node_service::{envelope, peer_key};
 use crate::refusal::Refusal;
-use crate::registry::{Exposed, Impact, hand_over};
+use crate::registry::{Exposed, Impact, LeftPlace, Theft};
 use crate::requesters::Permission;
 use crate::sessions::Signal;
 use crate::{control_service, status};
@@ -75,14 +76,26 @@ impl ImpactService for ImpactPort {
 
     async fn get_impact(&self, request: Request<GetImpactRequest>) -> Result<Response<Self::GetImpactStream>, Status> {
         let requester = control_service::requester(&self.broker, &request)?;
-        let exposed = self.broker.exposed(&requester, request.into_inner().subject);
+        let request = request.into_inner();
+        let exposed = self.broker.exposed(&requester, request.subject, request.held_since_ms);
         let exposed = exposed.map_err(|refusal| status::for_requester(&refusal))?;
         let (sender, pages) = mpsc::channel(1);
         let broker = Arc::clone(&self.broker);
         tokio::spawn(async move {
             let roster = broker.roster();
-            let to = sender.clone();
-            let take = move |impact: Impact| match pages_of(&roster, &impact).all(|page| hand_over(&to, Ok(page))) {
+            let (registry, to) = (Arc::clone(broker.registry()), sender.clone());
+            let left_known_from_ms = broker.registry().left_known_from_ms(now_ms());
+            if let Exposed::Lockbox(_) = exposed {
+                // Said also if nothing is found. The requester may be gone.
+                let first = GetImpactResponse {
+                    left_known_from_ms,
+                    ..GetImpactResponse::default()
+                };
+                let _ = sender.send(Ok(first)).await;
+            }
+            let take = move |impact: Impact| match pages_of(&roster, &impact, left_known_from_ms)
+                .all(|page| registry.hand_over(&to, Ok(page)))
+            {
                 true => ControlFlow::Continue(()),
                 false => ControlFlow::Break(()),
             };
@@ -114,21 +127,31 @@ impl Broker {
         Ok(())
     }
 
-    fn exposed(&self, requester: &str, subject: Option<Subject>) -> Result<Exposed, Refusal> {
+    fn exposed(&self, requester: &str, subject: Option<Subject>, held_since_ms: i64) -> Result<Exposed, Refusal> {
         decide::permitted(self.requesters(), requester, Permission::ListAll)?;
         match subject {
             Some(Subject::KeyId(id)) => Ok(Exposed::Key(KeyId::from_slice("key_id", &id)?)),
-            Some(Subject::Lockbox(name)) => {
-                let roster = self.roster();
-                let member = find_lockbox(&roster, &name).ok_or(Refusal::UnknownLockbox(name))?;
-                Ok(Exposed::Lockbox(member.lockbox.lockbox_id))
-            }
+            Some(Subject::Lockbox(name)) => self.theft(name, held_since_ms).map(Exposed::Lockbox),
             None => Err(lockbox_authz::FieldError::new("subject", "is missing").into()),
         }
     }
+
+    /// A lockbox of the roster, and since when it is thought to be taken over; 0 if nobody says.
+    pub(crate) fn theft(&self, name: String, held_since_ms: i64) -> Result<Theft, Refusal> {
+        let roster = self.roster();
+        let member = find_lockbox(&roster, &name).ok_or(Refusal::UnknownLockbox(name))?;
+        let since_ms = match held_since_ms {
+            0 => now_ms().saturating_sub(HELD_WITHIN_MS),
+            since_ms => field::time_ms("held_since_ms", since_ms)?,
+        };
+        Ok(Theft {
+            lockbox_id: member.lockbox.lockbox_id,
+            since_ms,
+        })
+    }
 }
 
-fn pages_of(roster: &Roster, impact: &Impact) -> impl Iterator<Item = GetImpactResponse> {
+fn pages_of(roster: &Roster, impact: &Impact, left_known_from_ms: i64) -> impl Iterator<Item = GetImpactResponse> {
     let name_of = |finding: &Finding| {
         let id = finding.holding.lockbox_id;
         roster
@@ -149,10 +172,16 @@ fn pages_of(roster: &Roster, impact: &Impact) -> impl Iterator<Item = GetImpactR
             .get(&finding.holding.lockbox_id)
             .copied()
             .unwrap_or(0),
+        held_until_ms: impact
+            .held_until_ms
+            .get(&LeftPlace::of(&finding.holding))
+            .copied()
+            .unwrap_or(0),
     };
     let pages = impact.findings.chunks(FINDINGS_PER_PAGE);
     pages.map(move |findings| GetImpactResponse {
         findings: findings.iter().map(&to_wire).collect(),
         truncated: impact.truncated,
+        left_known_from_ms,
     })
 }

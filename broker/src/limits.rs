@@ -30,8 +30,37 @@ pub const MAX_PAGE_BYTES: usize = 2 * 1024 * 1024;
 /// Keys that one answer about impact looks at.
 pub const MAX_IMPACT_KEYS: usize = 100_000;
 
-/// Keys that one range of an inventory may replace: each takes up to five changes, and a batch has room for 10,000.
-pub const MAX_RANGE_KEYS: usize = 1_500;
+/// Keys that one range of an inventory may replace: each takes up to five changes, each of the 256 entries that a report has
+/// ten, and a batch has room for 10,000.
+pub const MAX_RANGE_KEYS: usize = 1_400;
+
+/// Keys that one lockbox reports, and those that it had and no longer has, together: a member can fill a few GiB of the disk with
+/// them. A server has a million keys and more, and it reports for good what it destroyed.
+pub const MAX_LOCKBOX_KEYS: u64 = 4_194_304;
+
+/// A key counts once more for each of these that its entry takes: it can have 32 KiB of consumers, and seldom has a hundredth.
+pub const ENTRY_BYTES: usize = 512;
+
+/// Materials that a lockbox can say a key had, one after the other. A key's material never changes; the identifier of one that was
+/// destroyed may be used again.
+pub const MAX_MATERIALS_OF_KEY: usize = 64;
+
+/// Days for which a broker remembers what a lockbox had, if its configuration says nothing: a theft is noticed within them.
+pub const DEFAULT_LEFT_DAYS: u32 = 30;
+
+/// What may be configured instead: at least a day more than what is looked back by if nobody says more, and a year at most, since
+/// it takes room for all that comes and goes.
+pub const LEFT_DAYS: std::ops::RangeInclusive<u32> = 8..=366;
+
+/// How far back what a stolen lockbox held counts if nobody says more: whoever took it over may have it destroy its keys, or move
+/// them away, and a theft on a Friday is noticed on a Monday.
+pub const HELD_WITHIN_MS: i64 = 7 * 24 * 60 * 60 * 1_000;
+
+/// What left too long ago and is forgotten with one report: each takes up to six changes of a batch.
+pub const FORGOTTEN_AT_ONCE: usize = 512;
+
+/// Bytes of what left in one batch, which has to be in memory.
+pub const MAX_LEFT_BYTES: usize = 8 * 1024 * 1024;
 
 /// Answers that are read from the store while somebody takes them. Each holds one of the 512 threads that everything else needs,
 /// too.

@@ -22,7 +22,7 @@ use tonic::{Request, Response, Status};
 
 use crate::broker::Broker;
 use crate::clock::now_ms;
-use crate::decide::{self, find_lockbox};
+use crate::decide;
 use crate::limits::{DEFAULT_PAGE, MAX_PAGE, MAX_PAGE_BYTES};
 use crate::refusal::Refusal;
 use crate::registry::{Named, Notice, NoticesToHear, Subject, Turn};
@@ -50,7 +50,10 @@ impl NoticeService for NoticePort {
 
     async fn preview_notice(&self, request: Request<PreviewNoticeRequest>) -> Result<Response<Pages>, Status> {
         let requester = control_service::requester(&self.broker, &request)?;
-        let subject = self.broker.notice_subject(&requester, request.into_inner().subject);
+        let request = request.into_inner();
+        let subject = self
+            .broker
+            .notice_subject(&requester, request.subject, request.held_since_ms);
         let subject = subject.map_err(refused)?;
         let (sender, pages) = mpsc::channel(1);
         let registry = Arc::clone(self.broker.registry());
@@ -187,7 +190,7 @@ impl Broker {
             .await
     }
 
-    fn notice_subject(&self, requester: &str, asked: Option<Asked>) -> Result<Subject, Refusal> {
+    fn notice_subject(&self, requester: &str, asked: Option<Asked>, held_since_ms: i64) -> Result<Subject, Refusal> {
         decide::permitted(self.requesters(), requester, Permission::ListAll)?;
         match asked {
             Some(Asked::Keys(keys)) => {
@@ -197,11 +200,7 @@ impl Broker {
                 let ids = keys.key_ids.iter().map(|id| KeyId::from_slice("key_ids", id));
                 Ok(Subject::Keys(ids.collect::<Result<_, _>>()?))
             }
-            Some(Asked::Lockbox(name)) => {
-                let roster = self.roster();
-                let member = find_lockbox(&roster, &name).ok_or(Refusal::UnknownLockbox(name))?;
-                Ok(Subject::Lockbox(member.lockbox.lockbox_id))
-            }
+            Some(Asked::Lockbox(name)) => self.theft(name, held_since_ms).map(Subject::Lockbox),
             None => Err(FieldError::new("subject", "is missing").into()),
         }
     }
@@ -224,9 +223,11 @@ impl Broker {
                 entry: Some(entry.to_wire()),
                 reported_at_ms: named.reported_at_ms,
                 noticed: named.noticed,
+                held_until_ms: named.held_until_ms.unwrap_or(0),
             }
         };
         PreviewNoticeResponse {
+            left_known_from_ms: self.registry().left_known_from_ms(now_ms()),
             findings: named.into_iter().map(finding).collect(),
         }
     }

@@ -69,6 +69,13 @@ pub enum Refusal {
     OlderReport,
     #[error("the lockbox has lost very many keys, and is to tell again until all of them are taken off")]
     MuchIsGone,
+    #[error(
+        "the lockbox reports more keys than a broker keeps of one, which is {at_most} with those that it had; what is known stays, \
+         and nothing more is taken; if it can't have so many, it may have been taken over"
+    )]
+    TooManyKeys { at_most: u64 },
+    #[error("the lockbox has reported ever other materials of key {0}; it may have been taken over")]
+    TooManyMaterials(KeyId),
     #[error("as many long answers are being read as may be at once; ask again in a moment")]
     Busy,
     #[error("the answer was not taken, and is broken off; ask again, and read it as it comes")]

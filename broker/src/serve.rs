@@ -18,7 +18,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::broker::Broker;
 use crate::config::{Config, ConfigError, Log, LogFormat};
 use crate::files::{self, FileError};
-use crate::registry::{OpenError, Registry};
+use crate::registry::{InventoryBounds, OpenError, Registry};
 use crate::{control_service, init, inventory_service, keyfile, node_service, notice_service};
 
 /// Why the daemon did not start, or stopped by itself.
@@ -154,7 +154,8 @@ impl Bound {
 
 fn open(config: &Config) -> Result<Registry, OpenError> {
     let store = SledStore::open(&config.store, Media::default(), &init::store_options())?;
-    Registry::open(Arc::new(store))
+    let bounds = InventoryBounds::with_left_days(config.left_days);
+    Ok(Registry::open(Arc::new(store))?.with_inventory_bounds(bounds))
 }
 
 /// A broker that the admins don't know would answer, and every lockbox would turn away from it.

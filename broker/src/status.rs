@@ -60,7 +60,9 @@ fn code(refusal: &Refusal) -> Code {
         | Refusal::MuchIsGone
         | Refusal::FromTheFuture { .. } => Code::FailedPrecondition,
         Refusal::Name(_) | Refusal::NotAnEnd | Refusal::NotAdmitted | Refusal::Retired => Code::PermissionDenied,
-        Refusal::TooManyPending | Refusal::Busy => Code::ResourceExhausted,
+        Refusal::TooManyPending | Refusal::Busy | Refusal::TooManyKeys { .. } | Refusal::TooManyMaterials(_) => {
+            Code::ResourceExhausted
+        }
         Refusal::NotTaken => Code::DeadlineExceeded,
         Refusal::Store(_) | Refusal::Record(_) => Code::Internal,
     }

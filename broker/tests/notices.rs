@@ -317,6 +317,8 @@ async fn what_a_stolen_lockbox_received_after_its_last_report_belongs_to_its_not
         .await;
     drop((a_link, b_link));
     report_keys(&world, &a, &[(key_ids[0], 7), (KeyId([0xfe; 16]), 8)]).await;
+    // Nor would one who says that what came was something else.
+    report_keys(&world, &b, &[(key_ids[0], 9)]).await;
     let answer = as_admin(&world, &["lockbox", "compromise", "beta"]);
     assert!(answer.status.success(), "{}", common::stderr(&answer));
     let shown = common::stderr(&answer);
@@ -325,7 +327,11 @@ async fn what_a_stolen_lockbox_received_after_its_last_report_belongs_to_its_not
         !shown.contains(&MaterialId([8; 16]).to_string()),
         "it never had that: {shown}"
     );
-    assert_eq!(list(&world, 0, "").await.0[0].named_count, 1);
+    assert_eq!(
+        list(&world, 0, "").await.0[0].named_count,
+        2,
+        "what it says of its own counts, too"
+    );
 }
 
 /// A thief who has the target can take the keys and never sign a receipt; the source says that it began.
@@ -407,7 +413,11 @@ async fn rejects_a_requester_that_may_not_hand_in_or_see_notices() {
         key_ids: vec![vec![1; 16]],
     };
     let subject = Some(Subject::Keys(keys));
-    let refused = nova.preview_notice(PreviewNoticeRequest { subject }).await.unwrap_err();
+    let request = PreviewNoticeRequest {
+        subject,
+        ..PreviewNoticeRequest::default()
+    };
+    let refused = nova.preview_notice(request).await.unwrap_err();
     assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
 }
 
@@ -418,10 +428,11 @@ async fn rejects_a_preview_of_a_key_that_nobody_has_reported() {
         key_ids: vec![vec![1; 16]],
     };
     let subject = Some(Subject::Keys(keys));
-    let answer = client(&world)
-        .await
-        .preview_notice(PreviewNoticeRequest { subject })
-        .await;
+    let request = PreviewNoticeRequest {
+        subject,
+        ..PreviewNoticeRequest::default()
+    };
+    let answer = client(&world).await.preview_notice(request).await;
     let refused = answer.unwrap().into_inner().message().await.unwrap_err();
     assert_eq!(refused.code(), Code::NotFound, "{refused}");
 }

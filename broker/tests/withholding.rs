@@ -9,7 +9,9 @@ use std::process::Output;
 use std::sync::{Arc, Mutex};
 
 use common::{World, stderr};
+use lockbox_authz::roster::RosterEntry;
 use lockbox_authz::{Hash, UnverifiedEnvelope};
+use lockbox_broker::clock::now_ms;
 use lockbox_rpc::api::control::control_service_server::{ControlService, ControlServiceServer};
 use lockbox_rpc::api::control::{
     AuthorizeTransferRequest, AuthorizeTransferResponse, ExportEvidenceRequest, ExportEvidenceResponse,
@@ -94,9 +96,16 @@ impl ControlService for Thief {
         &self,
         request: Request<SubmitRosterEntryRequest>,
     ) -> Result<Response<SubmitRosterEntryResponse>, Status> {
-        self.signed.lock().unwrap().push(request.into_inner().entry);
-        // So that an entry made anew would be another one.
-        tokio::time::sleep(std::time::Duration::from_millis(3)).await;
+        let entry = request.into_inner().entry;
+        let made_at_ms = UnverifiedEnvelope::from_bytes(&entry)
+            .and_then(|entry| entry.unverified_statement::<RosterEntry>())
+            .unwrap()
+            .signed_at_ms;
+        self.signed.lock().unwrap().push(entry);
+        // An entry made anew is another one from the clock's next millisecond on.
+        while now_ms() <= made_at_ms {
+            tokio::task::yield_now().await;
+        }
         Err(Status::aborted("somebody else was faster"))
     }
 

@@ -7,7 +7,7 @@ mod support;
 use std::sync::{Arc, Mutex};
 
 use lockbox_authz::roster::file::decode_entries;
-use lockbox_authz::roster::{Change, Roster};
+use lockbox_authz::roster::{Change, Roster, RosterEntry};
 use lockbox_authz::{JoinToken, Labels, SecretKey, Signer, UnverifiedEnvelope};
 use lockbox_rpc::api::node::node_service_server::{NodeService, NodeServiceServer};
 use lockbox_rpc::api::node::{
@@ -69,9 +69,16 @@ impl NodeService for Thief {
     }
 
     async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinResponse>, Status> {
-        self.signed.lock().unwrap().push(request.into_inner().roster_entry);
-        // So that an entry made anew would be another one.
-        tokio::time::sleep(std::time::Duration::from_millis(3)).await;
+        let entry = request.into_inner().roster_entry;
+        let made_at_ms = UnverifiedEnvelope::from_bytes(&entry)
+            .and_then(|entry| entry.unverified_statement::<RosterEntry>())
+            .unwrap()
+            .signed_at_ms;
+        self.signed.lock().unwrap().push(entry);
+        // An entry made anew is another one from the clock's next millisecond on.
+        while cluster::now_ms() <= made_at_ms {
+            tokio::task::yield_now().await;
+        }
         Err(Status::aborted("somebody else was faster"))
     }
 

@@ -132,8 +132,9 @@ fn what_a_stolen_lockbox_held_is_marked_everywhere_and_what_it_never_had_is_not(
     cluster.move_keys(&a, &c, &[moved_before]).wait();
     wait_until_reported(cluster.broker(), copied, "a", "active");
     wait_until_reported(cluster.broker(), moved_before, "a", "moved");
+    // It is known that nobody had it before now.
     let compromise = || {
-        let args = ["lockbox", "compromise", "a", "--yes"];
+        let args = ["lockbox", "compromise", "a", "--since", "0s", "--yes"];
         let answer = as_admin(cluster.broker(), &args, &[&cluster.broker().admin_key_file()]);
         answer.expect_success("lockbox compromise").json()
     };

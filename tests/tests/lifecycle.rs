@@ -309,7 +309,7 @@ fn a_stolen_lockbox_is_retired_in_one_entry_and_what_it_held_is_listed() {
     cluster.copy_keys(&a, &b, &[stolen]).wait();
     cluster.move_keys(&a, &c, &[left_before]).wait();
     let finding = |key: KeyId, lockbox: &str| {
-        let impact = impact(&cluster, &["--lockbox", "a"]);
+        let impact = impact(&cluster, &["--lockbox", "a", "--since", "0s"]);
         let found = impact["findings"]
             .as_array()
             .expect("a list")

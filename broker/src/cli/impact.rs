@@ -2,6 +2,7 @@
 
 use clap::{Args, ValueEnum};
 use lockbox_authz::impact::Remedy;
+use lockbox_authz::inventory::InventoryState;
 use lockbox_authz::roster::{Change, Roster};
 use lockbox_authz::{AuthorizationId, KeyId};
 use lockbox_rpc::api::control::get_impact_request::Subject;
@@ -17,6 +18,7 @@ use super::error::CliError;
 use super::key::Preview;
 use super::notice;
 use super::output::{Format, Table, print, print_json};
+use super::since::{Since, since};
 use super::{Global, block_on};
 use crate::clock::rfc3339;
 use crate::decide::find_lockbox;
@@ -33,6 +35,11 @@ pub(super) struct ImpactCommand {
     /// Instead of a key: a lockbox, by its name or id, with everything that it held
     #[arg(long, value_name = "NAME")]
     lockbox: Option<String>,
+    /// With --lockbox: when it was taken over at the earliest, a date or time (UTC), or how long ago, like 36h or 30d. What it
+    /// held then or later counts, also what it destroyed, moved away or no longer reports since, which is shown with "held
+    /// until" [default: 7d]
+    #[arg(long, value_name = "TIME", value_parser = since, requires = "lockbox")]
+    since: Option<Since>,
     /// Draw a picture instead: DOT for Graphviz, or SVG
     #[arg(long, value_enum)]
     picture: Option<Picture>,
@@ -48,6 +55,8 @@ enum Picture {
 struct Found {
     findings: Vec<ImpactFinding>,
     truncated: bool,
+    /// What lockboxes had no more before this time may be forgotten.
+    left_known_from_ms: i64,
 }
 
 impl ImpactCommand {
@@ -56,10 +65,15 @@ impl ImpactCommand {
             (Some(key), _) => Subject::KeyId(key.to_vec()),
             (None, lockbox) => Subject::Lockbox(lockbox.unwrap_or_default()),
         };
+        let since = self.since.unwrap_or_default();
+        let is_lockbox = matches!(subject, Subject::Lockbox(_));
         let found = block_on(async {
             let mut broker = Broker::connect(global).await?;
-            fetch(&mut broker, subject).await
+            fetch(&mut broker, subject, since).await
         })?;
+        if is_lockbox {
+            warn_of_forgotten(since, found.left_known_from_ms);
+        }
         let nodes = || found.findings.iter().map(node).collect::<Vec<_>>();
         match self.picture {
             Some(Picture::Dot) => print(&picture::dot(&nodes())),
@@ -74,6 +88,8 @@ impl ImpactCommand {
 pub(super) struct Theft {
     /// Its name or id.
     pub(super) lockbox: String,
+    /// What it held then or later is known to strangers.
+    pub(super) since: Since,
     pub(super) reason: String,
     /// Don't ask.
     pub(super) yes: bool,
@@ -88,7 +104,12 @@ pub(super) async fn compromise(
     admin: &Admin,
     theft: Theft,
 ) -> Result<(), CliError> {
-    let Theft { lockbox, reason, yes } = theft;
+    let Theft {
+        lockbox,
+        since,
+        reason,
+        yes,
+    } = theft;
     let lockbox = lockbox.as_str();
     let roster = broker.roster().await?;
     let member = find_lockbox(&roster, lockbox).ok_or_else(|| unknown(lockbox))?;
@@ -110,8 +131,11 @@ pub(super) async fn compromise(
     if is_retired {
         revoke_open(broker, &member.lockbox.lockbox_id.to_vec(), &reason, &mut ended).await;
     }
-    let preview = Preview::of_lockbox(broker, lockbox).await?;
+    let preview = Preview::of_lockbox(broker, lockbox, since).await?;
     let materials = preview.unnoticed();
+    let left = preview.left_at(member.lockbox.lockbox_id, since);
+    eprintln!("{}", left.text(lockbox, since));
+    warn_of_forgotten(since, preview.left_known_from_ms());
     if !materials.is_empty() {
         eprint!("{}", preview.text());
         if !yes {
@@ -126,10 +150,12 @@ pub(super) async fn compromise(
         true => None,
         false => Some(notice::make(broker, admin, &materials, &reason).await?),
     };
-    let found = fetch(broker, Subject::Lockbox(lockbox.to_owned())).await?;
+    let found = fetch(broker, Subject::Lockbox(lockbox.to_owned()), since).await?;
     if global.output == Format::Json {
         let mut json = found.to_json();
         json["retired"] = is_retired.into();
+        json["held_since_ms"] = since.0.into();
+        json["no_longer_held"] = left.to_json();
         json["revoked_authorizations"] = json!(ended.revoked);
         json["compromise"] = match &made {
             Some(made) => made.to_json(broker).await?,
@@ -245,18 +271,34 @@ fn is_over(transfer: &Transfer) -> bool {
     )
 }
 
-async fn fetch(broker: &mut Broker, subject: Subject) -> Result<Found, CliError> {
+/// The broker answers with what it knows, which may be less than what was asked for.
+fn warn_of_forgotten(since: Since, left_known_from_ms: i64) {
+    if since.0 < left_known_from_ms {
+        eprintln!(
+            "the broker remembers what a lockbox has no more since {} only (inventory.left_days in broker.toml): what it \
+             destroyed, moved away or reported no more before that is not looked at",
+            rfc3339(left_known_from_ms)
+        );
+    }
+}
+
+async fn fetch(broker: &mut Broker, subject: Subject, since: Since) -> Result<Found, CliError> {
     let failed = |status: tonic::Status| CliError::from_status("the impact can't be told", &status);
-    let subject = Some(subject);
-    let answer = broker.impact.get_impact(GetImpactRequest { subject }).await;
+    let request = GetImpactRequest {
+        subject: Some(subject),
+        held_since_ms: since.0,
+    };
+    let answer = broker.impact.get_impact(request).await;
     let mut pages = answer.map_err(failed)?.into_inner();
     let mut found = Found {
         findings: Vec::new(),
         truncated: false,
+        left_known_from_ms: 0,
     };
     while let Some(page) = pages.message().await.map_err(failed)? {
         found.findings.extend(page.findings);
         found.truncated |= page.truncated;
+        found.left_known_from_ms = page.left_known_from_ms;
     }
     // It is told family by family; what has to be done comes first.
     found
@@ -289,7 +331,7 @@ impl Found {
             table.row([
                 node.key_id,
                 node.lockbox,
-                node.state,
+                state_for_people(&node.state, finding.held_until_ms),
                 finding.kinship.clone(),
                 node.remedy,
                 node.progress,
@@ -326,7 +368,23 @@ fn to_json(finding: &ImpactFinding) -> Value {
         "relation": (!node.relation.is_empty()).then_some(node.relation),
         "consumers": node.consumers,
         "reported_at_ms": finding.reported_at_ms,
+        "held_until_ms": (finding.held_until_ms != 0).then_some(finding.held_until_ms),
     })
+}
+
+/// What became of a key that a lockbox has or had. One that it has no more and has not said why is unreported.
+pub(super) fn state(state: InventoryState, held_until_ms: i64) -> &'static str {
+    match state.is_held() && held_until_ms != 0 {
+        true => "unreported",
+        false => state.name(),
+    }
+}
+
+pub(super) fn state_for_people(state: &str, held_until_ms: i64) -> String {
+    match held_until_ms {
+        0 => state.to_owned(),
+        _ => format!("{state}, held until {}", rfc3339(held_until_ms)),
+    }
 }
 
 fn lies_on(entry: &lockbox_authz::wire::InventoryEntry) -> Option<String> {
@@ -337,7 +395,7 @@ fn lies_on(entry: &lockbox_authz::wire::InventoryEntry) -> Option<String> {
 fn node(finding: &ImpactFinding) -> Node {
     let entry = finding.entry.clone().unwrap_or_default();
     let state = lockbox_authz::inventory::InventoryEntry::from_wire(entry.clone())
-        .map_or("?", |entry| entry.state.name())
+        .map_or("?", |entry| state(entry.state, finding.held_until_ms))
         .to_owned();
     Node {
         key_id: id(&entry.key_id),

@@ -4,15 +4,18 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use clap::Subcommand;
 use lockbox_authz::inventory::{InventoryEntry, InventoryState};
-use lockbox_authz::{KeyId, MaterialId};
+use lockbox_authz::{KeyId, LockboxId, MaterialId};
 use lockbox_rpc::api::control::preview_notice_request::Subject;
 use lockbox_rpc::api::control::{NoticeFinding, NoticeKeys, PreviewNoticeRequest};
+use serde_json::{Value, json};
 
 use super::client::{Admin, Broker};
 use super::confirm::{check_terminal, confirm};
 use super::error::CliError;
+use super::impact::{state, state_for_people};
 use super::notice;
 use super::output::{Format, Table};
+use super::since::Since;
 use super::{Global, block_on};
 use crate::clock::rfc3339;
 
@@ -93,6 +96,39 @@ pub(super) struct Preview {
     held: BTreeMap<Option<MaterialId>, BTreeMap<String, u64>>,
     /// Who says which material the named keys have.
     claims: BTreeMap<KeyId, BTreeMap<MaterialId, BTreeSet<String>>>,
+    /// When it was first heard of keys that lockboxes have no more, and what was said of them.
+    left: Vec<(LockboxId, i64, &'static str)>,
+    left_known_from_ms: i64,
+}
+
+/// Keys that a lockbox has no more, by what it said of them.
+#[derive(Default)]
+pub(super) struct LeftKeys {
+    moved: u64,
+    destroyed: u64,
+    /// Nothing.
+    unreported: u64,
+}
+
+impl LeftKeys {
+    /// What is included in what a stolen lockbox held.
+    pub(super) fn text(&self, lockbox: &str, since: Since) -> String {
+        let Self {
+            moved,
+            destroyed,
+            unreported,
+        } = self;
+        let count = moved + destroyed + unreported;
+        let keys = if count == 1 { "key" } else { "keys" };
+        format!(
+            "what counts is everything that lockbox {lockbox} held at {since} or later, with {count} {keys} that it has no more: \
+             {moved} moved away, {destroyed} destroyed, {unreported} no longer reported"
+        )
+    }
+
+    pub(super) fn to_json(&self) -> Value {
+        json!({ "moved": self.moved, "destroyed": self.destroyed, "unreported": self.unreported })
+    }
 }
 
 struct Row {
@@ -103,11 +139,31 @@ struct Row {
 impl Preview {
     pub(super) async fn of_keys(broker: &mut Broker, keys: &[KeyId]) -> Result<Self, CliError> {
         let key_ids = keys.iter().map(|id| id.to_vec()).collect();
-        Self::fetch(broker, Subject::Keys(NoticeKeys { key_ids }), keys).await
+        Self::fetch(broker, Subject::Keys(NoticeKeys { key_ids }), keys, 0).await
     }
 
-    pub(super) async fn of_lockbox(broker: &mut Broker, lockbox: &str) -> Result<Self, CliError> {
-        Self::fetch(broker, Subject::Lockbox(lockbox.to_owned()), &[]).await
+    pub(super) async fn of_lockbox(broker: &mut Broker, lockbox: &str, since: Since) -> Result<Self, CliError> {
+        Self::fetch(broker, Subject::Lockbox(lockbox.to_owned()), &[], since.0).await
+    }
+
+    /// The keys that a lockbox had at a time or later, and has no more.
+    pub(super) fn left_at(&self, lockbox_id: LockboxId, since: Since) -> LeftKeys {
+        let mut keys = LeftKeys::default();
+        for (at, held_until_ms, state) in &self.left {
+            if *at == lockbox_id && *held_until_ms >= since.0 {
+                match *state {
+                    "moved" => keys.moved += 1,
+                    "destroyed" => keys.destroyed += 1,
+                    _ => keys.unreported += 1,
+                }
+            }
+        }
+        keys
+    }
+
+    /// What lockboxes had no more before this time may be forgotten.
+    pub(super) fn left_known_from_ms(&self) -> i64 {
+        self.left_known_from_ms
     }
 
     /// The materials that no notice names.
@@ -145,13 +201,22 @@ impl Preview {
         text
     }
 
-    async fn fetch(broker: &mut Broker, subject: Subject, keys: &[KeyId]) -> Result<Self, CliError> {
+    async fn fetch(
+        broker: &mut Broker,
+        subject: Subject,
+        keys: &[KeyId],
+        held_since_ms: i64,
+    ) -> Result<Self, CliError> {
         let failed = |status: tonic::Status| CliError::from_status("what would be marked can't be told", &status);
-        let subject = Some(subject);
-        let answer = broker.notice.preview_notice(PreviewNoticeRequest { subject }).await;
+        let request = PreviewNoticeRequest {
+            subject: Some(subject),
+            held_since_ms,
+        };
+        let answer = broker.notice.preview_notice(request).await;
         let mut pages = answer.map_err(failed)?.into_inner();
         let mut preview = Self::default();
         while let Some(page) = pages.message().await.map_err(failed)? {
+            preview.left_known_from_ms = page.left_known_from_ms;
             for finding in page.findings {
                 preview.take(finding, keys)?;
             }
@@ -162,13 +227,21 @@ impl Preview {
     fn take(&mut self, finding: NoticeFinding, keys: &[KeyId]) -> Result<(), CliError> {
         let entry = InventoryEntry::from_wire(finding.entry.unwrap_or_default())
             .map_err(|error| CliError::other(format!("the broker's answer is refused: {error}")))?;
-        let lockbox = finding.lockbox.map_or_else(String::new, |lockbox| lockbox.name);
+        let at = finding.lockbox.unwrap_or_default();
+        let lockbox = at.name;
+        let state = state(entry.state, finding.held_until_ms);
+        if finding.held_until_ms != 0
+            && let Ok(lockbox_id) = LockboxId::from_slice("lockbox_id", &at.lockbox_id)
+        {
+            self.left.push((lockbox_id, finding.held_until_ms, state));
+        }
         self.materials.insert(entry.material_id, finding.noticed);
         if keys.contains(&entry.key_id) {
             let claims = self.claims.entry(entry.key_id).or_default();
             claims.entry(entry.material_id).or_default().insert(lockbox.clone());
         }
-        if entry.state.is_held() && entry.state != InventoryState::Compromised {
+        let is_held = entry.state.is_held() && finding.held_until_ms == 0;
+        if is_held && entry.state != InventoryState::Compromised {
             let material_id = (!keys.is_empty()).then_some(entry.material_id);
             let held = self.held.entry(material_id).or_default();
             *held.entry(lockbox.clone()).or_default() += 1;
@@ -180,7 +253,7 @@ impl Preview {
                     entry.material_id.to_string(),
                     entry.key_id.to_string(),
                     lockbox,
-                    entry.state.name().to_owned(),
+                    state_for_people(state, finding.held_until_ms),
                     rfc3339(finding.reported_at_ms),
                 ],
             });

@@ -11,6 +11,7 @@ use super::confirm::{check_terminal, confirm};
 use super::error::CliError;
 use super::impact::Theft;
 use super::output::{Format, Table, print, print_json};
+use super::since::{Since, since};
 use super::{Global, block_on, impact};
 use crate::clock::rfc3339;
 use crate::decide::find_lockbox;
@@ -51,10 +52,15 @@ pub(super) enum Lockbox {
         admin: Admin,
     },
     /// Retire a stolen lockbox, revoke what is open with it, tell every lockbox that strangers know what it held, and show
-    /// everything that it opens
+    /// everything that it opens. What it held within the last seven days counts (--since), also what it destroyed, moved away
+    /// or no longer reports since: whoever has taken it over knew that, too
     Compromise {
         /// Its name or id
         lockbox: String,
+        /// When it was taken over at the earliest: a date or time (UTC), or how long ago, like 36h or 30d. 0s: only what it
+        /// says that it holds now [default: 7d]
+        #[arg(long, value_name = "TIME", value_parser = since)]
+        since: Option<Since>,
         /// For people
         #[arg(long, default_value = "stolen")]
         reason: String,
@@ -106,11 +112,18 @@ impl Lockbox {
                 } => retire(global, &mut broker, &admin, &lockbox, reason).await,
                 Self::Compromise {
                     lockbox,
+                    since,
                     reason,
                     yes,
                     admin,
                 } => {
-                    let theft = Theft { lockbox, reason, yes };
+                    let since = since.unwrap_or_default();
+                    let theft = Theft {
+                        lockbox,
+                        since,
+                        reason,
+                        yes,
+                    };
                     impact::compromise(global, &mut broker, &admin, theft).await
                 }
             }

@@ -14,6 +14,7 @@ mod members;
 mod notice;
 mod output;
 mod roster;
+mod since;
 mod token;
 mod transfer;
 

@@ -1,16 +1,19 @@
 //! What the lockboxes have reported of their keys, and what a stolen one opens. SPEC sections 13.5 and 13.6.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use lockbox_authz::id::MaterialId;
-use lockbox_authz::impact::{Finding, Holding, assess};
-use lockbox_authz::inventory::InventoryEntry;
+use lockbox_authz::impact::{Finding, assess};
+use lockbox_authz::inventory::{InventoryEntry, InventoryState};
 use lockbox_authz::{FieldError, InventoryReport, KeyId, LockboxId};
-use lockbox_store::{Batch, Store};
+use lockbox_store::Store;
 use prost::Message;
 
+use super::keys::LeftPlace;
+use super::left::{Changes, Known};
 use super::{Registry, Turn, joined, keys};
 use crate::limits::{MAX_IMPACT_KEYS, MAX_RANGE_KEYS, SCAN_PAGE};
 use crate::refusal::Refusal;
@@ -20,8 +23,16 @@ use crate::refusal::Refusal;
 pub enum Exposed {
     /// A key's material.
     Key(KeyId),
-    /// Everything that a lockbox held.
-    Lockbox(LockboxId),
+    /// Everything that a lockbox held, as [`Theft`] has it.
+    Lockbox(Theft),
+}
+
+/// A lockbox that was taken over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Theft {
+    pub lockbox_id: LockboxId,
+    /// What it held then or later was known to whoever took it, also what it says since that it has no more.
+    pub since_ms: i64,
 }
 
 /// What that opens, of one family of keys: those that are tied by a material or by descent.
@@ -31,6 +42,8 @@ pub struct Impact {
     pub findings: Vec<Finding>,
     /// When each lockbox last reported.
     pub reported_at_ms: BTreeMap<LockboxId, i64>,
+    /// When it was first heard of those that a lockbox has no more, as long as that is remembered.
+    pub held_until_ms: BTreeMap<LeftPlace, i64>,
     /// Whether the family is larger than what was looked at.
     pub truncated: bool,
 }
@@ -48,24 +61,28 @@ impl Turn<'_> {
         if before_ms.is_some_and(|before_ms| (report.reported_at_ms.saturating_add(1)..=now_ms).contains(&before_ms)) {
             return Err(Refusal::OlderReport);
         }
-        let (mut known, more) = self.inventory_between(report)?;
-        let mut batch = Batch::new();
+        self.forget_old(now_ms)?;
+        let (mut known, mut more) = self.inventory_between(report)?;
+        let mut changes = Changes::begin(self, lockbox_id, now_ms);
         for entry in &report.entries {
-            let bytes = entry.to_wire().encode_to_vec();
-            if known.remove(&entry.key_id).is_some_and(|before| before == bytes) {
-                continue;
-            }
-            batch.put(keys::inventory_key(lockbox_id, entry.key_id), bytes);
-            batch.put(keys::holder(entry.key_id, lockbox_id), Vec::new());
-            // A key's material and ancestors never change, whoever holds it.
-            batch.put(keys::material(entry.material_id, entry.key_id), Vec::new());
-            for ancestor in ancestors(entry) {
-                batch.put(keys::child(ancestor, entry.key_id), Vec::new());
+            let before = match known.remove(&entry.key_id) {
+                None if more => self.get(&keys::inventory_key(lockbox_id, entry.key_id))?,
+                before => before,
+            };
+            // Nearly all of what is told on a new connection is known.
+            if before.as_ref() != Some(&entry.to_wire().encode_to_vec()) {
+                let before = before.map(|bytes| decode(&bytes)).transpose()?;
+                changes.replace(before, entry)?;
             }
         }
-        for (key_id, bytes) in known {
-            self.forget_holding(lockbox_id, key_id, &bytes, &mut batch)?;
+        for bytes in known.values() {
+            more |= changes.is_full();
+            if changes.is_full() {
+                break;
+            }
+            changes.remove(decode(bytes)?)?;
         }
+        let mut batch = changes.finish()?;
         if more {
             // So much is gone only if a store was lost. What is removed by now is not looked at again.
             self.commit(batch)?;
@@ -103,28 +120,6 @@ impl Turn<'_> {
             }
         }
     }
-
-    /// What says that the lockbox has or had a key; and with the last lockbox that says so, what leads to the key.
-    fn forget_holding(
-        &self,
-        lockbox_id: LockboxId,
-        key_id: KeyId,
-        entry: &[u8],
-        batch: &mut Batch,
-    ) -> Result<(), Refusal> {
-        batch.remove(keys::inventory_key(lockbox_id, key_id));
-        batch.remove(keys::holder(key_id, lockbox_id));
-        let mut holders = self.scan(&keys::holders(key_id), None, 2)?;
-        holders.retain(|(place, _)| *place != keys::holder(key_id, lockbox_id));
-        if holders.is_empty() {
-            let entry = decode(entry)?;
-            batch.remove(keys::material(entry.material_id, key_id));
-            for ancestor in ancestors(&entry) {
-                batch.remove(keys::child(ancestor, key_id));
-            }
-        }
-        Ok(())
-    }
 }
 
 impl Registry {
@@ -151,7 +146,7 @@ pub(super) struct Reader {
 
 #[derive(Default)]
 struct Family {
-    holdings: Vec<Holding>,
+    known: Vec<Known>,
     truncated: bool,
 }
 
@@ -160,40 +155,38 @@ impl Reader {
         match exposed {
             Exposed::Key(key_id) => {
                 let family = self.family(key_id, &mut HashSet::new())?;
-                let held = family.holdings.iter().filter(|held| held.entry.key_id == key_id);
-                let materials = held.map(|held| held.entry.material_id).collect();
+                let known = family.known.iter().map(|known| &known.holding.entry);
+                let materials = known.filter(|entry| entry.key_id == key_id);
+                let materials = materials.map(|entry| entry.material_id).collect();
                 go_on(take(self.judge(family, &materials, None)?))
             }
-            Exposed::Lockbox(lockbox_id) => self.impact_of_lockbox(lockbox_id, take),
+            Exposed::Lockbox(theft) => self.impact_of_lockbox(theft, take),
         }
     }
 
     /// A server may hold a million keys, and a family is seldom larger than ten.
-    fn impact_of_lockbox(
-        &self,
-        stolen: LockboxId,
-        mut take: impl FnMut(Impact) -> ControlFlow<()>,
-    ) -> Result<(), Refusal> {
-        let prefix = keys::inventory(stolen);
-        let mut after: Option<Vec<u8>> = None;
+    fn impact_of_lockbox(&self, theft: Theft, mut take: impl FnMut(Impact) -> ControlFlow<()>) -> Result<(), Refusal> {
         let mut seen = HashSet::new();
-        loop {
-            let page = self.store.scan(&prefix, after.as_deref(), SCAN_PAGE);
-            let page = page.map_err(Refusal::Store)?;
-            let Some((last, _)) = page.last() else { return Ok(()) };
-            after = Some(last.clone());
-            for (place, _) in &page {
-                let key_id = last_id(place).map_err(Refusal::Record)?;
-                if seen.contains(&key_id) {
-                    continue;
+        for prefix in [keys::inventory(theft.lockbox_id), keys::lefts(theft.lockbox_id)] {
+            let mut after: Option<Vec<u8>> = None;
+            loop {
+                let page = self.store.scan(&prefix, after.as_deref(), SCAN_PAGE);
+                let page = page.map_err(Refusal::Store)?;
+                let Some((last, _)) = page.last() else { break };
+                after = Some(last.clone());
+                for (place, _) in &page {
+                    let key_id = id_behind(&prefix, place).map_err(Refusal::Record)?;
+                    if seen.contains(&key_id) {
+                        continue;
+                    }
+                    let family = self.family(key_id, &mut seen)?;
+                    let held = family.known.iter().filter(|known| theft.exposes(known));
+                    let materials = held.map(|known| known.holding.entry.material_id).collect();
+                    go_on(take(self.judge(family, &materials, Some(theft))?))?;
                 }
-                let family = self.family(key_id, &mut seen)?;
-                let held = |held: &&Holding| held.lockbox_id == stolen && held.entry.state.is_held();
-                let held = family.holdings.iter().filter(held);
-                let materials = held.map(|held| held.entry.material_id).collect();
-                go_on(take(self.judge(family, &materials, Some(stolen))?))?;
             }
         }
+        Ok(())
     }
 
     /// Everything that is tied to a key and was not seen before.
@@ -212,52 +205,54 @@ impl Reader {
             }
             size += 1;
             seen.insert(key_id);
-            let holdings = self.holdings(key_id)?;
-            for entry in holdings.iter().map(|held| &held.entry) {
+            let known = self.known(key_id)?;
+            for entry in known.iter().map(|known| &known.holding.entry) {
                 waiting.extend(ancestors(entry));
                 if materials.insert(entry.material_id) {
                     waiting.extend(self.ids(&keys::materials(entry.material_id))?);
                 }
             }
             waiting.extend(self.ids(&keys::children(key_id))?);
-            family.holdings.extend(holdings);
+            family.known.extend(known);
         }
         Ok(family)
     }
 
-    fn judge(
-        &self,
-        family: Family,
-        materials: &BTreeSet<MaterialId>,
-        stolen: Option<LockboxId>,
-    ) -> Result<Impact, Refusal> {
-        let mut reported_at_ms = BTreeMap::new();
-        let holders: BTreeSet<_> = family.holdings.iter().map(|held| held.lockbox_id).collect();
-        for lockbox_id in holders {
-            reported_at_ms.insert(lockbox_id, self.reported_at_ms(lockbox_id)?);
-        }
-        Ok(Impact {
-            findings: assess(materials, stolen, family.holdings),
-            reported_at_ms,
+    fn judge(&self, family: Family, materials: &BTreeSet<MaterialId>, theft: Option<Theft>) -> Result<Impact, Refusal> {
+        let mut impact = Impact {
             truncated: family.truncated,
-        })
-    }
-
-    pub(super) fn holdings(&self, key_id: KeyId) -> Result<Vec<Holding>, Refusal> {
-        let mut holdings = Vec::new();
-        for id in self.ids(&keys::holders(key_id))? {
-            let lockbox_id = LockboxId(id.0);
-            let bytes = self.store.get(&keys::inventory_key(lockbox_id, key_id));
-            if let Some(bytes) = bytes.map_err(Refusal::Store)? {
-                let entry = decode(&bytes)?;
-                holdings.push(Holding { lockbox_id, entry });
+            ..Impact::default()
+        };
+        let mut shown = BTreeMap::new();
+        let mut judged = Vec::new();
+        for known in family.known {
+            let lockbox_id = known.holding.lockbox_id;
+            if let Entry::Vacant(reported) = impact.reported_at_ms.entry(lockbox_id) {
+                reported.insert(self.reported_at_ms(lockbox_id)?);
+            }
+            let place = LeftPlace::of(&known.holding);
+            if let Some(left) = &known.left {
+                impact.held_until_ms.insert(place, left.left_at_ms);
+            }
+            let mut holding = known.holding.clone();
+            if let Some(entry) = as_judged(&known, theft) {
+                let before = known.left.map_or(known.holding.entry, |left| left.entry);
+                shown.insert(place, before);
+                holding.entry = entry;
+            }
+            judged.push(holding);
+        }
+        impact.findings = assess(materials, theft.map(|theft| theft.lockbox_id), judged);
+        for finding in &mut impact.findings {
+            if let Some(entry) = shown.remove(&LeftPlace::of(&finding.holding)) {
+                finding.holding.entry = entry;
             }
         }
-        Ok(holdings)
+        Ok(impact)
     }
 
     /// The ids that end the places under a prefix.
-    fn ids(&self, prefix: &[u8]) -> Result<Vec<KeyId>, Refusal> {
+    pub(super) fn ids(&self, prefix: &[u8]) -> Result<Vec<KeyId>, Refusal> {
         let rows = self.store.scan(prefix, None, MAX_IMPACT_KEYS).map_err(Refusal::Store)?;
         let ids = rows.iter().map(|(place, _)| last_id(place).map_err(Refusal::Record));
         ids.collect()
@@ -273,6 +268,38 @@ impl Reader {
     }
 }
 
+impl Theft {
+    /// Whether whoever took the lockbox over knows this key.
+    fn exposes(self, known: &Known) -> bool {
+        let is_here = known.holding.lockbox_id == self.lockbox_id;
+        is_here && (known.is_reported && known.holding.entry.state.is_held() || self.left_since(known))
+    }
+
+    /// Whether the lockbox had the key at the time of the theft, or later, and says that it has it no more.
+    fn left_since(self, known: &Known) -> bool {
+        let left = known.left.as_ref();
+        known.holding.lockbox_id == self.lockbox_id && left.is_some_and(|left| left.left_at_ms >= self.since_ms)
+    }
+}
+
+/// What a key is judged as that a lockbox has no more; `None`: as it is reported.
+///
+/// What a lockbox that was taken over says since then does not count, neither that it destroyed a key nor that it moved it away.
+/// At any other there is nothing left to do about a key that it reports no more.
+fn as_judged(known: &Known, theft: Option<Theft>) -> Option<InventoryEntry> {
+    let left = known.left.as_ref()?;
+    let state = match theft.is_some_and(|theft| theft.left_since(known)) {
+        true if left.entry.state.is_held() => left.entry.state,
+        true => InventoryState::Active,
+        false if known.is_reported => return None,
+        false => InventoryState::Destroyed,
+    };
+    Some(InventoryEntry {
+        state,
+        ..left.entry.clone()
+    })
+}
+
 fn go_on(flow: ControlFlow<()>) -> Result<(), Refusal> {
     match flow {
         ControlFlow::Continue(()) => Ok(()),
@@ -281,12 +308,19 @@ fn go_on(flow: ControlFlow<()>) -> Result<(), Refusal> {
 }
 
 /// A key's parent, and what it lies on: nobody may have reported the keys between the two.
-fn ancestors(entry: &InventoryEntry) -> impl Iterator<Item = KeyId> {
+pub(super) fn ancestors(entry: &InventoryEntry) -> impl Iterator<Item = KeyId> {
     let named = entry
         .parent
         .iter()
         .flat_map(|parent| [Some(parent.key_id), parent.lies_on()]);
     named.flatten()
+}
+
+/// The id of the key whose place this is, below a prefix that ends with a lockbox's.
+fn id_behind(prefix: &[u8], place: &[u8]) -> Result<KeyId, FieldError> {
+    let id = place.get(prefix.len()..).and_then(<[u8]>::first_chunk::<16>);
+    id.map(|id| KeyId(*id))
+        .ok_or(FieldError::new("inventory", "has a place that is too short"))
 }
 
 pub(super) fn last_id(place: &[u8]) -> Result<KeyId, FieldError> {

@@ -18,6 +18,9 @@
 //! | `restoration/` predecessor's id, lockbox id | envelope of the restoration record |
 //! | `inventory/` lockbox id, key id | `InventoryEntry` |
 //! | `inventory-at/` lockbox id | when the lockbox last reported |
+//! | `inventory-weight/` lockbox id | what it has below `inventory/` and `left/`, a large record counted as several |
+//! | `left/` lockbox id, key id, material id | `LeftRecord` |
+//! | `left-at/` time, lockbox id, key id, material id | nothing: what left, the oldest first |
 //! | `holder/` key id, lockbox id | nothing: the lockboxes that have, or had, a key |
 //! | `material/` material id, key id | nothing: the keys of a material |
 //! | `child/` key id, key id | nothing: the keys whose parent one is, or that lie on it |
@@ -28,8 +31,10 @@
 //! | `notice-report/` hash, lockbox id | `NoticeReportRecord` |
 //! | `noticed/` material id | the hash of the last notice that names it |
 //!
-//! Numbers are big-endian, so that they sort. A time is subtracted from the largest, so that the newest sorts first.
+//! Numbers are big-endian, so that they sort. A time is subtracted from the largest, so that the newest sorts first, but for
+//! that of `left-at/`.
 
+use lockbox_authz::impact::Holding;
 use lockbox_authz::{AuthorizationId, Hash, KeyId, LockboxId, MaterialId, PublicKey};
 
 pub(super) const ROSTER: &[u8] = b"roster/";
@@ -38,6 +43,7 @@ pub(super) const LOCKBOX: &[u8] = b"lockbox/";
 pub(super) const PENDING: &[u8] = b"pending/";
 pub(super) const NOTICE: &[u8] = b"notice/";
 pub(super) const LAST_NOTICE: &[u8] = b"notice-last";
+pub(super) const LEFT_AT: &[u8] = b"left-at/";
 
 /// A transfer's place in a list: its time and its id, 24 bytes.
 pub(super) const PLACE_BYTES: usize = 24;
@@ -133,6 +139,59 @@ pub(super) fn inventory_key(lockbox_id: LockboxId, key_id: KeyId) -> Vec<u8> {
 
 pub(super) fn inventory_time(lockbox_id: LockboxId) -> Vec<u8> {
     [b"inventory-at/", &lockbox_id.0[..]].concat()
+}
+
+pub(super) fn inventory_weight(lockbox_id: LockboxId) -> Vec<u8> {
+    [b"inventory-weight/", &lockbox_id.0[..]].concat()
+}
+
+/// A key at a lockbox that has it or had it, with the material that it had there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LeftPlace {
+    pub lockbox_id: LockboxId,
+    pub key_id: KeyId,
+    pub material_id: MaterialId,
+}
+
+pub(super) fn lefts(lockbox_id: LockboxId) -> Vec<u8> {
+    [b"left/", &lockbox_id.0[..]].concat()
+}
+
+pub(super) fn lefts_of_key(lockbox_id: LockboxId, key_id: KeyId) -> Vec<u8> {
+    [&lefts(lockbox_id)[..], &key_id.0].concat()
+}
+
+impl LeftPlace {
+    pub fn of(holding: &Holding) -> Self {
+        Self {
+            lockbox_id: holding.lockbox_id,
+            key_id: holding.entry.key_id,
+            material_id: holding.entry.material_id,
+        }
+    }
+
+    pub(super) fn record(&self) -> Vec<u8> {
+        [&lefts_of_key(self.lockbox_id, self.key_id)[..], &self.material_id.0].concat()
+    }
+
+    pub(super) fn by_time(&self, left_at_ms: i64) -> Vec<u8> {
+        let time = left_at_ms.max(0).to_be_bytes();
+        [LEFT_AT, &time, &self.lockbox_id.0, &self.key_id.0, &self.material_id.0].concat()
+    }
+
+    /// What [`by_time`](Self::by_time) has made: the time, and what left then.
+    pub(super) fn from_time(place: &[u8]) -> Option<(i64, Self)> {
+        let rest = place.strip_prefix(LEFT_AT)?;
+        let (time, rest) = rest.split_first_chunk()?;
+        let (lockbox_id, rest) = rest.split_first_chunk()?;
+        let (key_id, rest) = rest.split_first_chunk()?;
+        let place = Self {
+            lockbox_id: LockboxId(*lockbox_id),
+            key_id: KeyId(*key_id),
+            material_id: MaterialId(rest.try_into().ok()?),
+        };
+        Some((i64::from_be_bytes(*time), place))
+    }
 }
 
 pub(super) fn holders(key_id: KeyId) -> Vec<u8> {

@@ -9,6 +9,7 @@ mod evidence;
 mod inventory;
 mod joins;
 mod keys;
+mod left;
 mod lockboxes;
 mod notices;
 mod preview;
@@ -31,13 +32,14 @@ use tokio::task::JoinError;
 use crate::refusal::Refusal;
 
 pub use evidence::{RecordPage, TransferPage};
-pub use inventory::{Exposed, Impact};
+pub use inventory::{Exposed, Impact, Theft};
 pub use joins::{JoinOutcome, PendingJoin};
+pub use keys::LeftPlace;
+pub use left::InventoryBounds;
 pub use lockboxes::LockboxFacts;
 pub use notices::{Notice, NoticeAnswer, NoticesToHear};
 pub use preview::{Named, Subject};
 use readings::Readings;
-pub(crate) use readings::hand_over;
 pub use reports::Reported;
 pub use roster::{OpenError, SyncOutcome, founding_batch, is_founded, refusal, screen};
 pub use transfer::{EndReport, Revoked, Transfer, is_ended, lapses_at_ms};
@@ -49,6 +51,7 @@ pub struct Registry {
     state: Mutex<State>,
     progress: watch::Sender<Progress>,
     readings: Readings,
+    inventory_bounds: InventoryBounds,
 }
 
 /// What is in memory. It is never behind the store.
@@ -95,7 +98,15 @@ impl Registry {
             }),
             progress: watch::Sender::default(),
             readings: Readings::default(),
+            inventory_bounds: InventoryBounds::default(),
         })
+    }
+
+    /// Keeps this much of what the lockboxes report, instead of what is kept else.
+    #[must_use]
+    pub fn with_inventory_bounds(mut self, bounds: InventoryBounds) -> Self {
+        self.inventory_bounds = bounds;
+        self
     }
 
     /// Takes a turn, and answers when everything that it could have seen is durable.

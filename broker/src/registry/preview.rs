@@ -15,7 +15,8 @@ use lockbox_store::Pair;
 use tokio::sync::mpsc;
 
 use super::inventory::{Reader, decode, last_id};
-use super::{Registry, Transfer, hand_over, joined, keys};
+use super::left::{Known, Left};
+use super::{Registry, Theft, Transfer, joined, keys};
 use crate::limits::SCAN_PAGE;
 use crate::refusal::Refusal;
 
@@ -26,8 +27,8 @@ const PAGE: usize = 1_000;
 #[derive(Clone, Debug)]
 pub enum Subject {
     Keys(Vec<KeyId>),
-    /// Everything that a lockbox holds, also what it received after its last report, and not what it had moved away before.
-    Lockbox(LockboxId),
+    /// Everything that a lockbox held, also what it received after its last report.
+    Lockbox(Theft),
 }
 
 /// One key that has one of the materials, at a lockbox that has or had it.
@@ -37,6 +38,8 @@ pub struct Named {
     pub reported_at_ms: i64,
     /// A notice that lockboxes take names the material already.
     pub noticed: bool,
+    /// When it was first heard that the lockbox has it no more, if it has not and that is remembered.
+    pub held_until_ms: Option<i64>,
 }
 
 impl Registry {
@@ -56,9 +59,11 @@ impl Registry {
             }
         };
         let asker = pages.clone();
+        let registry = Arc::clone(self);
         let read = tokio::task::spawn_blocking(move || {
             let _place = place;
             let mut preview = Preview {
+                registry,
                 reader: Reader { store },
                 roster,
                 pages,
@@ -105,6 +110,7 @@ fn has_begun(transfer: &Transfer) -> bool {
 }
 
 struct Preview {
+    registry: Arc<Registry>,
     reader: Reader,
     roster: Arc<Roster>,
     pages: mpsc::Sender<Result<Vec<Named>, Refusal>>,
@@ -118,15 +124,15 @@ impl Preview {
     fn run(&mut self, subject: &Subject) -> Result<(), Stop> {
         let materials = match subject {
             Subject::Keys(ids) => self.materials_of(ids)?,
-            Subject::Lockbox(lockbox_id) => self.materials_at(*lockbox_id)?,
+            Subject::Lockbox(theft) => self.materials_at(*theft)?,
         };
         for material_id in materials {
             let noticed = self.is_noticed(material_id)?;
             for key_id in self.keys_of(material_id)? {
-                for holding in self.reader.holdings(key_id)? {
+                for known in self.reader.known(key_id)? {
                     // Lockboxes may disagree on what a key has.
-                    if holding.entry.material_id == material_id {
-                        self.add(holding, noticed)?;
+                    if known.holding.entry.material_id == material_id {
+                        self.add(known, noticed)?;
                     }
                 }
             }
@@ -137,17 +143,25 @@ impl Preview {
     fn materials_of(&self, key_ids: &[KeyId]) -> Result<BTreeSet<MaterialId>, Refusal> {
         let mut materials = BTreeSet::new();
         for key_id in key_ids {
-            let holdings = self.reader.holdings(*key_id)?;
-            if holdings.is_empty() {
+            let known = self.reader.known(*key_id)?;
+            if known.is_empty() {
                 return Err(Refusal::UnknownKey(*key_id));
             }
-            materials.extend(holdings.iter().map(|held| held.entry.material_id));
+            materials.extend(known.iter().map(|known| known.holding.entry.material_id));
         }
         Ok(materials)
     }
 
-    fn materials_at(&self, lockbox_id: LockboxId) -> Result<BTreeSet<MaterialId>, Refusal> {
+    fn materials_at(&self, theft: Theft) -> Result<BTreeSet<MaterialId>, Refusal> {
         let mut materials = BTreeSet::new();
+        let lockbox_id = theft.lockbox_id;
+        self.each(&keys::lefts(lockbox_id), |(_, bytes)| {
+            let left = Left::decode(bytes)?;
+            if left.left_at_ms >= theft.since_ms {
+                materials.insert(left.entry.material_id);
+            }
+            Ok(())
+        })?;
         self.each(&keys::inventory(lockbox_id), |(_, bytes)| {
             let entry: InventoryEntry = decode(bytes)?;
             if entry.state.is_held() {
@@ -170,17 +184,14 @@ impl Preview {
 
     /// The materials of what a transfer brought to its target that the target has not reported yet: its receipts say that it
     /// has the keys, and a target that withholds these has at most what the authorization names and the source has let out.
-    /// Of their materials the source's word counts.
+    /// Of their materials the source's word counts, also if the target says of such a key that it has another one.
     fn received_since(&self, transfer: &Transfer, materials: &mut BTreeSet<MaterialId>) -> Result<(), Refusal> {
-        let entry_at = |lockbox_id, key_id| -> Result<Option<InventoryEntry>, Refusal> {
-            let bytes = self.reader.store.get(&keys::inventory_key(lockbox_id, key_id));
-            bytes.map_err(Refusal::Store)?.map(|bytes| decode(&bytes)).transpose()
-        };
         let mut take = |key_ids: Vec<KeyId>| -> Result<(), Refusal> {
             for key_id in key_ids {
-                if entry_at(transfer.target_id, key_id)?.is_none() {
-                    materials.extend(entry_at(transfer.source_id, key_id)?.map(|entry| entry.material_id));
-                }
+                let said = self.reader.reported(transfer.target_id, key_id)?;
+                let sent = self.sent(transfer.source_id, key_id)?;
+                let is_said = |sent: &MaterialId| said.as_ref().is_some_and(|said| said.material_id == *sent);
+                materials.extend(sent.filter(|sent| !is_said(sent)));
             }
             Ok(())
         };
@@ -195,6 +206,16 @@ impl Preview {
             let receipt: Receipt = envelope.unverified_statement().map_err(|_| damaged())?;
             take(receipt.key_ids)
         })
+    }
+
+    /// The material of a key that a source had.
+    fn sent(&self, source_id: LockboxId, key_id: KeyId) -> Result<Option<MaterialId>, Refusal> {
+        if let Some(entry) = self.reader.reported(source_id, key_id)? {
+            return Ok(Some(entry.material_id));
+        }
+        let lefts = self.reader.lefts(source_id, key_id)?;
+        let last = lefts.iter().max_by_key(|left| left.left_at_ms);
+        Ok(last.map(|left| left.entry.material_id))
     }
 
     /// The keys that an authorization names; none if it selects them otherwise.
@@ -249,7 +270,8 @@ impl Preview {
         Ok(valid)
     }
 
-    fn add(&mut self, holding: Holding, noticed: bool) -> Result<(), Stop> {
+    fn add(&mut self, known: Known, noticed: bool) -> Result<(), Stop> {
+        let Known { holding, left, .. } = known;
         let lockbox_id = holding.lockbox_id;
         let reported_at_ms = match self.reported_at_ms.get(&lockbox_id) {
             Some(known) => *known,
@@ -260,6 +282,7 @@ impl Preview {
             holding,
             reported_at_ms,
             noticed,
+            held_until_ms: left.map(|left| left.left_at_ms),
         });
         match self.page.len() < PAGE {
             true => Ok(()),
@@ -269,7 +292,7 @@ impl Preview {
 
     fn flush(&mut self) -> Result<(), Stop> {
         let page = std::mem::take(&mut self.page);
-        match hand_over(&self.pages, Ok(page)) {
+        match self.registry.hand_over(&self.pages, Ok(page)) {
             true => Ok(()),
             false => Err(Stop::NotTaken),
         }

@@ -132,6 +132,18 @@ pub(super) struct NoticeReportRecord {
     pub(super) detail: String,
 }
 
+/// What a lockbox had.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct LeftRecord {
+    /// As the lockbox last reported it when it had it; its state is what it said when it had it no more, or that of before, if it
+    /// said nothing.
+    #[prost(message, optional, tag = "1")]
+    pub(super) entry: Option<lockbox_authz::wire::InventoryEntry>,
+    /// By this machine's clock.
+    #[prost(int64, tag = "2")]
+    pub(super) left_at_ms: i64,
+}
+
 /// Decodes a record that this broker wrote.
 pub(super) fn decode<R: Message + Default>(what: &'static str, bytes: &[u8]) -> Result<R, FieldError> {
     R::decode(bytes).map_err(|_| FieldError::new(what, "is not what the broker writes"))

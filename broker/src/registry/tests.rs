@@ -15,6 +15,7 @@ use crate::requesters::{Permission, Requester, Requesters, SelectionKind};
 mod custody;
 mod inventory;
 mod joins;
+mod left;
 
 const NOW_MS: i64 = 1_800_000_000_000;
 const ADMIN: u8 = 1;

@@ -17,7 +17,9 @@ use lockbox_authz::{
 };
 use lockbox_broker::cli::ClientFile;
 use lockbox_rpc::api::control::control_service_client::ControlServiceClient;
-use lockbox_rpc::api::control::{self, AuthorizeTransferRequest, AuthorizeTransferResponse};
+use lockbox_rpc::api::control::{
+    self, AuthorizeTransferRequest, AuthorizeTransferResponse, Transfer, WatchTransferRequest, WatchTransferResponse,
+};
 use lockbox_rpc::api::node::node_service_client::NodeServiceClient;
 use lockbox_rpc::api::node::{
     ConnectRequest, ConnectResponse, Hello, JoinResponse, NoticeReport, OfferTransfer, SyncRosterRequest,
@@ -539,5 +541,16 @@ pub fn report(authorized: &Authorized, role: TransferRole, stage: TransferStage,
         stage: stage.into(),
         key_count,
         ..TransferReport::default()
+    }
+}
+
+pub async fn next(watch: &mut Streaming<WatchTransferResponse>) -> Option<Transfer> {
+    let change = watch.message().await.expect("the watch goes on");
+    change.map(|change| change.transfer.expect("a change has its transfer"))
+}
+
+pub fn watch_request(authorized: &Authorized) -> WatchTransferRequest {
+    WatchTransferRequest {
+        authorization_id: authorized.statement.authorization_id.to_vec(),
     }
 }

@@ -59,6 +59,7 @@ pub(super) async fn run(node: &Arc<Node>, channel: Channel) -> Result<Infallible
     let mut after_refusal = AFTER_REFUSAL;
     loop {
         activity.borrow_and_update();
+        let mut pause = BETWEEN_ROUNDS;
         match teller.round().await {
             Ok(()) => after_refusal = AFTER_REFUSAL,
             Err(LinkError::Status(status)) if status.code() == Code::Unimplemented => {
@@ -72,11 +73,17 @@ pub(super) async fn run(node: &Arc<Node>, channel: Channel) -> Result<Infallible
                     "the inventory was not told; it is tried again"
                 );
                 teller.full_from = Some(Instant::now() + after_refusal);
+                // A broker that has no room has none for what changes meanwhile; all of it is told then.
+                if let LinkError::Status(status) = &error
+                    && status.code() == Code::ResourceExhausted
+                {
+                    pause = after_refusal;
+                }
                 after_refusal = AFTER_REFUSAL_AT_MOST.min(after_refusal * 2);
             }
             Err(error) => return Err(error),
         }
-        tokio::time::sleep(BETWEEN_ROUNDS).await;
+        tokio::time::sleep(pause).await;
         tokio::select! {
             changed = activity.changed() => changed.map_err(|_| LinkError::Closed)?,
             () = teller.full_is_due() => {}

@@ -3,15 +3,18 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use lockbox_authz::{Head, PublicKey, SecretKey, UnverifiedEnvelope};
+use lockbox_rpc::api::node::inventory_service_server::{InventoryService, InventoryServiceServer};
 use lockbox_rpc::api::node::node_service_server::{NodeService, NodeServiceServer};
 use lockbox_rpc::api::node::{
     ConnectRequest, ConnectResponse, DeliverNotice, JoinRequest, JoinResponse, NoticeReport, OfferTransfer,
-    SyncRosterRequest, SyncRosterResponse, TransferReport, Welcome, connect_request, connect_response,
+    ReportInventoryRequest, ReportInventoryResponse, SyncRosterRequest, SyncRosterResponse, TransferReport, Welcome,
+    connect_request, connect_response,
 };
 use lockbox_rpc::tls::raw_key::{self, NodeKey, PeerPolicy};
-use lockbox_rpc::transport::{MAX_MESSAGE_BYTES, PeerIdentity, ServerLimits, serve_tls};
+use lockbox_rpc::transport::{MAX_MESSAGE_BYTES, PeerIdentity, ServerLimits, Services, serve_tls};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -42,6 +45,7 @@ struct Heard {
     syncs: usize,
     reports: Vec<TransferReport>,
     notice_reports: Vec<NoticeReport>,
+    inventory_reports: Vec<Instant>,
 }
 
 #[derive(Debug)]
@@ -88,7 +92,10 @@ impl FakeBroker {
         let service = NodeServiceServer::new(Port(Arc::clone(&said)))
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
-        let serving = serve_tls(listener, tls, service, ServerLimits::default(), std::future::pending());
+        let services = Services::new()
+            .with(service)
+            .with(InventoryServiceServer::new(Port(Arc::clone(&said))));
+        let serving = serve_tls(listener, tls, services, ServerLimits::default(), std::future::pending());
         Self {
             address,
             said,
@@ -121,6 +128,16 @@ impl FakeBroker {
     }
 }
 
+impl FakeBroker {
+    /// Waits until lockboxes have told it of their keys this often, for which it has no room, and gives the times.
+    pub fn wait_for_inventory_reports(&self, count: usize) -> Vec<Instant> {
+        eventually("the fake broker is told of keys", || {
+            let heard = self.said.heard();
+            (heard.inventory_reports.len() >= count).then(|| heard.inventory_reports.clone())
+        })
+    }
+}
+
 impl Drop for FakeBroker {
     fn drop(&mut self) {
         self.task.abort();
@@ -134,6 +151,17 @@ impl Said {
 }
 
 struct Port(Arc<Said>);
+
+#[tonic::async_trait]
+impl InventoryService for Port {
+    async fn report_inventory(
+        &self,
+        _: Request<ReportInventoryRequest>,
+    ) -> Result<Response<ReportInventoryResponse>, Status> {
+        self.0.heard().inventory_reports.push(Instant::now());
+        Err(Status::resource_exhausted("no room"))
+    }
+}
 
 #[tonic::async_trait]
 impl NodeService for Port {

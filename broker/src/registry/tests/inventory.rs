@@ -2,15 +2,19 @@
 
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
+use std::task::{Context, Waker};
+use std::time::Duration;
 
 use lockbox_authz::impact::{Finding, Kinship, Remedy};
 use lockbox_authz::inventory::{InventoryEntry, InventoryState, MAX_INVENTORY_ENTRIES, Parent};
 use lockbox_authz::{InventoryReport, MaterialId};
 
+use tokio::sync::mpsc;
+
 use super::*;
 use crate::limits::{MAX_IMPACT_KEYS, MAX_RANGE_KEYS, READINGS_AT_ONCE};
 
-fn held(number: u8, material: u8) -> InventoryEntry {
+pub(super) fn held(number: u8, material: u8) -> InventoryEntry {
     InventoryEntry {
         key_id: KeyId([number; 16]),
         material_id: MaterialId([material; 16]),
@@ -55,7 +59,15 @@ async fn tell_entries(
     registry.turn(move |turn| turn.take_inventory(&report, NOW_MS)).await
 }
 
-async fn impact(registry: &Arc<Registry>, exposed: Exposed) -> Vec<Impact> {
+/// Alpha was taken over this long before now.
+pub(super) fn theft(ago_ms: i64) -> Theft {
+    Theft {
+        lockbox_id: id(ALPHA),
+        since_ms: NOW_MS - ago_ms,
+    }
+}
+
+pub(super) async fn impact(registry: &Arc<Registry>, exposed: Exposed) -> Vec<Impact> {
     let (sender, parts) = std::sync::mpsc::channel();
     let take = move |part| {
         sender.send(part).expect("it is received below");
@@ -65,10 +77,15 @@ async fn impact(registry: &Arc<Registry>, exposed: Exposed) -> Vec<Impact> {
     parts.into_iter().collect()
 }
 
+/// Without what the lockboxes have no more.
 async fn opened_by(registry: &Arc<Registry>, key: u8) -> Vec<(u8, LockboxId)> {
     let at = |finding: &Finding| (finding.holding.entry.key_id.0[0], finding.holding.lockbox_id);
     let impact = impact(registry, Exposed::Key(KeyId([key; 16]))).await;
-    impact.iter().flat_map(|part| part.findings.iter().map(at)).collect()
+    let held = impact.iter().flat_map(|part| {
+        let has = |finding: &&Finding| !part.held_until_ms.contains_key(&LeftPlace::of(&finding.holding));
+        part.findings.iter().filter(has).map(at)
+    });
+    held.collect()
 }
 
 /// All that was known of the keys of a stolen server is asked, and a server may have more keys than one family may.
@@ -97,7 +114,7 @@ async fn every_key_of_a_stolen_lockbox_is_told_however_many_there_are() {
         let taken = registry.turn(move |turn| turn.take_inventory(&report, NOW_MS)).await;
         taken.unwrap();
     }
-    let told = impact(&registry, Exposed::Lockbox(id(ALPHA))).await;
+    let told = impact(&registry, Exposed::Lockbox(theft(0))).await;
     assert!(told.iter().all(|part| !part.truncated));
     let keys: BTreeSet<KeyId> = told
         .iter()
@@ -220,10 +237,11 @@ async fn a_lockbox_that_lost_everything_is_taken_off_step_by_step() {
     let first = tell_entries(&registry, NOW_MS, ALPHA, (None, None), Vec::new()).await;
     assert!(matches!(first, Err(Refusal::MuchIsGone)));
     tell(&registry, ALPHA, (None, None), &[]).await;
-    assert!(impact(&registry, Exposed::Lockbox(id(ALPHA))).await.is_empty());
-    // Nothing leads to them any more.
-    let left = registry.turn(|turn| turn.scan(&keys::materials(MaterialId([7; 16])), None, 1));
-    assert!(left.await.unwrap().is_empty());
+    let reported = registry.turn(|turn| turn.scan(&keys::inventory(id(ALPHA)), None, 1));
+    assert!(reported.await.unwrap().is_empty());
+    let told = impact(&registry, Exposed::Lockbox(theft(0))).await;
+    let known: usize = told.iter().map(|part| part.held_until_ms.len()).sum();
+    assert_eq!(known, MAX_RANGE_KEYS + 10, "it had them");
 }
 
 /// A report that was held back on an old connection would bring back what the lockbox has told is gone.
@@ -243,4 +261,39 @@ async fn an_older_report_does_not_replace_a_newer_one() {
     tell_at(&registry, NOW_MS + 1_000_000, ALPHA, (None, None), &[(2, 2)]).await;
     tell_at(&registry, NOW_MS, ALPHA, (None, None), &[(2, 2), (4, 2)]).await;
     assert_eq!(opened_by(&registry, 2).await.len(), 3);
+}
+
+/// Whoever asks and reads nothing, on a connection that stays, must not keep others from ever asking again.
+#[tokio::test]
+async fn an_answer_that_nobody_takes_is_broken_off_and_its_place_is_given_back() {
+    let store = MemoryStore::new();
+    tell(&registry(&store).await, ALPHA, (None, None), &[(2, 2)]).await;
+    let mut registry = Registry::open(Arc::new(store)).unwrap();
+    registry.readings = Readings::with_patience(Duration::from_millis(50));
+    let registry = Arc::new(registry);
+    let ask = |pages| {
+        let registry = Arc::clone(&registry);
+        Box::pin(async move { registry.preview(Subject::Keys(vec![KeyId([2; 16])]), pages).await })
+    };
+    let mut unread = Vec::new();
+    for _ in 0..READINGS_AT_ONCE {
+        let (sender, pages) = mpsc::channel(1);
+        // The answer's own page has no room.
+        sender.try_send(Ok(Vec::new())).expect("there is room for one");
+        let mut reading = ask(sender);
+        let polled = reading.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        assert!(polled.is_pending(), "it has its place");
+        unread.push((tokio::spawn(reading), pages));
+    }
+    while !registry.readings.are_all_free() {
+        tokio::task::yield_now().await;
+    }
+    let (sender, mut pages) = mpsc::channel(1);
+    ask(sender).await.unwrap();
+    assert_eq!(pages.recv().await.expect("an answer").unwrap().len(), 1);
+    for (reading, mut pages) in unread {
+        assert!(matches!(pages.recv().await, Some(Ok(page)) if page.is_empty()));
+        assert!(matches!(pages.recv().await, Some(Err(Refusal::NotTaken))));
+        reading.await.unwrap().unwrap();
+    }
 }

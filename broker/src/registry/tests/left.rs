@@ -1,0 +1,286 @@
+//! What a lockbox had and reports no more: a thief who has it report its keys as gone must not hide what it knew.
+
+use std::collections::BTreeSet;
+
+use lockbox_authz::impact::{Progress, Remedy};
+use lockbox_authz::inventory::{Consumer, InventoryEntry, InventoryState, MAX_CONSUMERS, Parent};
+use lockbox_authz::{InventoryReport, MaterialId};
+use tokio::sync::mpsc;
+
+use super::inventory::{held, impact, theft};
+use super::*;
+use crate::limits::{MAX_MATERIALS_OF_KEY, READINGS_AT_ONCE};
+
+const HOUR_MS: i64 = 60 * 60 * 1_000;
+const DAY_MS: i64 = 24 * HOUR_MS;
+
+/// Everything that a lockbox has and had, at a time of the broker's clock.
+async fn say(
+    registry: &Arc<Registry>,
+    lockbox: u8,
+    now_ms: i64,
+    entries: impl IntoIterator<Item = InventoryEntry>,
+) -> Result<(), Refusal> {
+    let report = InventoryReport {
+        cluster_id: registry.roster().cluster_id(),
+        lockbox_id: id(lockbox),
+        reported_at_ms: now_ms,
+        after: None,
+        last: None,
+        entries: entries.into_iter().collect(),
+    };
+    registry.turn(move |turn| turn.take_inventory(&report, now_ms)).await
+}
+
+fn gone(number: u8, material: u8, state: InventoryState) -> InventoryEntry {
+    InventoryEntry {
+        state,
+        ..held(number, material)
+    }
+}
+
+/// The materials that a notice would name.
+async fn exposed(registry: &Arc<Registry>, theft: Theft) -> Vec<u8> {
+    named(registry, Subject::Lockbox(theft)).await
+}
+
+async fn named(registry: &Arc<Registry>, subject: Subject) -> Vec<u8> {
+    let (sender, mut pages) = mpsc::channel(READINGS_AT_ONCE);
+    registry.preview(subject, sender).await.unwrap();
+    let mut materials = BTreeSet::new();
+    while let Some(page) = pages.recv().await {
+        let named = page.unwrap();
+        materials.extend(named.iter().map(|named| named.holding.entry.material_id.0[0]));
+    }
+    materials.into_iter().collect()
+}
+
+/// What is stored below some prefixes.
+async fn rows(registry: &Arc<Registry>, prefixes: &'static [&'static str]) -> usize {
+    let all = registry.turn(move |turn| {
+        let rows = prefixes.iter().map(|prefix| turn.scan(prefix.as_bytes(), None, 10_000));
+        rows.map(|rows| Ok(rows?.len())).sum()
+    });
+    all.await.unwrap()
+}
+
+#[tokio::test]
+async fn what_a_lockbox_says_that_it_has_no_more_counts_from_the_time_of_the_theft() {
+    let store = MemoryStore::new();
+    let registry = registry(&store).await;
+    let moved = InventoryState::Moved { to: id(BETA) };
+    let all = [1, 2, 3, 4, 5].map(|number| held(number, number));
+    say(&registry, ALPHA, NOW_MS - 9 * DAY_MS, all.clone()).await.unwrap();
+    say(&registry, BETA, NOW_MS - 9 * DAY_MS, [held(2, 2), held(3, 3)])
+        .await
+        .unwrap();
+    let [_, two, three, four, five] = all;
+    let early = [gone(1, 1, InventoryState::Destroyed), two, three, four, five.clone()];
+    say(&registry, ALPHA, NOW_MS - 8 * DAY_MS, early).await.unwrap();
+    // Key 1 was destroyed before. Key 2 is moved away, 3 destroyed, 4 not spoken of, and 5 said to have been another.
+    let late = [
+        gone(1, 1, InventoryState::Destroyed),
+        gone(2, 2, moved),
+        gone(3, 3, InventoryState::Destroyed),
+        held(5, 9),
+    ];
+    say(&registry, ALPHA, NOW_MS - HOUR_MS, late.clone()).await.unwrap();
+
+    let registry = reopen(&store);
+    assert_eq!(exposed(&registry, theft(2 * HOUR_MS)).await, [2, 3, 4, 5, 9]);
+    assert_eq!(exposed(&registry, theft(HOUR_MS / 2)).await, [9]);
+    assert_eq!(exposed(&registry, theft(10 * DAY_MS)).await, [1, 2, 3, 4, 5, 9]);
+    // A retry of the same does not make it later.
+    say(&registry, ALPHA, NOW_MS, late).await.unwrap();
+    assert_eq!(exposed(&registry, theft(HOUR_MS / 2)).await, [9]);
+}
+
+/// A key that comes and goes between two reports was known to whoever had the machine then.
+#[tokio::test]
+async fn a_key_that_is_first_heard_of_when_it_is_gone_counts() {
+    let store = MemoryStore::new();
+    let registry = registry(&store).await;
+    say(&registry, ALPHA, NOW_MS, [gone(2, 2, InventoryState::Destroyed)])
+        .await
+        .unwrap();
+    assert_eq!(exposed(&registry, theft(HOUR_MS)).await, [2]);
+}
+
+/// An operator names the key of a volume, and the only lockbox that had it was wiped by the thief.
+#[tokio::test]
+async fn a_key_that_nobody_reports_any_more_can_be_named() {
+    let store = MemoryStore::new();
+    let registry = registry(&store).await;
+    say(&registry, ALPHA, NOW_MS, [held(2, 7), held(3, 3)]).await.unwrap();
+    say(&registry, ALPHA, NOW_MS, []).await.unwrap();
+    assert_eq!(named(&registry, Subject::Keys(vec![KeyId([2; 16])])).await, [7]);
+}
+
+/// What is to be done is what would be if the thief had said nothing; elsewhere a key that is gone leaves nothing to do.
+#[tokio::test]
+async fn the_impact_has_what_a_stolen_lockbox_held_until_it_said_otherwise() {
+    let store = MemoryStore::new();
+    let registry = registry(&store).await;
+    let used = InventoryEntry {
+        consumers: vec![Consumer {
+            service: "cinder".to_owned(),
+            resource_type: "volume".to_owned(),
+            resource_id: "v1".to_owned(),
+        }],
+        ..held(2, 2)
+    };
+    say(&registry, ALPHA, NOW_MS - DAY_MS, [used.clone(), held(4, 2)])
+        .await
+        .unwrap();
+    say(&registry, BETA, NOW_MS - DAY_MS, [held(2, 2)]).await.unwrap();
+    say(
+        &registry,
+        ALPHA,
+        NOW_MS - HOUR_MS,
+        [gone(2, 2, InventoryState::Destroyed)],
+    )
+    .await
+    .unwrap();
+    say(&registry, BETA, NOW_MS - HOUR_MS, []).await.unwrap();
+    let told = impact(&registry, Exposed::Lockbox(theft(2 * HOUR_MS))).await;
+    let [family] = &told[..] else { panic!("{told:?}") };
+    let found = |number: u8, lockbox: u8| {
+        let is_it = |found: &&lockbox_authz::impact::Finding| {
+            found.holding.entry.key_id == KeyId([number; 16]) && found.holding.lockbox_id == id(lockbox)
+        };
+        let found = family.findings.iter().find(is_it).unwrap();
+        assert_eq!(
+            family.held_until_ms.get(&LeftPlace::of(&found.holding)),
+            Some(&(NOW_MS - HOUR_MS))
+        );
+        (found.holding.entry.state, found.remedy, found.progress)
+    };
+    let (destroyed, active) = (InventoryState::Destroyed, InventoryState::Active);
+    assert_eq!(found(2, ALPHA), (destroyed, Remedy::Deep, Progress::Open));
+    assert_eq!(found(4, ALPHA), (active, Remedy::Deep, Progress::Open));
+    assert_eq!(found(2, BETA), (active, Remedy::Deep, Progress::Done));
+    let consumers = family.findings.iter().map(|found| &found.holding.entry.consumers);
+    assert!(consumers.into_iter().any(|consumers| *consumers == used.consumers));
+    // Before it was taken over it may do with its keys what it likes.
+    let told = impact(&registry, Exposed::Lockbox(theft(0))).await;
+    assert!(
+        told.iter()
+            .all(|part| part.findings.iter().all(|found| found.progress == Progress::Done))
+    );
+}
+
+#[tokio::test]
+async fn a_key_that_comes_back_is_held() {
+    let store = MemoryStore::new();
+    let registry = registry(&store).await;
+    let away = gone(2, 2, InventoryState::Moved { to: id(BETA) });
+    say(&registry, ALPHA, NOW_MS - 3, [held(2, 2)]).await.unwrap();
+    say(&registry, ALPHA, NOW_MS - 2, [away]).await.unwrap();
+    say(&registry, ALPHA, NOW_MS - 1, [held(2, 2)]).await.unwrap();
+    assert_eq!(exposed(&registry, theft(0)).await, [2]);
+    assert_eq!(rows(&registry, &["left/", "left-at/"]).await, 0);
+}
+
+/// The disk must not fill with what was destroyed long ago, nor an answer lead there.
+#[tokio::test]
+async fn what_left_is_forgotten_in_time_with_all_that_leads_to_it() {
+    let store = MemoryStore::new();
+    let registry = registry(&store).await;
+    let mut layer = held(4, 4);
+    layer.parent = Some(Parent {
+        key_id: KeyId([2; 16]),
+        relation: "layer".to_owned(),
+        stated_lies_on: None,
+    });
+    for lockbox in [ALPHA, BETA] {
+        say(&registry, lockbox, NOW_MS, [held(2, 2), layer.clone()])
+            .await
+            .unwrap();
+        say(&registry, lockbox, NOW_MS, [held(2, 7)]).await.unwrap();
+        say(&registry, lockbox, NOW_MS, []).await.unwrap();
+    }
+    let leads = &["left/", "left-at/", "holder/", "material/", "child/"];
+    assert_eq!(rows(&registry, leads).await, 6 + 6 + 4 + 3 + 1);
+    let kept_ms = InventoryBounds::default().left_kept_ms;
+    say(&registry, ALPHA, NOW_MS + kept_ms, []).await.unwrap();
+    assert_eq!(rows(&registry, leads).await, 20, "it is not over yet");
+    say(&registry, ALPHA, NOW_MS + kept_ms + 1, []).await.unwrap();
+    assert_eq!(rows(&registry, leads).await, 0);
+    for lockbox in [ALPHA, BETA] {
+        let weight = registry.turn(move |turn| turn.get(&keys::inventory_weight(id(lockbox))));
+        assert_eq!(weight.await.unwrap(), Some(vec![0; 8]), "there is room again");
+    }
+}
+
+/// A member that reports ever new keys, or ever others, must not fill the broker's disk; what is known of it stays.
+#[tokio::test]
+async fn rejects_more_keys_of_a_lockbox_than_are_kept() {
+    let store = MemoryStore::new();
+    let registry = bounded(&store, 4).await;
+    let three = [held(1, 1), held(2, 2), held(3, 3)];
+    say(&registry, ALPHA, NOW_MS - 9, three).await.unwrap();
+    let refused = say(
+        &registry,
+        ALPHA,
+        NOW_MS - 8,
+        [4, 5, 6, 7, 8].map(|number| held(number, number)),
+    )
+    .await;
+    assert!(matches!(refused, Err(Refusal::TooManyKeys { at_most: 4 })));
+    assert_eq!(exposed(&registry, theft(0)).await, [1, 2, 3]);
+    // What is gone takes room, too, or the old ones would be pushed out by new ones.
+    let one_new = [held(1, 1), held(2, 2), held(4, 4)];
+    say(&registry, ALPHA, NOW_MS - 7, one_new).await.unwrap();
+    let refused = say(&registry, ALPHA, NOW_MS - 6, [held(1, 1), held(2, 2), held(5, 5)]).await;
+    assert!(matches!(refused, Err(Refusal::TooManyKeys { at_most: 4 })));
+    let less = [held(1, 1), held(2, 2)];
+    say(&registry, ALPHA, NOW_MS - 5, less).await.unwrap();
+    assert_eq!(exposed(&registry, theft(DAY_MS)).await, [1, 2, 3, 4]);
+    // Another lockbox has its own room.
+    say(&registry, BETA, NOW_MS, [6, 7, 8].map(|number| held(number, number)))
+        .await
+        .unwrap();
+}
+
+/// One key may not take the room of many.
+#[tokio::test]
+async fn rejects_keys_with_more_consumers_than_there_is_room_for() {
+    let store = MemoryStore::new();
+    let registry = bounded(&store, 16).await;
+    let consumer = |number: usize| Consumer {
+        service: "s".repeat(64),
+        resource_type: "t".repeat(64),
+        resource_id: format!("{number:0128}"),
+    };
+    let large = InventoryEntry {
+        consumers: (0..MAX_CONSUMERS).map(consumer).collect(),
+        ..held(1, 1)
+    };
+    let refused = say(&registry, ALPHA, NOW_MS, [large]).await;
+    assert!(matches!(refused, Err(Refusal::TooManyKeys { at_most: 16 })));
+}
+
+#[tokio::test]
+async fn rejects_ever_other_materials_of_one_key() {
+    let store = MemoryStore::new();
+    let registry = registry(&store).await;
+    let other = |number: usize| InventoryEntry {
+        material_id: MaterialId((number as u128 + 1).to_be_bytes()),
+        ..held(1, 0)
+    };
+    for number in 0..=MAX_MATERIALS_OF_KEY {
+        say(&registry, ALPHA, NOW_MS, [other(number)]).await.unwrap();
+    }
+    let refused = say(&registry, ALPHA, NOW_MS, [other(MAX_MATERIALS_OF_KEY + 1)]).await;
+    assert!(matches!(refused, Err(Refusal::TooManyMaterials(key)) if key == KeyId([1; 16])));
+}
+
+async fn bounded(store: &MemoryStore, keys_of_one: u64) -> Arc<Registry> {
+    drop(registry(store).await);
+    let registry = Registry::open(Arc::new(store.clone())).unwrap();
+    let bounds = InventoryBounds {
+        keys_of_one,
+        ..InventoryBounds::default()
+    };
+    Arc::new(registry.with_inventory_bounds(bounds))
+}
