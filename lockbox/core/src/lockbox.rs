@@ -116,6 +116,17 @@ pub enum LockboxError {
     Lifecycle(#[from] LifecycleError),
 }
 
+impl LockboxError {
+    /// Whether one record can't be read, while the store as a whole can.
+    pub(crate) fn is_of_one_record(&self) -> bool {
+        match self {
+            Self::Vault(error) => error.is_of_one_record(),
+            Self::Record { .. } => true,
+            _ => false,
+        }
+    }
+}
+
 impl Lockbox {
     /// The first batches of a new lockbox's store, to be committed in order.
     pub fn format(

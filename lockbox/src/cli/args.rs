@@ -190,6 +190,9 @@ pub(super) enum KeyCommand {
         encoding: Encoding,
     },
     /// List keys.
+    ///
+    /// A key whose record is damaged is listed by its id, with "damaged" for its state, and among those of any name, as its own
+    /// can't be read. The exit code is 74 then, as of any damage of the store, though everything else is listed.
     List {
         /// Only those with this name.
         #[arg(long)]

@@ -15,6 +15,7 @@
 //! | [`Cluster`], [`Broker`], [`Lockbox`], [`Transfer`] | the verbs of the story |
 //! | [`proxy`] | the loopback wire: it is in front of every port, records what passes and cuts where it is told to |
 //! | [`attacker`], [`fake_broker`] | machines that follow no rule |
+//! | `store` | the rows of a lockbox's store, to be damaged |
 //! | [`thief`] | a copy of a state folder, and what unseals it |
 //! | [`memory`] | what a process has in its memory |
 //! | [`canary`] | a key whose bytes are looked for everywhere |
@@ -40,6 +41,7 @@ pub mod process;
 pub mod proxy;
 pub mod qemu;
 mod runtime;
+mod store;
 pub mod thief;
 mod transfer;
 mod wait;

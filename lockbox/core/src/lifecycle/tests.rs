@@ -538,7 +538,9 @@ fn an_inventory_in_pages_has_every_key_once() {
             .a
             .lockbox()
             .inventory_report(after, now_ms)
-            .expect("it has a cluster");
+            .expect("it has a cluster")
+            .report
+            .expect("every key can be read");
         let identity = cluster.a.lockbox().identity();
         let bytes = report.envelope().to_bytes();
         let envelope = lockbox_authz::UnverifiedEnvelope::from_bytes(&bytes).expect("within bounds");

@@ -11,6 +11,7 @@
 
 mod anchor;
 mod book;
+mod readable;
 mod tree;
 mod verify;
 mod watch;
@@ -26,6 +27,8 @@ use zeroize::Zeroizing;
 
 use self::anchor::{Anchor, Before};
 use self::book::Book;
+pub(crate) use self::readable::Each;
+use self::readable::key_id_of;
 use self::tree::KeyTree;
 use self::verify::Scan;
 pub use self::verify::{Finding, Mismatch, Verification};
@@ -225,13 +228,7 @@ impl Vault {
     pub(crate) fn keys_after(&self, after: Option<KeyId>, limit: usize) -> Result<Vec<Key>, VaultError> {
         let after = after.map(rows::key_record);
         let pairs = self.store.scan(&[rows::KEY_RECORD_KIND], after.as_deref(), limit)?;
-        let open = |(place, sealed): (Vec<u8>, Vec<u8>)| {
-            let id = KeyId::from_slice("key_id", &place[1..]).map_err(|source| VaultError::Field {
-                what: "a key".to_owned(),
-                source,
-            })?;
-            self.open_key(id, &sealed)
-        };
+        let open = |(place, sealed): (Vec<u8>, Vec<u8>)| self.open_key(key_id_of(&place)?, &sealed);
         pairs.into_iter().map(open).collect()
     }
 
