@@ -17,7 +17,7 @@ use crate::record::{ClonePolicy, Consumer, Departure, Key, KeyInfo, KeyOrigin, K
 use crate::rows::Row;
 use crate::secrets::KeyMaterial;
 use crate::step::Step;
-use crate::vault::{Changes, Each};
+use crate::vault::{Changes, Each, lost_record};
 
 /// What stands in place of the state of a key that can't be read.
 pub const DAMAGED: &str = "damaged";
@@ -72,6 +72,8 @@ pub struct Destroyed {
     pub tombstone: Tombstone,
     /// The keys here that still have its material: it dies with the last of them.
     pub remaining: Vec<KeyId>,
+    /// Whether its record could not be read any more.
+    pub was_damaged: bool,
 }
 
 impl Lockbox {
@@ -205,16 +207,36 @@ impl Lockbox {
         now_ms: i64,
         rng: &mut dyn CryptoRng,
     ) -> Result<Step<Destroyed>, LockboxError> {
-        let Some(key) = self.vault.key(key_id)? else {
-            return match self.tombstone(key_id)? {
-                Some(tombstone) if tombstone.departure == Departure::Destroyed => {
-                    let remaining = self.keys_of_material(tombstone.material_id)?;
-                    Ok(Step::new(Vec::new(), Destroyed { tombstone, remaining }))
-                }
-                _ => Err(LockboxError::NoKey(key_id)),
-            };
+        let read = self.vault.key(key_id).map_err(LockboxError::from);
+        let read = read.and_then(|key| match key {
+            None if self.vault.is_lost(key_id)? => Err(lost_record(key_id).into()),
+            key => Ok(key),
+        });
+        let key = match read {
+            Ok(Some(key)) => key,
+            Ok(None) => {
+                return match self.tombstone(key_id)? {
+                    Some(tombstone) if tombstone.departure == Departure::Destroyed => {
+                        let remaining = self.keys_of_material(tombstone.material_id)?;
+                        let was_damaged = false;
+                        Ok(Step::new(
+                            Vec::new(),
+                            Destroyed {
+                                tombstone,
+                                remaining,
+                                was_damaged,
+                            },
+                        ))
+                    }
+                    _ => Err(LockboxError::NoKey(key_id)),
+                };
+            }
+            Err(error) if error.is_of_one_record() => {
+                return self.destroy_damaged(key_id, &error, force, now_ms, rng);
+            }
+            Err(error) => return Err(error),
         };
-        self.check_destroy(&key, None)?;
+        self.check_destroy(key_id, None)?;
         if !force && !key.info.consumers.is_empty() {
             let names: Vec<_> = key.info.consumers.iter().map(consumer_text).collect();
             return Err(LockboxError::KeyInUse {
@@ -229,12 +251,18 @@ impl Lockbox {
         custody::note_destroyed(key_id, &mut changes);
         let remaining = self.other_keys_of_material(&key.info)?;
         let batches = self.vault.stage(changes, rng)?;
-        Ok(Step::new(batches, Destroyed { tombstone, remaining }))
+        Ok(Step::new(
+            batches,
+            Destroyed {
+                tombstone,
+                remaining,
+                was_damaged: false,
+            },
+        ))
     }
 
     /// Whether a key may be destroyed, its consumers aside. The one job that may need it is the one that destroys it.
-    pub(crate) fn check_destroy(&self, key: &Key, by_job: Option<KeyId>) -> Result<(), LockboxError> {
-        let key = key.info.key_id;
+    pub(crate) fn check_destroy(&self, key: KeyId, by_job: Option<KeyId>) -> Result<(), LockboxError> {
         if let Some(transfer) = self.open_transfer_of(key)? {
             return Err(LockboxError::KeyInTransfer { key, transfer });
         }

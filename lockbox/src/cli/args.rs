@@ -214,9 +214,12 @@ pub(super) enum KeyCommand {
         to_terminal: bool,
     },
     /// Erase a key for good.
+    ///
+    /// A key whose record is damaged is named by its id, and destroyed only with --force, as what uses it can't be read. It
+    /// does not come back from a backup either, no more than any key that was destroyed.
     Destroy {
         key: KeyName,
-        /// Also if something is registered as using it.
+        /// Also if something is registered as using it, or if that can't be read.
         #[arg(long)]
         force: bool,
         /// Don't ask.

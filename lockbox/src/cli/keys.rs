@@ -153,7 +153,8 @@ fn check_undamaged(keys: &[Key]) -> Result<(), CliError> {
     }
     Err(CliError::store(format!(
         "{} of these keys can't be read, as their records are damaged:\n  {}\n\
-         all others are served; to have these again, restore a backup (see `lockbox backup restore --help`)",
+         all others are served; to have these again, restore a backup (see `lockbox backup restore --help`), and to be rid of \
+         one, destroy it: lockbox key destroy ID --force",
         damaged.len(),
         damaged.join("\n  ")
     )))

@@ -27,10 +27,10 @@ use zeroize::Zeroizing;
 
 use self::anchor::{Anchor, Before};
 use self::book::Book;
-pub(crate) use self::readable::Each;
 use self::readable::key_id_of;
+pub(crate) use self::readable::{Each, lost_record};
 use self::tree::KeyTree;
-use self::verify::Scan;
+use self::verify::{Amiss, Scan};
 pub use self::verify::{Finding, Mismatch, Verification};
 pub(crate) use self::watch::Watch;
 use self::watch::Watches;
@@ -117,6 +117,8 @@ pub struct Vault {
     anchor: Anchor,
     /// A full scan that is under way.
     scan: Option<Scan>,
+    /// What the last one has found amiss; `None` before its end.
+    amiss: Option<Amiss>,
     watches: Watches,
 }
 
@@ -180,6 +182,7 @@ impl Vault {
             tree,
             anchor,
             scan: None,
+            amiss: None,
             watches: Watches::default(),
         };
         Ok((vault, completing))
@@ -208,8 +211,8 @@ impl Vault {
     }
 
     /// Where records of one kind stand.
-    pub(crate) fn places(&self, prefix: &[u8], limit: usize) -> Result<Vec<Vec<u8>>, VaultError> {
-        let pairs = self.store.scan(prefix, None, limit)?;
+    pub(crate) fn places(&self, prefix: &[u8], after: Option<&[u8]>, limit: usize) -> Result<Vec<Vec<u8>>, VaultError> {
+        let pairs = self.store.scan(prefix, after, limit)?;
         Ok(pairs.into_iter().map(|(place, _)| place).collect())
     }
 
@@ -273,8 +276,9 @@ impl Vault {
             before.insert(place.to_vec(), contribution);
             Ok(stored)
         };
-        for key_id in doomed {
-            previous(&rows::key_record(key_id))?;
+        let doomed: Vec<_> = doomed.into_iter().map(rows::key_record).collect();
+        for place in &doomed {
+            previous(place)?;
         }
         let mut put_keys = Vec::with_capacity(changes.put_keys.len());
         for key in changes.put_keys {
@@ -312,6 +316,9 @@ impl Vault {
         for (place, record, stored) in puts {
             let sealed = self.book.seal(&place, stored.as_deref(), &record, rng);
             append(&mut batches, [Write::Put(place, sealed)]);
+        }
+        if let Some(amiss) = &mut self.amiss {
+            amiss.settle(&doomed, &mut self.anchor.extent);
         }
         for batch in &mut batches {
             for delta in self.anchor.advance(batch, &mut before, &self.book, rng) {

@@ -21,16 +21,29 @@ impl VaultError {
 }
 
 impl Vault {
-    /// Volume keys in the order of their ids.
+    /// Volume keys in the order of their ids, and those among them that have no record any more, as far as that was found.
     pub(crate) fn each_key_after(&self, after: Option<KeyId>, limit: usize) -> Result<Vec<Each<Key>>, VaultError> {
+        let after_id = after;
         let after = after.map(rows::key_record);
         let pairs = self.store.scan(&[rows::KEY_RECORD_KIND], after.as_deref(), limit)?;
+        let is_last = pairs.len() < limit;
         let open = |(place, sealed): (Vec<u8>, Vec<u8>)| {
             let key_id = key_id_of(&place)?;
             let read = or_damaged(self.open_key(key_id, &sealed))?;
             Ok(Each { key_id, read })
         };
-        pairs.into_iter().map(open).collect()
+        let mut keys = pairs.into_iter().map(open).collect::<Result<Vec<_>, VaultError>>()?;
+        let last = keys.last().filter(|_| !is_last).map(|last| last.key_id);
+        let lost = self.lost_keys(after_id, last)?;
+        if !lost.is_empty() {
+            keys.extend(lost.into_iter().map(|key_id| Each {
+                key_id,
+                read: Err(lost_record(key_id)),
+            }));
+            keys.sort_by_key(|each| each.key_id);
+            keys.truncate(limit);
+        }
+        Ok(keys)
     }
 
     /// Records of the book of one kind, each of which names a key.
@@ -47,6 +60,14 @@ impl Vault {
             Ok(Each { key_id, read })
         };
         pairs.into_iter().map(open).collect()
+    }
+}
+
+/// What is wrong with a key that has a data-encryption key, and nothing that it opens.
+pub(crate) fn lost_record(key_id: KeyId) -> VaultError {
+    VaultError::Damaged {
+        what: format!("key {key_id}"),
+        why: "it is missing",
     }
 }
 
