@@ -1,7 +1,7 @@
 //! A compromise reaches every lockbox: those that are connected, those that come back, and keys that arrive later. Only the
 //! admins can say so.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -16,6 +16,7 @@ use lockbox_authz::{
     UnverifiedEnvelope, Verified,
 };
 use lockbox_tests::testkit::attacker::{StolenBroker, copy_folder, now_ms, random, read_key, rng};
+use lockbox_tests::testkit::disk::Disk;
 use lockbox_tests::testkit::fake_broker::FakeBroker;
 use lockbox_tests::testkit::{Broker, Cluster, Lockbox, Output, TransferState, eventually};
 use serde_json::Value;
@@ -431,4 +432,40 @@ fn write_admin_key(cluster: &Cluster, name: &str) -> PathBuf {
 fn write_private(path: &Path, bytes: &[u8]) {
     fs::write(path, bytes).expect("the folder is ours");
     fs::set_permissions(path, fs::Permissions::from_mode(0o600)).expect("the file is ours");
+}
+
+/// On a full disk what a notice says can't be written. Nothing else happens at that lockbox, so nothing but time says that there
+/// is room again.
+#[test]
+fn a_notice_that_meets_a_full_disk_is_applied_when_there_is_room() {
+    const DISK_BYTES: u64 = 400 << 20;
+    let cluster = Cluster::start();
+    let a = cluster.add_lockbox("a");
+    let key = a.create_key("volume");
+    wait_until_reported(cluster.broker(), key, "a", "active");
+    a.stop();
+    let disk = Disk::take_over(&a.state_dir(), DISK_BYTES);
+    a.start();
+    a.wait_until_connected();
+    wait_until_reported(cluster.broker(), key, "a", "active");
+    let mark = a.log().mark();
+    if let Some(disk) = &disk {
+        disk.fill();
+    } else {
+        eprintln!("no file system can be mounted here: the notice meets none that is full");
+    }
+    // The command waits for the answers of all.
+    let admin_key = cluster.broker().admin_key_file();
+    let args = ["key", "compromise", "--yes", &key.to_string(), "--admin-key"].map(OsString::from);
+    let command = cluster.broker().start_command(args.iter().chain([&admin_key.into()]));
+    if let Some(disk) = &disk {
+        a.log().wait_for(mark, "a compromise notice can't be applied yet");
+        assert_eq!(state(&a, key), "active");
+        disk.empty();
+    }
+    wait_for_state(&a, key, "compromised");
+    let said = command.wait().expect_success("key compromise").text();
+    assert!(said.contains("applied"), "{said}");
+    // It is unmounted when nothing is open on it.
+    a.stop();
 }

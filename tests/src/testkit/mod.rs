@@ -20,6 +20,7 @@
 //! | [`memory`] | what a process has in its memory |
 //! | [`canary`] | a key whose bytes are looked for everywhere |
 //! | [`qemu`], [`luks`] | encrypted images and volumes, and the tools that open them |
+//! | [`disk`] | a disk that can be filled |
 //! | [`key_client`] | systemd, as the key socket sees it |
 //! | `process`, `binaries`, `wait`, `runtime` | processes, and waiting for what they do |
 //!
@@ -31,6 +32,7 @@ mod binaries;
 mod broker;
 pub mod canary;
 mod cluster;
+pub mod disk;
 pub mod fake_broker;
 pub mod key_client;
 mod keys;
