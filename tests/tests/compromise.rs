@@ -402,7 +402,14 @@ fn a_notice_of_former_admins_is_signed_again_by_the_present_ones() {
     );
     let refused = as_admin(broker, &["notice", "renew", &notice, "--yes"], &[&former]);
     assert!(!refused.status.success(), "it is no admin's key any more");
-    as_admin(broker, &["notice", "renew", &notice, "--yes"], &[&present]).expect_success("notice renew");
+    wait_until_reported(broker, key, "a", "compromised");
+    let renewed = as_admin(broker, &["notice", "renew", &notice, "--yes"], &[&present]).expect_success("notice renew");
+    // Whoever signs sees what would be marked, and not materials alone.
+    assert!(
+        renewed.stderr.contains(&key.to_string()) && renewed.stderr.contains("marked now: 1 at b"),
+        "{}",
+        renewed.stderr
+    );
     wait_for_state(&b, key, "compromised");
     wait_until_applied(broker, "b");
     assert_eq!(standing(broker, "a"), "applied", "it is the same notice");

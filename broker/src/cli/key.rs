@@ -6,7 +6,7 @@ use clap::Subcommand;
 use lockbox_authz::inventory::{InventoryEntry, InventoryState};
 use lockbox_authz::{KeyId, MaterialId};
 use lockbox_rpc::api::control::preview_notice_request::Subject;
-use lockbox_rpc::api::control::{NoticeFinding, NoticeKeys, PreviewNoticeRequest};
+use lockbox_rpc::api::control::{NoticeFinding, NoticeKeys, NoticeMaterials, PreviewNoticeRequest};
 
 use super::client::{Admin, Broker};
 use super::confirm::{check_terminal, confirm};
@@ -108,6 +108,16 @@ impl Preview {
 
     pub(super) async fn of_lockbox(broker: &mut Broker, lockbox: &str) -> Result<Self, CliError> {
         Self::fetch(broker, Subject::Lockbox(lockbox.to_owned()), &[]).await
+    }
+
+    pub(super) async fn of_materials(broker: &mut Broker, materials: &[MaterialId]) -> Result<Self, CliError> {
+        let material_ids = materials.iter().map(|id| id.to_vec()).collect();
+        let mut preview = Self::fetch(broker, Subject::Materials(NoticeMaterials { material_ids }), &[]).await?;
+        // What nobody has reported is named all the same.
+        for material_id in materials {
+            preview.materials.entry(*material_id).or_default();
+        }
+        Ok(preview)
     }
 
     /// The materials that no notice names.

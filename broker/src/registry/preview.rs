@@ -28,6 +28,8 @@ pub enum Subject {
     Keys(Vec<KeyId>),
     /// Everything that a lockbox holds, also what it received after its last report, and not what it had moved away before.
     Lockbox(LockboxId),
+    /// These themselves, whoever has them.
+    Materials(BTreeSet<MaterialId>),
 }
 
 /// One key that has one of the materials, at a lockbox that has or had it.
@@ -119,6 +121,7 @@ impl Preview {
         let materials = match subject {
             Subject::Keys(ids) => self.materials_of(ids)?,
             Subject::Lockbox(lockbox_id) => self.materials_at(*lockbox_id)?,
+            Subject::Materials(ids) => ids.clone(),
         };
         for material_id in materials {
             let noticed = self.is_noticed(material_id)?;
