@@ -174,33 +174,80 @@ fn a_key_that_arrives_after_the_notice_is_marked_on_arrival() {
     assert_eq!(state(&b, key), "compromised");
 }
 
+/// A key in a backup of before the notice, what opens the backup, and the broker's evidence of before and after.
+struct Restorable {
+    key: KeyId,
+    backup: PathBuf,
+    secret: PathBuf,
+    evidence: [PathBuf; 2],
+}
+
+impl Restorable {
+    fn new(cluster: &Cluster) -> Self {
+        let a = cluster.add_lockbox("a");
+        let key = a.create_key("volume");
+        wait_until_reported(cluster.broker(), key, "a", "active");
+        let secret = cluster.folder().join("backup.key");
+        write_private(&secret, &[0xB5; 48]);
+        let backup = cluster.folder().join("backup");
+        let args = ["backup", "create", "--key-file"].map(OsStr::new);
+        let args = args
+            .into_iter()
+            .chain([secret.as_os_str(), OsStr::new("--out"), backup.as_os_str()]);
+        a.command(args).expect_success("backup create");
+        let export = |name: &str| {
+            let file = cluster.folder().join(name);
+            let args = ["evidence", "export", "--lockbox", "a", "--out"].map(OsStr::new);
+            let exported = cluster.broker().command(args.into_iter().chain([file.as_os_str()]));
+            exported.expect_success("evidence export");
+            file
+        };
+        let before = export("before.evidence");
+        compromise_keys(cluster.broker(), &[key]);
+        assert_eq!(state(&a, key), "compromised");
+        let after = export("after.evidence");
+        a.stop();
+        Self {
+            key,
+            backup,
+            secret,
+            evidence: [before, after],
+        }
+    }
+
+    fn restore(&self, cluster: &Cluster, name: &str, evidence: &[&OsStr]) -> (Lockbox, Value) {
+        let args = [&[OsStr::new("--backup-key-file"), self.secret.as_os_str()], evidence].concat();
+        let (restored, made) = cluster.restore(name, &self.backup, &args);
+        (restored, made.expect_success("backup restore").json())
+    }
+}
+
 #[test]
 fn a_key_that_a_backup_brings_back_is_marked_when_the_new_lockbox_joins() {
     let cluster = Cluster::start();
-    let a = cluster.add_lockbox("a");
-    let key = a.create_key("volume");
-    wait_until_reported(cluster.broker(), key, "a", "active");
-    let secret = cluster.folder().join("backup.key");
-    write_private(&secret, &[0xB5; 48]);
-    let backup = cluster.folder().join("backup");
-    let args = ["backup", "create", "--key-file"].map(OsStr::new);
-    let args = args
-        .into_iter()
-        .chain([secret.as_os_str(), OsStr::new("--out"), backup.as_os_str()]);
-    a.command(args).expect_success("backup create");
-    compromise_keys(cluster.broker(), &[key]);
-    assert_eq!(state(&a, key), "compromised");
-    a.stop();
-    let args = [
-        OsStr::new("--backup-key-file"),
-        secret.as_os_str(),
-        OsStr::new("--without-evidence"),
-    ];
-    let (restored, made) = cluster.restore("restored", &backup, &args);
-    made.expect_success("backup restore");
+    let scene = Restorable::new(&cluster);
+    let key = scene.key;
+    let (restored, _) = scene.restore(&cluster, "restored", &[OsStr::new("--without-evidence")]);
     assert_eq!(state(&restored, key), "active", "it is as it was then");
     restored.join(&cluster.broker().token(&[]));
     wait_for_state(&restored, key, "compromised");
+}
+
+/// The new lockbox may serve its volumes for long before it can connect.
+#[test]
+fn a_key_that_evidence_has_notice_of_is_restored_as_compromised() {
+    let cluster = Cluster::start();
+    let scene = Restorable::new(&cluster);
+    let [before, after] = scene.evidence.each_ref().map(|file| file.as_os_str());
+    let (restored, said) = scene.restore(&cluster, "restored", &[OsStr::new("--evidence"), after]);
+    assert_eq!(state(&restored, scene.key), "compromised");
+    assert_eq!(said["marked_compromised"], 1);
+    // Evidence without notices is read as ever.
+    let (other, said) = scene.restore(&cluster, "other", &[OsStr::new("--evidence"), before]);
+    assert_eq!(state(&other, scene.key), "active");
+    assert_eq!(said["marked_compromised"], 0);
+    restored.join(&cluster.broker().token(&[]));
+    wait_until_reported(cluster.broker(), scene.key, "restored", "compromised");
 }
 
 /// The broker believes that the notice was applied here, and so it was: the folder has forgotten it.
