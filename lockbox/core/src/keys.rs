@@ -207,30 +207,9 @@ impl Lockbox {
         now_ms: i64,
         rng: &mut dyn CryptoRng,
     ) -> Result<Step<Destroyed>, LockboxError> {
-        let read = self.vault.key(key_id).map_err(LockboxError::from);
-        let read = read.and_then(|key| match key {
-            None if self.vault.is_lost(key_id)? => Err(lost_record(key_id).into()),
-            key => Ok(key),
-        });
-        let key = match read {
+        let key = match self.key_or_lost(key_id) {
             Ok(Some(key)) => key,
-            Ok(None) => {
-                return match self.tombstone(key_id)? {
-                    Some(tombstone) if tombstone.departure == Departure::Destroyed => {
-                        let remaining = self.keys_of_material(tombstone.material_id)?;
-                        let was_damaged = false;
-                        Ok(Step::new(
-                            Vec::new(),
-                            Destroyed {
-                                tombstone,
-                                remaining,
-                                was_damaged,
-                            },
-                        ))
-                    }
-                    _ => Err(LockboxError::NoKey(key_id)),
-                };
-            }
+            Ok(None) => return self.destroyed_before(key_id),
             Err(error) if error.is_of_one_record() => {
                 return self.destroy_damaged(key_id, &error, force, now_ms, rng);
             }
@@ -257,6 +236,30 @@ impl Lockbox {
                 tombstone,
                 remaining,
                 was_damaged: false,
+            },
+        ))
+    }
+
+    /// A key; an error also if its record is lost, as far as that was found, while its data-encryption key is there.
+    fn key_or_lost(&self, key_id: KeyId) -> Result<Option<Key>, LockboxError> {
+        match self.vault.key(key_id)? {
+            None if self.vault.is_lost(key_id)? => Err(lost_record(key_id).into()),
+            key => Ok(key),
+        }
+    }
+
+    fn destroyed_before(&self, key_id: KeyId) -> Result<Step<Destroyed>, LockboxError> {
+        let tombstone = self.tombstone(key_id)?;
+        let destroyed = tombstone.filter(|tombstone| tombstone.departure == Departure::Destroyed);
+        let tombstone = destroyed.ok_or(LockboxError::NoKey(key_id))?;
+        let remaining = self.keys_of_material(tombstone.material_id)?;
+        let was_damaged = false;
+        Ok(Step::new(
+            Vec::new(),
+            Destroyed {
+                tombstone,
+                remaining,
+                was_damaged,
             },
         ))
     }
