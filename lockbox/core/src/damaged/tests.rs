@@ -119,6 +119,25 @@ fn the_digest_is_right_again_with_the_last_damaged_key() {
     assert_eq!(node.lockbox().key_count(), 18);
 }
 
+/// A scan that is under way has come by a key that goes then, and must not wait for it to go.
+#[test]
+fn a_damaged_key_may_go_while_a_scan_is_under_way() {
+    let mut node = Node::new("a", 1);
+    let mut keys: Vec<KeyId> = (0..20).map(|_| make(&mut node)).collect();
+    keys.sort();
+    node.damage(keys[0]);
+    node.damage(keys[19]);
+    scan(&mut node);
+    for _ in 0..12 {
+        let found = node.lockbox_mut().verify_page(1).expect("memory does not fail");
+        assert!(found.is_none(), "over too soon");
+    }
+    destroy(&mut node, keys[0], true).expect("nothing needs it");
+    scan(&mut node);
+    destroy(&mut node, keys[19], true).expect("nothing needs it");
+    assert!(scan(&mut node).is_clean());
+}
+
 /// What was exchanged beside them is not settled with whole keys.
 #[test]
 fn destroying_whole_keys_hides_no_damage() {

@@ -320,6 +320,9 @@ impl Vault {
         if let Some(amiss) = &mut self.amiss {
             amiss.settle(&doomed, &mut self.anchor.extent);
         }
+        if let Some(scan) = &mut self.scan {
+            scan.forget(&doomed);
+        }
         for batch in &mut batches {
             for delta in self.anchor.advance(batch, &mut before, &self.book, rng) {
                 if let Some(scan) = &mut self.scan {

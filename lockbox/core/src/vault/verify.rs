@@ -118,6 +118,13 @@ impl Scan {
             self.found.apply(delta);
         }
     }
+
+    /// Learns which records go: what it has found amiss of them is no more.
+    pub(super) fn forget(&mut self, going: &[Vec<u8>]) {
+        for place in going {
+            self.amiss.places.remove(place);
+        }
+    }
 }
 
 /// What a full scan has found amiss of the records that the digest spans.
