@@ -255,6 +255,13 @@ impl Broker {
             .await
     }
 
+    pub(crate) async fn signed_notices(
+        self: &Arc<Self>,
+        after: Option<u64>,
+    ) -> Result<(Vec<UnverifiedEnvelope>, Option<u64>), Refusal> {
+        self.turn(move |_, turn| turn.signed_notices(after.unwrap_or(0))).await
+    }
+
     pub(crate) fn sign_evidence(&self, summary: EvidenceSummary) -> UnverifiedEnvelope {
         Verified::sign(summary, &self.key).envelope().clone()
     }

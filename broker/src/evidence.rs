@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use lockbox_authz::evidence::EvidenceDigest;
 use lockbox_authz::limits::MAX_ROSTER_PAGE;
-use lockbox_authz::{LockboxId, UnverifiedEnvelope};
+use lockbox_authz::{CompromiseNotice, LockboxId, Roster, UnverifiedEnvelope};
 use lockbox_rpc::api::control::ExportEvidenceResponse;
 use tokio::sync::mpsc;
 use tonic::Status;
@@ -68,6 +68,7 @@ impl Export {
             self.send(page.into_iter().map(UnverifiedEnvelope::to_bytes).collect())
                 .await?;
         }
+        self.notices(&roster).await?;
         // The lockboxes that were made of its backups have the same keys, and so have those that were made of theirs.
         let (mut holders, mut unseen) = (BTreeSet::new(), vec![lockbox_id]);
         while let Some(holder) = unseen.pop() {
@@ -85,6 +86,21 @@ impl Export {
         let summary = digest.summary(roster.cluster_id(), lockbox_id, made_at_ms);
         let summary = self.broker.sign_evidence(summary);
         self.send(vec![summary.to_bytes()]).await
+    }
+
+    /// Those that the admins of the roster before them have signed: no reader takes any other.
+    async fn notices(&mut self, roster: &Roster) -> Result<(), End> {
+        let mut after = None;
+        loop {
+            let (notices, last) = self.broker.signed_notices(after).await?;
+            let is_theirs = |notice: &UnverifiedEnvelope| CompromiseNotice::verify(notice, roster).is_ok();
+            let theirs = notices.iter().filter(|notice| is_theirs(notice));
+            self.send(theirs.map(UnverifiedEnvelope::to_bytes).collect()).await?;
+            match last {
+                Some(last) => after = Some(last),
+                None => return Ok(()),
+            }
+        }
     }
 
     async fn destructions(&mut self, lockbox_id: LockboxId) -> Result<(), End> {

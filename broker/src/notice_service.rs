@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use lockbox_authz::limits::MAX_SELECTED_KEYS;
+use lockbox_authz::limits::{MAX_NOTICE_MATERIALS, MAX_SELECTED_KEYS};
 use lockbox_authz::roster::LockboxMember;
-use lockbox_authz::{FieldError, Hash, KeyId, LockboxId, UnverifiedEnvelope};
+use lockbox_authz::{FieldError, Hash, KeyId, LockboxId, MaterialId, UnverifiedEnvelope};
 use lockbox_rpc::api::control::notice_service_server::{NoticeService, NoticeServiceServer};
 use lockbox_rpc::api::control::preview_notice_request::Subject as Asked;
 use lockbox_rpc::api::control::{
@@ -201,6 +201,14 @@ impl Broker {
                 Ok(Subject::Keys(ids.collect::<Result<_, _>>()?))
             }
             Some(Asked::Lockbox(name)) => self.theft(name, held_since_ms).map(Subject::Lockbox),
+            Some(Asked::Materials(materials)) => {
+                if materials.material_ids.is_empty() || materials.material_ids.len() > MAX_NOTICE_MATERIALS {
+                    return Err(FieldError::new("material_ids", "must be 1 to 1,024").into());
+                }
+                let ids = materials.material_ids.iter();
+                let ids = ids.map(|id| MaterialId::from_slice("material_ids", id));
+                Ok(Subject::Materials(ids.collect::<Result<_, _>>()?))
+            }
             None => Err(FieldError::new("subject", "is missing").into()),
         }
     }

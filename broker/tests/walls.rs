@@ -144,6 +144,7 @@ const FIELDS: &[(&str, &str)] = &[
     ("control.NoticeInfo.notice_hash", "hash"),
     ("control.NoticeInfo.notice_id", "identifier"),
     ("control.NoticeKeys.key_ids", "identifiers"),
+    ("control.NoticeMaterials.material_ids", "identifiers"),
     ("control.RevokeTransferRequest.authorization_id", "identifier"),
     ("control.SubmitNoticeRequest.notice", "envelope of a CompromiseNotice"),
     ("control.SubmitRosterEntryRequest.entry", "envelope of a RosterEntry"),
@@ -190,6 +191,8 @@ fn no_field_that_the_broker_exchanges_can_carry_a_key() {
         let names = [
             "authz.InventoryEntry.material_id",
             "authz.CompromiseNotice.material_ids",
+            "control.NoticeMaterials.material_ids",
+            "control.PreviewNoticeRequest.materials",
         ];
         let is_name = names.contains(&field.as_str());
         assert!(

@@ -41,6 +41,8 @@ pub struct Engine {
     activity: watch::Sender<u64>,
     /// The highest ticket that is durable.
     durable: watch::Sender<u64>,
+    /// Counts what makes the last scan of the store say nothing any more.
+    scans: watch::Sender<u64>,
     stop: Stop,
 }
 
@@ -115,6 +117,7 @@ impl Engine {
             cluster: watch::Sender::new(None),
             activity: watch::Sender::new(0),
             durable: watch::Sender::new(0),
+            scans: watch::Sender::new(0),
             stop,
         })
     }
@@ -175,6 +178,16 @@ impl Engine {
     /// Changes with each step that became durable.
     pub fn watch_activity(&self) -> watch::Receiver<u64> {
         self.activity.subscribe()
+    }
+
+    /// Changes when the store should be scanned once more.
+    pub fn watch_scans(&self) -> watch::Receiver<u64> {
+        self.scans.subscribe()
+    }
+
+    /// Has the store scanned once more.
+    pub fn scan_again(&self) {
+        self.scans.send_modify(|scans| *scans += 1);
     }
 
     /// Whether there is room for new keys: asked before a step, so that the usual refusal costs nothing.
@@ -343,6 +356,7 @@ impl Engine {
     /// Memory may run ahead of the store after a refusal, so what the store has is read again.
     fn reopen(&self, unsealed: &mut Unsealed) {
         let opened = open_lockbox(&unsealed.store, &unsealed.folder, &unsealed.header, &unsealed.root);
+        let knew_of_damage = unsealed.lockbox.knows_of_damage();
         let outcome = opened.and_then(|(lockbox, completing)| {
             unsealed.store.commit(completing)?;
             unsealed.lockbox = lockbox;
@@ -350,7 +364,13 @@ impl Engine {
             Ok(())
         });
         match outcome {
-            Ok(()) => self.publish(&unsealed.lockbox),
+            Ok(()) => {
+                self.publish(&unsealed.lockbox);
+                // What a scan has found is forgotten with the lockbox that found it.
+                if knew_of_damage {
+                    self.scan_again();
+                }
+            }
             Err(error) => (self.stop)(&error.to_string()),
         }
     }

@@ -22,7 +22,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 use zeroize::Zeroizing;
 
-use crate::engine::OpenError;
+use crate::engine::{OpenError, StepError};
 use crate::join;
 use crate::node::{Node, UnsealError};
 use crate::roster_sync::{self, SyncError};
@@ -235,9 +235,19 @@ impl LocalService for LocalPort {
             .node
             .engine
             .step(move |lockbox, now_ms, rng| lockbox.destroy_key(key_id, force, now_ms, rng));
-        let destroyed = step.await.map_err(status::local)?;
-        let remaining = destroyed.remaining.len();
-        tracing::info!(key = %key_id, remaining, uid = peer.uid, pid = peer.pid, "destroyed");
+        let destroyed = match step.await {
+            Err(StepError::Refused(error @ LockboxError::NotScanned(_))) => {
+                self.node.engine.scan_again();
+                return Err(status::local(error));
+            }
+            destroyed => destroyed.map_err(status::local)?,
+        };
+        let (remaining, was_damaged) = (destroyed.remaining.len(), destroyed.was_damaged);
+        tracing::info!(key = %key_id, remaining, was_damaged, uid = peer.uid, pid = peer.pid, "destroyed");
+        if was_damaged {
+            // So that nobody is told of damage that is gone.
+            self.node.engine.scan_again();
+        }
         Ok(Response::new(DestroyKeyResponse {
             key: Some(convert::tombstone(&destroyed.tombstone)),
             remaining_key_ids: destroyed.remaining.into_iter().map(KeyId::to_vec).collect(),

@@ -9,14 +9,29 @@ use crate::node::Node;
 /// Records that are read while everybody else waits: a few milliseconds.
 const PAGE: usize = 256;
 
-/// Scans once, says what was found, and stops transfers if that is damage. Keys that open are served all the same.
+/// Scans, and again when that is asked for.
 pub(crate) async fn run(node: Arc<Node>) {
+    let mut wanted = node.engine.watch_scans();
+    loop {
+        wanted.borrow_and_update();
+        if !scan(&node).await || wanted.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Scans once, says what was found, and stops transfers if that is damage. Keys that open are served all the same. Gives
+/// whether it came to its end.
+async fn scan(node: &Arc<Node>) -> bool {
     let found = loop {
         match node.engine.verify_page(PAGE).await {
             Ok(Ok(Some(found))) => break found,
             Ok(Ok(None)) => tokio::task::yield_now().await,
-            Ok(Err(error)) => return tracing::error!(%error, "the scan of the store was broken off"),
-            Err(_sealed) => return,
+            Ok(Err(error)) => {
+                tracing::error!(%error, "the scan of the store was broken off");
+                return false;
+            }
+            Err(_sealed) => return false,
         }
     };
     report(&found);
@@ -30,6 +45,7 @@ pub(crate) async fn run(node: Arc<Node>) {
         }
     }
     node.scan.send_replace(Some(found));
+    true
 }
 
 fn report(found: &Verification) {

@@ -79,7 +79,8 @@ impl LocalCode for LockboxError {
     fn code(&self) -> Code {
         match self {
             Self::Vault(VaultError::Store(failure)) => failure.code(),
-            Self::Vault(_) | Self::Record { .. } => Code::DataLoss,
+            Self::Vault(_) | Self::Record { .. } | Self::DamagedKey { .. } => Code::DataLoss,
+            Self::NotScanned(_) => Code::FailedPrecondition,
             Self::Field(error) => error.code(),
             Self::Roster(error) => error.code(),
             // SPEC section 11.6: the text says which.

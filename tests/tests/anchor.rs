@@ -7,10 +7,8 @@ use std::process::Command;
 
 use lockbox_authz::KeyId;
 use lockbox_rpc::api::local::StoreState;
-use lockbox_store::{Batch, Media, Store};
-use lockbox_store_sled::{Options, SledStore};
+use lockbox_store::Batch;
 use lockbox_tests::testkit::{Cluster, Lockbox, eventually};
-use serde_json::Value;
 use tonic::Code;
 
 fn copy_folder(from: &Path, to: &Path) {
@@ -18,47 +16,10 @@ fn copy_folder(from: &Path, to: &Path) {
     assert!(copied.expect("cp runs").success());
 }
 
-/// The lockbox's store, as whoever has the disk has it.
-fn store_of(lockbox: &Lockbox) -> SledStore {
-    let options = Options {
-        ballast_bytes: 0,
-        ..Options::default()
-    };
-    SledStore::open(&lockbox.state_dir().join("store"), Media::default(), &options).expect("it is stopped")
-}
-
-fn rows_of(lockbox: &Lockbox, places: impl Fn(&[u8]) -> bool) -> Vec<(Vec<u8>, Vec<u8>)> {
-    let rows = store_of(lockbox).scan(b"", None, usize::MAX).expect("reads");
-    rows.into_iter().filter(|(place, _)| places(place)).collect()
-}
-
-fn change(lockbox: &Lockbox, batch: Batch) {
-    store_of(lockbox).commit(batch).expect("commits");
-}
-
-/// Runs `lockbox store verify` or `accept`.
-fn store(lockbox: &Lockbox, command: &str) -> (bool, Value, String) {
-    let (dir, key_file) = (lockbox.state_dir(), lockbox.key_file());
-    let args = ["store", command, "--output", "json", "--state-dir"].map(std::ffi::OsStr::new);
-    let args = args
-        .into_iter()
-        .chain([dir.as_os_str(), "--key-file".as_ref(), key_file.as_os_str()]);
-    let output = lockbox.command(args);
-    let json = serde_json::from_slice(&output.stdout).expect("one JSON value");
-    (output.status.success(), json, output.stderr)
-}
-
 fn unseal(lockbox: &Lockbox) -> (bool, String) {
     let key_file = lockbox.key_file();
     let output = lockbox.command(["unseal".as_ref(), "--key-file".as_ref(), key_file.as_os_str()]);
     (output.status.success(), output.stderr)
-}
-
-/// What the scan after unsealing has found.
-fn scanned(lockbox: &Lockbox) -> lockbox_rpc::api::local::GetStatusResponse {
-    eventually("the store was scanned", || {
-        Some(lockbox.status()).filter(|status| status.store_state() != StoreState::Checking)
-    })
 }
 
 fn of_key(key: KeyId) -> impl Fn(&[u8]) -> bool {
@@ -88,7 +49,7 @@ fn rejects_a_store_that_was_put_back() {
     assert!(lockbox.status().sealed);
     lockbox.stop();
 
-    let (whole, found, said) = store(&lockbox, "verify");
+    let (whole, found, said) = lockbox.offline_store("verify");
     assert!(!whole && said.contains("lockbox store accept"), "{said}");
     assert!(
         found["anchor"].as_str().expect("it is told").contains("rolled back"),
@@ -100,11 +61,11 @@ fn rejects_a_store_that_was_put_back() {
     assert!(!unseal(&lockbox).0);
     lockbox.stop();
 
-    let (accepted, found, said) = store(&lockbox, "accept");
+    let (accepted, found, said) = lockbox.offline_store("accept");
     assert!(accepted && found["accepted"] == true, "{said}");
     lockbox.start();
     assert!(lockbox.holds(old) && !lockbox.holds(new));
-    let status = scanned(&lockbox);
+    let status = lockbox.scanned();
     assert_eq!(status.store_state(), StoreState::Whole);
     // The ledger may have forgotten what was spent: transfers wait for an operator.
     assert!(
@@ -112,7 +73,7 @@ fn rejects_a_store_that_was_put_back() {
         "nobody is told"
     );
     lockbox.stop();
-    assert!(store(&lockbox, "verify").0);
+    assert!(lockbox.offline_store("verify").0);
 }
 
 /// One key's record is lost from the store, and another is put back in an older version that opens at its place.
@@ -125,12 +86,12 @@ fn a_damaged_record_is_named_and_takes_no_other_with_it() {
     let lost = keys[19];
     a.stop();
     let mut batch = Batch::new();
-    for (place, _) in rows_of(&a, |place| place[0] == b'R' && place.ends_with(&lost.0)) {
+    for (place, _) in a.rows(|place| place[0] == b'R' && place.ends_with(&lost.0)) {
         batch.remove(place);
     }
-    change(&a, batch);
+    a.change_store(batch);
 
-    let (whole, found, _) = store(&a, "verify");
+    let (whole, found, _) = a.offline_store("verify");
     assert!(!whole);
     assert_eq!(
         (&found["keys"], &found["damaged_count"]),
@@ -146,7 +107,7 @@ fn a_damaged_record_is_named_and_takes_no_other_with_it() {
     );
 
     a.start();
-    let status = scanned(&a);
+    let status = a.scanned();
     assert_eq!(status.store_state(), StoreState::Damaged);
     assert_eq!(status.damaged_records.len(), 1);
     assert!(status.damaged_records[0].contains(&lost.to_string()));
@@ -173,7 +134,7 @@ fn a_record_that_was_put_back_is_found_out() {
     let lockbox = cluster.new_lockbox("a");
     let [first, second] = ["first", "second"].map(|name| lockbox.create_key(name));
     lockbox.stop();
-    let before = rows_of(&lockbox, of_key(first));
+    let before = lockbox.rows(of_key(first));
     lockbox.start();
     lockbox.destroy(first).expect("it is destroyed");
     lockbox.stop();
@@ -182,13 +143,13 @@ fn a_record_that_was_put_back_is_found_out() {
     for (place, stored) in before {
         batch.put(place, stored);
     }
-    for (place, _) in rows_of(&lockbox, |place| place[0] == b'x') {
+    for (place, _) in lockbox.rows(|place| place[0] == b'x') {
         batch.remove(place);
     }
-    change(&lockbox, batch);
+    lockbox.change_store(batch);
 
     lockbox.start();
-    assert_eq!(scanned(&lockbox).store_state(), StoreState::Damaged);
+    assert_eq!(lockbox.scanned().store_state(), StoreState::Damaged);
     let refused = lockbox.try_reveal(first).expect_err("its bucket's key is gone");
     assert_eq!(refused.code(), Code::DataLoss);
     assert!(refused.message().contains(&first.to_string()), "{refused}");
@@ -204,11 +165,11 @@ fn a_damaged_roster_does_not_keep_the_keys_shut() {
     let bytes = a.reveal(key);
     a.stop();
     let mut batch = Batch::new();
-    for (place, mut stored) in rows_of(&a, |place| place[0] == b'e').into_iter().take(1) {
+    for (place, mut stored) in a.rows(|place| place[0] == b'e').into_iter().take(1) {
         *stored.last_mut().expect("it is sealed") ^= 1;
         batch.put(place, stored);
     }
-    change(&a, batch);
+    a.change_store(batch);
     a.start_sealed();
     assert!(unseal(&a).0, "the keys are shut");
     assert_eq!(a.reveal(key), bytes);
@@ -229,9 +190,9 @@ fn rejects_a_store_whose_anchor_is_gone_until_it_is_accepted() {
     lockbox.start_sealed();
     assert!(!unseal(&lockbox).0);
     lockbox.stop();
-    let (whole, found, _) = store(&lockbox, "verify");
+    let (whole, found, _) = lockbox.offline_store("verify");
     assert!(!whole && found["keys"] == 1, "{found}");
-    assert!(store(&lockbox, "accept").0);
+    assert!(lockbox.offline_store("accept").0);
     lockbox.start();
     assert!(lockbox.holds(key));
 }

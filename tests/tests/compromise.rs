@@ -1,7 +1,7 @@
 //! A compromise reaches every lockbox: those that are connected, those that come back, and keys that arrive later. Only the
 //! admins can say so.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -16,6 +16,7 @@ use lockbox_authz::{
     UnverifiedEnvelope, Verified,
 };
 use lockbox_tests::testkit::attacker::{StolenBroker, copy_folder, now_ms, random, read_key, rng};
+use lockbox_tests::testkit::disk::Disk;
 use lockbox_tests::testkit::fake_broker::FakeBroker;
 use lockbox_tests::testkit::{Broker, Cluster, Lockbox, Output, TransferState, eventually};
 use serde_json::Value;
@@ -174,33 +175,80 @@ fn a_key_that_arrives_after_the_notice_is_marked_on_arrival() {
     assert_eq!(state(&b, key), "compromised");
 }
 
+/// A key in a backup of before the notice, what opens the backup, and the broker's evidence of before and after.
+struct Restorable {
+    key: KeyId,
+    backup: PathBuf,
+    secret: PathBuf,
+    evidence: [PathBuf; 2],
+}
+
+impl Restorable {
+    fn new(cluster: &Cluster) -> Self {
+        let a = cluster.add_lockbox("a");
+        let key = a.create_key("volume");
+        wait_until_reported(cluster.broker(), key, "a", "active");
+        let secret = cluster.folder().join("backup.key");
+        write_private(&secret, &[0xB5; 48]);
+        let backup = cluster.folder().join("backup");
+        let args = ["backup", "create", "--key-file"].map(OsStr::new);
+        let args = args
+            .into_iter()
+            .chain([secret.as_os_str(), OsStr::new("--out"), backup.as_os_str()]);
+        a.command(args).expect_success("backup create");
+        let export = |name: &str| {
+            let file = cluster.folder().join(name);
+            let args = ["evidence", "export", "--lockbox", "a", "--out"].map(OsStr::new);
+            let exported = cluster.broker().command(args.into_iter().chain([file.as_os_str()]));
+            exported.expect_success("evidence export");
+            file
+        };
+        let before = export("before.evidence");
+        compromise_keys(cluster.broker(), &[key]);
+        assert_eq!(state(&a, key), "compromised");
+        let after = export("after.evidence");
+        a.stop();
+        Self {
+            key,
+            backup,
+            secret,
+            evidence: [before, after],
+        }
+    }
+
+    fn restore(&self, cluster: &Cluster, name: &str, evidence: &[&OsStr]) -> (Lockbox, Value) {
+        let args = [&[OsStr::new("--backup-key-file"), self.secret.as_os_str()], evidence].concat();
+        let (restored, made) = cluster.restore(name, &self.backup, &args);
+        (restored, made.expect_success("backup restore").json())
+    }
+}
+
 #[test]
 fn a_key_that_a_backup_brings_back_is_marked_when_the_new_lockbox_joins() {
     let cluster = Cluster::start();
-    let a = cluster.add_lockbox("a");
-    let key = a.create_key("volume");
-    wait_until_reported(cluster.broker(), key, "a", "active");
-    let secret = cluster.folder().join("backup.key");
-    write_private(&secret, &[0xB5; 48]);
-    let backup = cluster.folder().join("backup");
-    let args = ["backup", "create", "--key-file"].map(OsStr::new);
-    let args = args
-        .into_iter()
-        .chain([secret.as_os_str(), OsStr::new("--out"), backup.as_os_str()]);
-    a.command(args).expect_success("backup create");
-    compromise_keys(cluster.broker(), &[key]);
-    assert_eq!(state(&a, key), "compromised");
-    a.stop();
-    let args = [
-        OsStr::new("--backup-key-file"),
-        secret.as_os_str(),
-        OsStr::new("--without-evidence"),
-    ];
-    let (restored, made) = cluster.restore("restored", &backup, &args);
-    made.expect_success("backup restore");
+    let scene = Restorable::new(&cluster);
+    let key = scene.key;
+    let (restored, _) = scene.restore(&cluster, "restored", &[OsStr::new("--without-evidence")]);
     assert_eq!(state(&restored, key), "active", "it is as it was then");
     restored.join(&cluster.broker().token(&[]));
     wait_for_state(&restored, key, "compromised");
+}
+
+/// The new lockbox may serve its volumes for long before it can connect.
+#[test]
+fn a_key_that_evidence_has_notice_of_is_restored_as_compromised() {
+    let cluster = Cluster::start();
+    let scene = Restorable::new(&cluster);
+    let [before, after] = scene.evidence.each_ref().map(|file| file.as_os_str());
+    let (restored, said) = scene.restore(&cluster, "restored", &[OsStr::new("--evidence"), after]);
+    assert_eq!(state(&restored, scene.key), "compromised");
+    assert_eq!(said["marked_compromised"], 1);
+    // Evidence without notices is read as ever.
+    let (other, said) = scene.restore(&cluster, "other", &[OsStr::new("--evidence"), before]);
+    assert_eq!(state(&other, scene.key), "active");
+    assert_eq!(said["marked_compromised"], 0);
+    restored.join(&cluster.broker().token(&[]));
+    wait_until_reported(cluster.broker(), scene.key, "restored", "compromised");
 }
 
 /// The broker believes that the notice was applied here, and so it was: the folder has forgotten it.
@@ -402,7 +450,14 @@ fn a_notice_of_former_admins_is_signed_again_by_the_present_ones() {
     );
     let refused = as_admin(broker, &["notice", "renew", &notice, "--yes"], &[&former]);
     assert!(!refused.status.success(), "it is no admin's key any more");
-    as_admin(broker, &["notice", "renew", &notice, "--yes"], &[&present]).expect_success("notice renew");
+    wait_until_reported(broker, key, "a", "compromised");
+    let renewed = as_admin(broker, &["notice", "renew", &notice, "--yes"], &[&present]).expect_success("notice renew");
+    // Whoever signs sees what would be marked, and not materials alone.
+    assert!(
+        renewed.stderr.contains(&key.to_string()) && renewed.stderr.contains("marked now: 1 at b"),
+        "{}",
+        renewed.stderr
+    );
     wait_for_state(&b, key, "compromised");
     wait_until_applied(broker, "b");
     assert_eq!(standing(broker, "a"), "applied", "it is the same notice");
@@ -432,4 +487,40 @@ fn write_admin_key(cluster: &Cluster, name: &str) -> PathBuf {
 fn write_private(path: &Path, bytes: &[u8]) {
     fs::write(path, bytes).expect("the folder is ours");
     fs::set_permissions(path, fs::Permissions::from_mode(0o600)).expect("the file is ours");
+}
+
+/// On a full disk what a notice says can't be written. Nothing else happens at that lockbox, so nothing but time says that there
+/// is room again.
+#[test]
+fn a_notice_that_meets_a_full_disk_is_applied_when_there_is_room() {
+    const DISK_BYTES: u64 = 400 << 20;
+    let cluster = Cluster::start();
+    let a = cluster.add_lockbox("a");
+    let key = a.create_key("volume");
+    wait_until_reported(cluster.broker(), key, "a", "active");
+    a.stop();
+    let disk = Disk::take_over(&a.state_dir(), DISK_BYTES);
+    a.start();
+    a.wait_until_connected();
+    wait_until_reported(cluster.broker(), key, "a", "active");
+    let mark = a.log().mark();
+    if let Some(disk) = &disk {
+        disk.fill();
+    } else {
+        eprintln!("no file system can be mounted here: the notice meets none that is full");
+    }
+    // The command waits for the answers of all.
+    let admin_key = cluster.broker().admin_key_file();
+    let args = ["key", "compromise", "--yes", &key.to_string(), "--admin-key"].map(OsString::from);
+    let command = cluster.broker().start_command(args.iter().chain([&admin_key.into()]));
+    if let Some(disk) = &disk {
+        a.log().wait_for(mark, "a compromise notice can't be applied yet");
+        assert_eq!(state(&a, key), "active");
+        disk.empty();
+    }
+    wait_for_state(&a, key, "compromised");
+    let said = command.wait().expect_success("key compromise").text();
+    assert!(said.contains("applied"), "{said}");
+    // It is unmounted when nothing is open on it.
+    a.stop();
 }

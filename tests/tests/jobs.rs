@@ -8,7 +8,7 @@ use std::process::Command;
 
 use lockbox_authz::KeyId;
 use lockbox_tests::testkit::process::run;
-use lockbox_tests::testkit::{Cluster, Lockbox, Output, Running, eventually};
+use lockbox_tests::testkit::{Cluster, Lockbox, Output, Running, eventually, key_client, luks};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
 /// A key, and a job that brings its data under a new one.
@@ -247,4 +247,80 @@ fn rejects_a_job_that_is_over_before_anything_is_run() {
     let script = format!("touch {}; : {{new}}", ran.display());
     refused(&a.command_around(&verify, ["sh", "-c", &script]));
     assert!(!ran.exists(), "a command was run for a job that is over");
+}
+
+/// The commands of README's "a new key, in place", for a volume in a file, with the cheapest derivation.
+fn readmes_recipe(volume: &Path) -> [String; 3] {
+    let readme = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md")).expect("it is there");
+    let row = readme
+        .lines()
+        .find(|line| line.starts_with("| a new key, in place"))
+        .expect("it has the recipe")
+        .replace("\\|", "|")
+        .replace("/dev/vg/data", volume.to_str().expect("a path of ours"));
+    let between = |from: &str, to: &str| {
+        let (_, rest) = row
+            .split_once(from)
+            .unwrap_or_else(|| panic!("{from:?} is not in {row}"));
+        rest.split_once(to).expect("it ends").0.to_owned()
+    };
+    let cheap = luks::CHEAP.join(" ");
+    let run = between("sh -c '", "'`")
+        .replace("reencrypt ", &format!("reencrypt --force-offline-reencrypt {cheap} "))
+        .replace("luksAddKey ", &format!("luksAddKey {cheap} "));
+    [
+        run,
+        between("lockbox job verify JOB -- ", "`"),
+        between("lockbox key reveal OLD | ", "`"),
+    ]
+}
+
+/// A machine may lose power at any moment of it, and whatever key crypttab is given then has to open the volume.
+#[test]
+fn readmes_new_key_in_place_always_opens_with_the_key_that_a_boot_is_given() {
+    let cluster = Cluster::start();
+    let a = cluster.new_lockbox("a");
+    let volume = luks::empty(cluster.folder(), "data");
+    let [run, verify, remove] = readmes_recipe(&volume);
+    let (old, job) = rotation(&a);
+    let (old_key, new_key) = (a.reveal(old), a.reveal(job));
+    luks::cryptsetup(&luks::format_args(), &volume, &old_key).expect_success("luksFormat");
+    let boots = |when: &str, wanted: &[u8]| {
+        let given = key_client::volume(&a.key_socket(), "volume");
+        assert_eq!(given, wanted, "{when}");
+        assert!(luks::opens(&volume, &given), "no boot {when}");
+    };
+    boots("before", &old_key);
+    let add = "exec cryptsetup luksAddKey";
+    let killed = run.replace(add, &format!("kill -KILL $$; {add}"));
+    refused(&job_run(&a, job, &killed));
+    boots("after a kill between the two", &old_key);
+    job_run(&a, job, &run).expect_success("job run, again");
+    boots("with both slots", &old_key);
+    assert!(luks::opens(&volume, &new_key));
+    let header = fs::read(&volume).expect("reads");
+    job_run(&a, job, &run).expect_success("job run, once more");
+    assert!(
+        fs::read(&volume).expect("reads") == header,
+        "it was encrypted once more"
+    );
+    boots("when all is done again", &old_key);
+
+    let verify: Vec<&str> = verify.split(' ').collect();
+    a.command_around(&["job", "verify", &job.to_string()], verify)
+        .expect_success("job verify");
+    boots("once it is verified", &new_key);
+    run_shell(&remove, &a.reveal(old)).expect_success("luksRemoveKey");
+    boots("without the old slot", &new_key);
+    assert!(!luks::opens(&volume, &old_key), "the old key still opens it");
+    a.ask(&["job", "done", &job.to_string()]);
+    boots("at the end", &new_key);
+
+    // One slot is left, so that it can be done again.
+    let dump = luks::cryptsetup(&["luksDump", "--dump-json-metadata"], &volume, b"").json();
+    assert_eq!(dump["keyslots"].as_object().expect("slots").len(), 1);
+}
+
+fn run_shell(command: &str, input: &[u8]) -> Output {
+    run(Command::new("sh").args(["-c", command]), input)
 }

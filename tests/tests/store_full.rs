@@ -4,15 +4,14 @@
 //! stands in for it: the kernel's answer to a write is of the same kind, though the low-water mark has nothing to see.
 
 use std::fs::{self, File};
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use lockbox_store::{Batch, EffaceableRoot, Health, Media, Store, StoreFailure};
 use lockbox_store_disk::{MIN_CACHE_BYTES, Options};
 use lockbox_tests::storefaults::Kind;
+use lockbox_tests::testkit::disk::Disk;
 use lockbox_tests::testkit::eventually;
-use tempfile::TempDir;
 
 const VICTIM: &str = env!("CARGO_BIN_EXE_store-victim");
 
@@ -34,65 +33,8 @@ impl EffaceableRoot for Root {
     }
 }
 
-/// A file system in a file, mounted until this is dropped.
-struct Disk {
-    place: TempDir,
-}
-
-impl Disk {
-    /// `None` if this user can't mount one.
-    fn mount(bytes: u64) -> Option<Self> {
-        let place = tempfile::tempdir().expect("a temporary folder");
-        let (image, mount) = (place.path().join("image"), place.path().join("mount"));
-        fs::create_dir(&mount).expect("makes a folder");
-        File::create(&image)
-            .and_then(|file| file.set_len(bytes))
-            .expect("makes a file");
-        let made = run(Command::new("mkfs.ext4").args(["-q", "-F", "-m", "0"]).arg(&image));
-        let mounted = made && run(Command::new("mount").args(["-o", "loop"]).args([&image, &mount]));
-        // From here on it is unmounted when dropped.
-        mounted.then_some(Self { place })
-    }
-
-    fn path(&self) -> PathBuf {
-        self.place.path().join("mount")
-    }
-
-    fn store(&self) -> PathBuf {
-        self.path().join("store")
-    }
-
-    /// Takes every last byte, as another program would.
-    fn fill(&self) {
-        let mut hog = File::create(self.hog()).expect("creates");
-        for size in [MIB as usize, 4096, 512, 1] {
-            let chunk = vec![0xA5; size];
-            while hog.write_all(&chunk).is_ok() {}
-        }
-        // What the file system has put off it does now, or never.
-        let _ = hog.sync_all();
-    }
-
-    fn empty(&self) {
-        fs::remove_file(self.hog()).expect("removes");
-        File::open(self.path())
-            .and_then(|folder| folder.sync_all())
-            .expect("syncs");
-    }
-
-    fn hog(&self) -> PathBuf {
-        self.path().join("hog")
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        run(Command::new("umount").arg(self.path()));
-    }
-}
-
-fn run(command: &mut Command) -> bool {
-    command.output().is_ok_and(|output| output.status.success())
+fn store_dir(disk: &Disk) -> PathBuf {
+    disk.path().join("store")
 }
 
 fn open(kind: Kind, dir: &Path) -> Box<dyn Store> {
@@ -134,11 +76,11 @@ fn fill_the_disk(kind: Kind) {
     let Some(disk) = Disk::mount(64 * MIB) else {
         return limit_the_files(kind);
     };
-    kind.create(&disk.store(), &OPTIONS).expect("creates");
+    kind.create(&store_dir(&disk), &OPTIONS).expect("creates");
     // What somebody will make room with in the end.
     let spare = disk.path().join("spare");
     fs::write(&spare, vec![0xA5; 16 * MIB as usize]).expect("there is room");
-    let store = open(kind, &disk.store());
+    let store = open(kind, &store_dir(&disk));
     // The store's own doing: it stops while there is room for destroys.
     let refused = (1..).find_map(|number| Some(number).zip(insert(store.as_ref(), number).err()));
     let (inserted, failure) = refused.expect("the disk is finite");
@@ -161,7 +103,7 @@ fn fill_the_disk(kind: Kind) {
 
     // Only now, with the ballast given up, is there really nothing left; and what was given up is enough to open once more,
     // and after being killed.
-    let store = open(kind, &disk.store());
+    let store = open(kind, &store_dir(&disk));
     assert!((3..inserted).all(|number| holds(store.as_ref(), number)));
     destroy(store.as_ref(), 3).expect("destroys on a full disk");
     assert_eq!(
@@ -175,10 +117,10 @@ fn fill_the_disk(kind: Kind) {
     assert_eq!(store.health(), Health::Ready);
     // Made after the answer, which does not wait for it.
     eventually("it has ballast for the next time", || {
-        disk.store().join("BALLAST").exists().then_some(())
+        store_dir(&disk).join("BALLAST").exists().then_some(())
     });
     drop(store);
-    let store = open(kind, &disk.store());
+    let store = open(kind, &store_dir(&disk));
     assert!(holds(store.as_ref(), 10_000) && (4..inserted).all(|number| holds(store.as_ref(), number)));
     println!("{kind:?}: {inserted} batches on a disk of 64 MiB; it was full, and recovered by itself");
 }

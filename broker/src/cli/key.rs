@@ -6,7 +6,7 @@ use clap::Subcommand;
 use lockbox_authz::inventory::{InventoryEntry, InventoryState};
 use lockbox_authz::{KeyId, LockboxId, MaterialId};
 use lockbox_rpc::api::control::preview_notice_request::Subject;
-use lockbox_rpc::api::control::{NoticeFinding, NoticeKeys, PreviewNoticeRequest};
+use lockbox_rpc::api::control::{NoticeFinding, NoticeKeys, NoticeMaterials, PreviewNoticeRequest};
 use serde_json::{Value, json};
 
 use super::client::{Admin, Broker};
@@ -164,6 +164,16 @@ impl Preview {
     /// What lockboxes had no more before this time may be forgotten.
     pub(super) fn left_known_from_ms(&self) -> i64 {
         self.left_known_from_ms
+    }
+
+    pub(super) async fn of_materials(broker: &mut Broker, materials: &[MaterialId]) -> Result<Self, CliError> {
+        let material_ids = materials.iter().map(|id| id.to_vec()).collect();
+        let mut preview = Self::fetch(broker, Subject::Materials(NoticeMaterials { material_ids }), &[], 0).await?;
+        // What nobody has reported is named all the same.
+        for material_id in materials {
+            preview.materials.entry(*material_id).or_default();
+        }
+        Ok(preview)
     }
 
     /// The materials that no notice names.

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use super::client::{Admin, Broker, read_entry_file};
 use super::confirm::{check_terminal, confirm};
 use super::error::CliError;
+use super::key::Preview;
 use super::output::{Format, Table, print, print_json};
 use super::{Global, block_on};
 use crate::admin::{check_notice, notice_of_admins, sign_notice, sign_notices};
@@ -170,7 +171,11 @@ async fn renew(
             "the broker shows another notice than the one that was asked for",
         ));
     }
-    eprintln!("{}", describe(&statement));
+    eprintln!("{}\n", describe(&statement));
+    eprint!(
+        "{}",
+        Preview::of_materials(broker, &statement.material_ids).await?.text()
+    );
     if !yes {
         let question = "Every key with these materials is marked as compromised, for good.";
         confirm(question, "nothing was signed")?;

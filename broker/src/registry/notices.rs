@@ -210,6 +210,21 @@ impl Turn<'_> {
         Ok((notice, self.notice_envelope(hash)?))
     }
 
+    /// Notices after a place, as they were signed, and the place of the last of them.
+    pub fn signed_notices(&self, after: u64) -> Result<(Vec<UnverifiedEnvelope>, Option<u64>), Refusal> {
+        const PAGE: usize = 64;
+        let page = self.scan(keys::NOTICE, Some(&keys::notice(after)), PAGE)?;
+        let mut notices = Vec::with_capacity(page.len());
+        let mut last = None;
+        for (place, value) in page {
+            let record: NoticeRecord = decode("notice record", &value).map_err(Refusal::Record)?;
+            let hash = Hash::from_slice("notice hash", &record.notice_hash).map_err(Refusal::Record)?;
+            notices.push(self.notice_envelope(hash)?);
+            last = Some(number_of(&place[keys::NOTICE.len()..])?);
+        }
+        Ok((notices, last))
+    }
+
     /// The place after the last notice.
     pub fn notices_end(&self) -> Result<u64, Refusal> {
         let last = self.get(keys::LAST_NOTICE)?;

@@ -29,6 +29,8 @@ pub enum Subject {
     Keys(Vec<KeyId>),
     /// Everything that a lockbox held, also what it received after its last report.
     Lockbox(Theft),
+    /// These themselves, whoever has them.
+    Materials(BTreeSet<MaterialId>),
 }
 
 /// One key that has one of the materials, at a lockbox that has or had it.
@@ -125,6 +127,7 @@ impl Preview {
         let materials = match subject {
             Subject::Keys(ids) => self.materials_of(ids)?,
             Subject::Lockbox(theft) => self.materials_at(*theft)?,
+            Subject::Materials(ids) => ids.clone(),
         };
         for material_id in materials {
             let noticed = self.is_noticed(material_id)?;

@@ -3,6 +3,7 @@
 use lockbox_authz::field::{FieldError, Labels};
 use lockbox_authz::id::{AuthorizationId, KeyId};
 use rand_core::CryptoRng;
+use zeroize::Zeroizing;
 
 use crate::custody;
 use crate::lifecycle::LifecycleError;
@@ -16,7 +17,10 @@ use crate::record::{ClonePolicy, Consumer, Departure, Key, KeyInfo, KeyOrigin, K
 use crate::rows::Row;
 use crate::secrets::KeyMaterial;
 use crate::step::Step;
-use crate::vault::Changes;
+use crate::vault::{Changes, Each, lost_record};
+
+/// What stands in place of the state of a key that can't be read.
+pub const DAMAGED: &str = "damaged";
 
 /// What a new key is to be like.
 #[derive(Clone, Debug, Default)]
@@ -40,6 +44,26 @@ pub enum KeyEntry {
         open_transfer: Option<AuthorizationId>,
     },
     Gone(Tombstone),
+    /// A record of it, or of what remains of it, can't be read. Nothing but its id is known.
+    Damaged(DamagedKey),
+}
+
+/// A key that can't be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DamagedKey {
+    pub key_id: KeyId,
+    /// Which record is damaged, and how.
+    pub why: String,
+}
+
+impl KeyEntry {
+    pub fn key_id(&self) -> KeyId {
+        match self {
+            Self::Here { info, .. } => info.key_id,
+            Self::Gone(tombstone) => tombstone.key_id,
+            Self::Damaged(damaged) => damaged.key_id,
+        }
+    }
 }
 
 /// A key that was destroyed.
@@ -48,6 +72,8 @@ pub struct Destroyed {
     pub tombstone: Tombstone,
     /// The keys here that still have its material: it dies with the last of them.
     pub remaining: Vec<KeyId>,
+    /// Whether its record could not be read any more.
+    pub was_damaged: bool,
 }
 
 impl Lockbox {
@@ -129,17 +155,34 @@ impl Lockbox {
         }
     }
 
-    /// Keys in the order of their ids.
+    /// Keys in the order of their ids. One that is damaged takes no other with it.
     pub fn keys_after(&self, after: Option<KeyId>, limit: usize) -> Result<Vec<KeyEntry>, LockboxError> {
-        let keys = self.vault.keys_after(after, limit)?;
-        keys.into_iter()
-            .map(|key| {
+        let keys = self.vault.each_key_after(after, limit)?;
+        let entry = |Each { key_id, read }: Each<Key>| {
+            let entry = read.map_err(LockboxError::from).and_then(|key| {
                 Ok(KeyEntry::Here {
-                    open_transfer: self.open_transfer_of(key.info.key_id)?,
+                    open_transfer: self.open_transfer_of(key_id)?,
                     info: key.info,
                 })
-            })
-            .collect()
+            });
+            or_damaged(key_id, entry)
+        };
+        keys.into_iter().map(entry).collect()
+    }
+
+    /// What remains of keys that are gone, in the order of their ids, as [`Lockbox::tombstones_after`] has it; but one that is
+    /// damaged takes no other with it.
+    pub fn departed_after(&self, after: Option<KeyId>, limit: usize) -> Result<Vec<KeyEntry>, LockboxError> {
+        let after = after.map(|id| Row::Tombstone(id).key());
+        let kind = Row::Tombstone(KeyId([0; 16])).kind();
+        let records = self.vault.each_record_of_keys(kind, after.as_deref(), limit)?;
+        let entry = |Each { key_id, read }: Each<Zeroizing<Vec<u8>>>| {
+            let tombstone = read
+                .map_err(LockboxError::from)
+                .and_then(|bytes| decode_tombstone(&bytes));
+            or_damaged(key_id, tombstone.map(KeyEntry::Gone))
+        };
+        records.into_iter().map(entry).collect()
     }
 
     /// What remains of keys that are gone, in the order of their ids. A key that was moved away and came back is here, and
@@ -164,16 +207,15 @@ impl Lockbox {
         now_ms: i64,
         rng: &mut dyn CryptoRng,
     ) -> Result<Step<Destroyed>, LockboxError> {
-        let Some(key) = self.vault.key(key_id)? else {
-            return match self.tombstone(key_id)? {
-                Some(tombstone) if tombstone.departure == Departure::Destroyed => {
-                    let remaining = self.keys_of_material(tombstone.material_id)?;
-                    Ok(Step::new(Vec::new(), Destroyed { tombstone, remaining }))
-                }
-                _ => Err(LockboxError::NoKey(key_id)),
-            };
+        let key = match self.key_or_lost(key_id) {
+            Ok(Some(key)) => key,
+            Ok(None) => return self.destroyed_before(key_id),
+            Err(error) if error.is_of_one_record() => {
+                return self.destroy_damaged(key_id, &error, force, now_ms, rng);
+            }
+            Err(error) => return Err(error),
         };
-        self.check_destroy(&key, None)?;
+        self.check_destroy(key_id, None)?;
         if !force && !key.info.consumers.is_empty() {
             let names: Vec<_> = key.info.consumers.iter().map(consumer_text).collect();
             return Err(LockboxError::KeyInUse {
@@ -188,12 +230,42 @@ impl Lockbox {
         custody::note_destroyed(key_id, &mut changes);
         let remaining = self.other_keys_of_material(&key.info)?;
         let batches = self.vault.stage(changes, rng)?;
-        Ok(Step::new(batches, Destroyed { tombstone, remaining }))
+        Ok(Step::new(
+            batches,
+            Destroyed {
+                tombstone,
+                remaining,
+                was_damaged: false,
+            },
+        ))
+    }
+
+    /// A key; an error also if its record is lost, as far as that was found, while its data-encryption key is there.
+    fn key_or_lost(&self, key_id: KeyId) -> Result<Option<Key>, LockboxError> {
+        match self.vault.key(key_id)? {
+            None if self.vault.is_lost(key_id)? => Err(lost_record(key_id).into()),
+            key => Ok(key),
+        }
+    }
+
+    fn destroyed_before(&self, key_id: KeyId) -> Result<Step<Destroyed>, LockboxError> {
+        let tombstone = self.tombstone(key_id)?;
+        let destroyed = tombstone.filter(|tombstone| tombstone.departure == Departure::Destroyed);
+        let tombstone = destroyed.ok_or(LockboxError::NoKey(key_id))?;
+        let remaining = self.keys_of_material(tombstone.material_id)?;
+        let was_damaged = false;
+        Ok(Step::new(
+            Vec::new(),
+            Destroyed {
+                tombstone,
+                remaining,
+                was_damaged,
+            },
+        ))
     }
 
     /// Whether a key may be destroyed, its consumers aside. The one job that may need it is the one that destroys it.
-    pub(crate) fn check_destroy(&self, key: &Key, by_job: Option<KeyId>) -> Result<(), LockboxError> {
-        let key = key.info.key_id;
+    pub(crate) fn check_destroy(&self, key: KeyId, by_job: Option<KeyId>) -> Result<(), LockboxError> {
         if let Some(transfer) = self.open_transfer_of(key)? {
             return Err(LockboxError::KeyInTransfer { key, transfer });
         }
@@ -280,6 +352,17 @@ impl Lockbox {
         });
         let batches = self.vault.stage(changes, rng)?;
         Ok(Step::new(batches, info))
+    }
+}
+
+/// A key that can't be read is an entry, too. What the store itself refuses is an error.
+fn or_damaged(key_id: KeyId, entry: Result<KeyEntry, LockboxError>) -> Result<KeyEntry, LockboxError> {
+    match entry {
+        Err(error) if error.is_of_one_record() => {
+            let why = error.to_string();
+            Ok(KeyEntry::Damaged(DamagedKey { key_id, why }))
+        }
+        entry => entry,
     }
 }
 

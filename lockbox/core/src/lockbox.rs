@@ -112,8 +112,29 @@ pub enum LockboxError {
     KeyInTransfer { key: KeyId, transfer: AuthorizationId },
     #[error("key {key} is used by {consumers}; destroy it with force if that is what you want")]
     KeyInUse { key: KeyId, consumers: String },
+    #[error(
+        "{why}; who uses key {key} can't be read either: destroy it with force if that is what you want, and it will not come \
+         back, from a backup neither"
+    )]
+    DamagedKey { key: KeyId, why: String },
+    #[error(
+        "key {0} can't be read, and no scan of the whole store has found that yet: try again when `lockbox status` names it \
+         among what is damaged"
+    )]
+    NotScanned(KeyId),
     #[error(transparent)]
     Lifecycle(#[from] LifecycleError),
+}
+
+impl LockboxError {
+    /// Whether one record can't be read, while the store as a whole can.
+    pub(crate) fn is_of_one_record(&self) -> bool {
+        match self {
+            Self::Vault(error) => error.is_of_one_record(),
+            Self::Record { .. } => true,
+            _ => false,
+        }
+    }
 }
 
 impl Lockbox {
@@ -365,6 +386,11 @@ impl Lockbox {
         Ok(self.vault.verify_page(limit)?)
     }
 
+    /// Whether the last scan has found a record damaged or lost.
+    pub fn knows_of_damage(&self) -> bool {
+        self.vault.knows_of_damage()
+    }
+
     /// Stops transfers if a scan has found the store damaged: an older ledger may take for new what was spent.
     pub fn note_verification(
         &mut self,
@@ -522,7 +548,7 @@ fn or_damaged<T>(read: Result<Option<T>, LockboxError>, damaged: &mut Vec<String
 fn read_alarms(vault: &Vault, damaged: &mut Vec<String>) -> Result<BTreeMap<u64, Alarm>, LockboxError> {
     const MOST: usize = 1_000;
     let mut alarms = BTreeMap::new();
-    for place in vault.places(&[Row::Alarm(0).kind()], MOST)? {
+    for place in vault.places(&[Row::Alarm(0).kind()], None, MOST)? {
         let Ok(number) = place[1..].try_into().map(u64::from_be_bytes) else {
             continue;
         };

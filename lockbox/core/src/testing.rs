@@ -146,7 +146,15 @@ impl Node {
 
     /// Turns one bit of a key's record.
     pub(crate) fn damage(&self, key_id: KeyId) {
-        let place = crate::rows::key_record(key_id);
+        self.damage_at(crate::rows::key_record(key_id));
+    }
+
+    /// The same of what remains of a key.
+    pub(crate) fn damage_tombstone(&self, key_id: KeyId) {
+        self.damage_at(crate::rows::Row::Tombstone(key_id).key());
+    }
+
+    fn damage_at(&self, place: Vec<u8>) {
         let mut record = self
             .store
             .get(&place)

@@ -7,9 +7,8 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lockbox_authz::envelope::Verified;
-use lockbox_authz::{InventoryReport, KeyId};
-use lockbox_core::lifecycle::inventory::InventoryWatch;
+use lockbox_authz::KeyId;
+use lockbox_core::lifecycle::inventory::{InventoryRange, InventoryWatch};
 use lockbox_rpc::api::node::ReportInventoryRequest;
 use lockbox_rpc::api::node::inventory_service_client::InventoryServiceClient;
 use tokio::time::Instant;
@@ -66,7 +65,7 @@ pub(super) async fn run(node: &Arc<Node>, channel: Channel) -> Result<Infallible
                 tracing::info!("the broker takes no inventory");
                 return std::future::pending().await;
             }
-            // Refused by the broker; or a record of this store is damaged, which must not keep transfers from going on.
+            // Refused by the broker; or this store can't be read, which must not keep transfers from going on.
             Err(error @ (LinkError::Status(_) | LinkError::Step(StepError::Refused(_)))) => {
                 tracing::warn!(
                     error = crate::chain(&error),
@@ -129,16 +128,16 @@ impl Teller<'_> {
         loop {
             // What a power cut could take back would be told again as it is then.
             let read = self.node.engine.read(move |lockbox| {
-                let report = lockbox.inventory_report_of(&changed, now_ms());
-                (changed, report)
+                let range = lockbox.inventory_report_of(&changed, now_ms());
+                (changed, range)
             });
-            let (asked, report) = read.await?;
-            let Some(report) = report.map_err(StepError::Refused)? else {
+            let (asked, range) = read.await?;
+            let Some(range) = range.map_err(StepError::Refused)? else {
                 return Ok(());
             };
-            self.tell(&report).await?;
-            changed = match report.statement().last {
-                Some(last) => asked.into_iter().filter(|key_id| *key_id > last).collect(),
+            self.tell(&range).await?;
+            changed = match range.next {
+                Some(next) => asked.into_iter().filter(|key_id| *key_id > next).collect(),
                 None => return Ok(()),
             };
         }
@@ -149,24 +148,33 @@ impl Teller<'_> {
         let began = Instant::now();
         self.begin_watch().await?;
         let mut after = None;
+        let mut damaged_count = 0;
         loop {
-            let report = self
+            let range = self
                 .node
                 .engine
                 .read(move |lockbox| lockbox.inventory_report(after, now_ms()));
-            let report = report.await?.map_err(StepError::Refused)?;
-            self.tell(&report).await?;
-            after = report.statement().last;
+            let range = range.await?.map_err(StepError::Refused)?;
+            self.tell(&range).await?;
+            damaged_count += range.damaged_count;
+            after = range.next;
             if after.is_none() {
                 break;
             }
+        }
+        if damaged_count > 0 {
+            tracing::error!(
+                damaged_count,
+                "keys that can't be read are left out of the inventory: of them the broker knows what it was told before"
+            );
         }
         self.not_before = Instant::now() + began.elapsed() * FULL_SHARE;
         self.full_from = None;
         Ok(())
     }
 
-    async fn tell(&mut self, report: &Verified<InventoryReport>) -> Result<(), LinkError> {
+    async fn tell(&mut self, range: &InventoryRange) -> Result<(), LinkError> {
+        let Some(report) = &range.report else { return Ok(()) };
         let report = report.envelope().to_bytes();
         self.client.report_inventory(ReportInventoryRequest { report }).await?;
         Ok(())

@@ -63,7 +63,7 @@ struct Stream<'a> {
     /// Where the next page of reports begins. `None`: at the first.
     reports_after: Option<(Role, AuthorizationId)>,
     deferred: Vec<OfferTransfer>,
-    deferred_notices: Vec<UnverifiedEnvelope>,
+    deferred_notices: notice::Deferred,
 }
 
 /// What the broker was told last about one end of a transfer.
@@ -102,7 +102,7 @@ pub(super) async fn run(
         custody: None,
         reports_after: None,
         deferred: Vec::new(),
-        deferred_notices: Vec::new(),
+        deferred_notices: notice::Deferred::default(),
     };
     stream.roster_at(welcome.roster_head).await?;
     let mut activity = node.engine.watch_activity();
@@ -117,6 +117,7 @@ pub(super) async fn run(
                 stream.hear(message.message.ok_or(LinkError::Unexpected)?).await?;
             }
             () = node.refusals.wake.notified() => stream.tell_refusals().await?,
+            () = stream.deferred_notices.due() => stream.retry_notices().await?,
             changed = activity.changed(), if !is_due => {
                 changed.map_err(|_| LinkError::Closed)?;
                 is_due = true;

@@ -190,6 +190,9 @@ pub(super) enum KeyCommand {
         encoding: Encoding,
     },
     /// List keys.
+    ///
+    /// A key whose record is damaged is listed by its id, with "damaged" for its state, and among those of any name, as its own
+    /// can't be read. The exit code is 74 then, as of any damage of the store, though everything else is listed.
     List {
         /// Only those with this name.
         #[arg(long)]
@@ -211,9 +214,12 @@ pub(super) enum KeyCommand {
         to_terminal: bool,
     },
     /// Erase a key for good.
+    ///
+    /// A key whose record is damaged is named by its id, and destroyed only with --force, as what uses it can't be read. It
+    /// does not come back from a backup either, no more than any key that was destroyed.
     Destroy {
         key: KeyName,
-        /// Also if something is registered as using it.
+        /// Also if something is registered as using it, or if that can't be read.
         #[arg(long)]
         force: bool,
         /// Don't ask.

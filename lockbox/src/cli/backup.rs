@@ -82,6 +82,7 @@ pub(super) fn restore(args: BackupRestoreArgs, output: &Output, socket: &Path) -
             opened.visit(|entries| {
                 let selected = plan.select(entries, now_ms);
                 restored.keys += selected.key_count();
+                restored.marked += selected.marked;
                 restored.findings.extend(selected.findings.iter().cloned());
                 restored.dropped_jobs.extend(selected.dropped_jobs.iter().copied());
                 lockbox.restore(selected).map_err(init::explain)
@@ -97,6 +98,7 @@ pub(super) fn restore(args: BackupRestoreArgs, output: &Output, socket: &Path) -
     let lockbox_id = header.lockbox_id().to_string();
     let mut json = prepared.json(&lockbox_id, &args.init.name);
     json["keys"] = restored.keys.into();
+    json["marked_compromised"] = restored.marked.into();
     json["evidence_made_at_ms"] = plan.evidence.as_ref().map(Evidence::made_at_ms).into();
     let successors = plan.evidence.iter().flat_map(Evidence::successors);
     json["claimed_successors"] = successors.map(ToString::to_string).collect();
@@ -108,6 +110,12 @@ pub(super) fn restore(args: BackupRestoreArgs, output: &Output, socket: &Path) -
         let mut text = prepared.text(&lockbox_id, &args.init.name);
         text += &fields(&[("keys", format!("{} restored, as of {as_of}", restored.keys))]);
         text += &plan.evidence.as_ref().map(evidence_text).unwrap_or_default();
+        if restored.marked > 0 {
+            text += &format!(
+                "{} keys are marked as compromised, by notices in the evidence\n",
+                restored.marked
+            );
+        }
         for finding in &restored.findings {
             text += &format!("{}\n", finding_text(finding));
         }
@@ -118,7 +126,7 @@ pub(super) fn restore(args: BackupRestoreArgs, output: &Output, socket: &Path) -
             );
         }
         text += "Each key is in the state that it had then: suspend again what was suspended since. What the admins \
-                 gave notice of is marked when it joins.\n";
+                 gave notice of since the evidence was made is marked when it joins.\n";
         text + "This is a new lockbox, with an identity of its own: it has to join the cluster again.\n"
     })
 }
@@ -244,6 +252,7 @@ impl Listed {
 #[derive(Default)]
 struct Restored {
     keys: u64,
+    marked: u64,
     findings: Vec<NotRestored>,
     dropped_jobs: Vec<DroppedJob>,
 }

@@ -30,7 +30,8 @@ Examples:
       -o encrypt.format=luks,encrypt.key-secret=new clone.qcow2
   lockbox job run JOB -- sh -c 'cryptsetup open --test-passphrase --key-file={new} /dev/vg/vol ||
       { cryptsetup reencrypt --key-file={old} /dev/vg/vol &&
-        exec cryptsetup luksChangeKey --key-file={old} /dev/vg/vol {new}; }'";
+        exec cryptsetup luksAddKey --key-file={old} /dev/vg/vol {new}; }'
+  (then job verify, and only then luksRemoveKey with the old key, before job done)";
 
 const VERIFY_EXAMPLES: &str = "\
 Examples:

@@ -4,6 +4,7 @@ use std::io::{self, BufRead, IsTerminal, Write};
 
 use lockbox_authz::field::Label;
 use lockbox_authz::id::KeyId;
+use lockbox_core::keys::DAMAGED;
 use lockbox_core::lifecycle::derive::policy_text;
 use lockbox_core::record::ClonePolicy;
 use lockbox_rpc::api::local::{
@@ -50,7 +51,8 @@ pub(super) async fn run(command: KeyCommand, mut client: Client, output: &Output
         KeyCommand::List { name, all } => {
             let keys = list(&mut client, name.unwrap_or_default(), all).await?;
             let json = json!({ "keys": keys.iter().map(key_json).collect::<Vec<_>>() });
-            output.print(&json, || keys_text(&keys))
+            output.print(&json, || keys_text(&keys))?;
+            check_undamaged(&keys)
         }
         KeyCommand::Show { key } => {
             let key_id = resolve(&mut client, key, true).await?.to_vec();
@@ -143,6 +145,29 @@ async fn list(client: &mut Client, name: String, include_departed: bool) -> Resu
     }
 }
 
+/// Whoever counts on the list must not overlook what is missing in it; so the list is there, and the command fails.
+fn check_undamaged(keys: &[Key]) -> Result<(), CliError> {
+    let damaged = ids(keys.iter().filter(|key| is_damaged(key)));
+    if damaged.is_empty() {
+        return Ok(());
+    }
+    Err(CliError::store(format!(
+        "{} of these keys can't be read, as their records are damaged:\n  {}\n\
+         all others are served; to have these again, restore a backup (see `lockbox backup restore --help`), and to be rid of \
+         one, destroy it: lockbox key destroy ID --force",
+        damaged.len(),
+        damaged.join("\n  ")
+    )))
+}
+
+fn is_damaged(key: &Key) -> bool {
+    key.state == DAMAGED
+}
+
+fn ids<'a>(keys: impl Iterator<Item = &'a Key>) -> Vec<String> {
+    keys.map(|key| uuid(&key.key_id)).collect()
+}
+
 /// The one key that is meant: one that is here, or else one that is gone. A name that several keys have is refused: the
 /// wrong one might be destroyed.
 pub(super) async fn resolve(client: &mut Client, key: KeyName, include_departed: bool) -> Result<KeyId, CliError> {
@@ -150,11 +175,15 @@ pub(super) async fn resolve(client: &mut Client, key: KeyName, include_departed:
         KeyName::Id(id) => return Ok(id),
         KeyName::Name(name) => name,
     };
-    let mut keys = list(client, name.clone(), false).await?;
+    let (mut damaged, mut keys) = named(client, &name, false).await?;
     if keys.is_empty() && include_departed {
-        keys = list(client, name.clone(), true).await?;
+        (damaged, keys) = named(client, &name, true).await?;
     }
     match &keys[..] {
+        [] if !damaged.is_empty() => Err(CliError::store(format!(
+            "there is no key named {name:?} among those that can be read; the names of damaged keys can't:\n  {}",
+            damaged.join("\n  ")
+        ))),
         [] => Err(CliError::failed(format!(
             "there is no key named {name:?}; `lockbox key list` shows the names"
         ))),
@@ -170,6 +199,13 @@ pub(super) async fn resolve(client: &mut Client, key: KeyName, include_departed:
             )))
         }
     }
+}
+
+/// The ids of the keys whose names can't be read, and the keys that have the name.
+async fn named(client: &mut Client, name: &str, include_departed: bool) -> Result<(Vec<String>, Vec<Key>), CliError> {
+    let keys = list(client, name.to_owned(), include_departed).await?;
+    let (damaged, named): (Vec<Key>, _) = keys.into_iter().partition(is_damaged);
+    Ok((ids(damaged.iter()), named))
 }
 
 fn confirm(key_id: KeyId, yes: bool) -> Result<(), CliError> {
@@ -223,6 +259,7 @@ pub(super) fn key_json(key: &Key) -> Value {
         "open_transfer": or_null(uuid(&key.open_transfer)),
         "departed_at_ms": time_or_null(key.departed_at_ms),
         "moved_to": or_null(uuid(&key.moved_to)),
+        "damage": or_null(key.damage.clone()),
     })
 }
 
@@ -276,7 +313,7 @@ fn keys_text(keys: &[Key]) -> String {
             uuid(&key.key_id),
             key.name.clone(),
             key.state.clone(),
-            rfc3339(created),
+            if created == 0 { String::new() } else { rfc3339(created) },
             veto(key),
             labels_text(&key.labels),
         ]

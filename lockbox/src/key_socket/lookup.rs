@@ -45,11 +45,12 @@ async fn named(engine: &Arc<Engine>, name: &str) -> Result<Vec<KeyId>, Refusal> 
     loop {
         let page = engine.read(move |lockbox| lockbox.keys_after(after, PAGE)).await??;
         for entry in &page {
-            if let KeyEntry::Here { info, .. } = entry {
-                after = Some(info.key_id);
-                if info.name == name {
-                    found.push(info.key_id);
-                }
+            after = Some(entry.key_id());
+            // The name of a damaged key can't be read. That must not keep the others from being found.
+            if let KeyEntry::Here { info, .. } = entry
+                && info.name == name
+            {
+                found.push(info.key_id);
             }
         }
         if page.len() < PAGE {

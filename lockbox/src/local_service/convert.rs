@@ -4,7 +4,7 @@ use lockbox_authz::authorization::Operation;
 use lockbox_authz::field::{FieldError, Label, Labels};
 use lockbox_authz::id::KeyId;
 use lockbox_authz::wire::InventoryConsumer;
-use lockbox_core::keys::{KeyEntry, KeyRequest};
+use lockbox_core::keys::{DAMAGED, KeyEntry, KeyRequest};
 use lockbox_core::lifecycle::state::rules;
 use lockbox_core::lockbox::{Lockbox, LockboxError, Standing};
 use lockbox_core::record::{ClonePolicy, Consumer, Departure, KeyInfo, KeyOrigin, Lineage, Tombstone, TransferPolicy};
@@ -155,6 +155,12 @@ pub(super) fn key_entry(entry: &KeyEntry) -> local::Key {
             ..key_info(info)
         },
         KeyEntry::Gone(gone) => tombstone(gone),
+        KeyEntry::Damaged(damaged) => local::Key {
+            key_id: damaged.key_id.to_vec(),
+            state: DAMAGED.to_owned(),
+            damage: damaged.why.clone(),
+            ..local::Key::default()
+        },
     }
 }
 
@@ -270,17 +276,13 @@ impl KeyList {
         loop {
             let (entries, is_last) = self.next(lockbox, after)?;
             for entry in entries {
-                let (key_id, name) = match &entry {
-                    KeyEntry::Here { info, .. } => (info.key_id, &info.name),
-                    KeyEntry::Gone(tombstone) => (tombstone.key_id, &tombstone.name),
-                };
                 if answer.keys.len() == self.size || looked_at == MAX_LOOKED_AT || bytes > MAX_PAGE_BYTES {
                     answer.next_page_token = after.map(|id| id.to_string()).unwrap_or_default();
                     return Ok(answer);
                 }
-                after = Some(key_id);
+                after = Some(entry.key_id());
                 looked_at += 1;
-                if self.name.is_empty() || self.name == *name {
+                if self.takes(&entry) {
                     let key = key_entry(&entry);
                     bytes += key.encoded_len();
                     answer.keys.push(key);
@@ -292,6 +294,16 @@ impl KeyList {
         }
     }
 
+    /// A damaged key may have any name.
+    fn takes(&self, entry: &KeyEntry) -> bool {
+        let name = match entry {
+            KeyEntry::Here { info, .. } => &info.name,
+            KeyEntry::Gone(tombstone) => &tombstone.name,
+            KeyEntry::Damaged(_) => return true,
+        };
+        self.name.is_empty() || self.name == *name
+    }
+
     /// The next entries by id, and whether there are no others.
     fn next(&self, lockbox: &Lockbox, after: Option<KeyId>) -> Result<(Vec<KeyEntry>, bool), LockboxError> {
         // One more than a page, so that it is known whether there is a next one.
@@ -299,13 +311,10 @@ impl KeyList {
         let mut entries = lockbox.keys_after(after, limit)?;
         let mut is_last = entries.len() < limit;
         if self.include_departed {
-            let gone = lockbox.tombstones_after(after, limit)?;
+            let gone = lockbox.departed_after(after, limit)?;
             is_last &= gone.len() < limit;
-            entries.extend(gone.into_iter().map(KeyEntry::Gone));
-            entries.sort_by_key(|entry| match entry {
-                KeyEntry::Here { info, .. } => info.key_id,
-                KeyEntry::Gone(tombstone) => tombstone.key_id,
-            });
+            entries.extend(gone);
+            entries.sort_by_key(KeyEntry::key_id);
             is_last &= entries.len() <= limit;
             entries.truncate(limit);
         }

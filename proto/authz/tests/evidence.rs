@@ -7,12 +7,16 @@ use lockbox_authz::envelope::{Statement, UnverifiedEnvelope, Verified};
 use lockbox_authz::evidence::{
     DestructionRecord, Evidence, EvidenceDigest, EvidenceError, EvidenceSummary, Gone, RestorationRecord,
 };
-use lockbox_authz::id::{AuthorizationId, ClusterId, Hash, KeyId, LockboxId, SessionId};
+use lockbox_authz::id::{AuthorizationId, ClusterId, Hash, KeyId, LockboxId, MaterialId, NoticeId, SessionId};
 use lockbox_authz::limits::MAX_CHUNK_KEYS;
+use lockbox_authz::notice::CompromiseNotice;
 use lockbox_authz::roster::{Change, file};
 use lockbox_authz::transfer::{ErasureClass, ErasureRecord, Receipt};
 use lockbox_authz::wire;
-use support::{BROKER, Cluster, NOW_MS, accepted, admit_broker, authorization, lockbox, public, refused_field, secret};
+use support::{
+    ADMIN, BROKER, Cluster, NOW_MS, accepted, admit_broker, authorization, change_admins, lockbox, public,
+    refused_field, secret,
+};
 
 /// The lockbox that the evidence is about, the one that it trades keys with, and one that was made of its backup.
 const OURS: u8 = 40;
@@ -20,6 +24,7 @@ const THEIRS: u8 = 41;
 const SUCCESSOR: u8 = 42;
 
 const KEY: KeyId = KeyId([7; 16]);
+const MATERIAL: MaterialId = MaterialId([5; 16]);
 
 struct Case {
     cluster: Cluster,
@@ -322,6 +327,49 @@ fn what_retired_lockboxes_signed_counts() {
     }
     assert_eq!(case.gone(), moved_by(1));
     assert!(case.read().expect("good evidence").unretired().is_empty());
+}
+
+#[test]
+fn what_the_admins_gave_notice_of_is_told() {
+    let mut case = Case::new();
+    assert!(!case.read().expect("good evidence").is_noticed(MATERIAL));
+    case.add(notice(case.cluster_id()), ADMIN);
+    let evidence = case.read().expect("good evidence");
+    assert!(evidence.is_noticed(MATERIAL) && !evidence.is_noticed(MaterialId([6; 16])));
+    assert_eq!(evidence.gone(KEY), None);
+}
+
+/// Whoever has stolen a broker must not mark keys.
+#[test]
+fn rejects_a_notice_that_the_admins_did_not_sign() {
+    let mut case = Case::new();
+    case.add(notice(case.cluster_id()), BROKER);
+    refused_signature(&case);
+}
+
+#[test]
+fn rejects_a_notice_of_former_admins() {
+    let mut case = Case::new();
+    case.add(notice(case.cluster_id()), ADMIN);
+    case.cluster.apply(change_admins(&[2], 1));
+    refused_signature(&case);
+}
+
+#[test]
+fn rejects_a_notice_of_another_cluster() {
+    let mut case = Case::new();
+    case.add(notice(support::CLUSTER), ADMIN);
+    assert_eq!(refused_content(&case), "is of another cluster");
+}
+
+fn notice(cluster_id: ClusterId) -> CompromiseNotice {
+    CompromiseNotice {
+        cluster_id,
+        notice_id: NoticeId([7; 16]),
+        issued_at_ms: NOW_MS,
+        material_ids: vec![MATERIAL],
+        reason: String::new(),
+    }
 }
 
 fn refused_content(case: &Case) -> &'static str {

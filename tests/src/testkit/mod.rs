@@ -15,10 +15,12 @@
 //! | [`Cluster`], [`Broker`], [`Lockbox`], [`Transfer`] | the verbs of the story |
 //! | [`proxy`] | the loopback wire: it is in front of every port, records what passes and cuts where it is told to |
 //! | [`attacker`], [`fake_broker`] | machines that follow no rule |
+//! | `store` | the rows of a lockbox's store, to be damaged |
 //! | [`thief`] | a copy of a state folder, and what unseals it |
 //! | [`memory`] | what a process has in its memory |
 //! | [`canary`] | a key whose bytes are looked for everywhere |
 //! | [`qemu`], [`luks`] | encrypted images and volumes, and the tools that open them |
+//! | [`disk`] | a disk that can be filled |
 //! | [`key_client`] | systemd, as the key socket sees it |
 //! | `process`, `binaries`, `wait`, `runtime` | processes, and waiting for what they do |
 //!
@@ -30,6 +32,7 @@ mod binaries;
 mod broker;
 pub mod canary;
 mod cluster;
+pub mod disk;
 pub mod fake_broker;
 pub mod key_client;
 mod keys;
@@ -40,6 +43,7 @@ pub mod process;
 pub mod proxy;
 pub mod qemu;
 mod runtime;
+mod store;
 pub mod thief;
 mod transfer;
 mod wait;

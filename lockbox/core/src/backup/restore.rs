@@ -11,7 +11,7 @@ use super::{Entry, Held};
 use crate::lifecycle::family;
 use crate::lifecycle::job::Job;
 use crate::lockbox::{Lockbox, LockboxError};
-use crate::record::{Departure, Key, Tombstone};
+use crate::record::{Departure, Key, KeyState, Tombstone};
 use crate::rows::Row;
 use crate::step::Step;
 use crate::vault::Changes;
@@ -65,6 +65,8 @@ pub struct Selected {
     pub findings: Vec<NotRestored>,
     /// Jobs whose new key stays out.
     pub dropped_jobs: Vec<DroppedJob>,
+    /// Keys that come back as compromised, as the evidence has a notice of their material.
+    pub marked: u64,
 }
 
 impl Plan {
@@ -72,14 +74,16 @@ impl Plan {
         let mut selected = Selected::default();
         for entry in entries {
             let moving = entry.moving;
-            let key = match entry.what {
+            let mut key = match entry.what {
                 Held::Key(key) => key,
                 Held::Gone(tombstone) => {
                     selected.tombstones.push(tombstone);
                     continue;
                 }
             };
+            let marked = self.mark(&mut key);
             let Some(why) = self.objection(key.info.key_id, moving) else {
+                selected.marked += u64::from(marked);
                 selected.keys.push(*key);
                 selected.jobs.extend(entry.job);
                 continue;
@@ -92,6 +96,7 @@ impl Plan {
                 admitted: is_admitted,
             });
             if is_admitted {
+                selected.marked += u64::from(marked);
                 selected.keys.push(*key);
                 selected.jobs.extend(entry.job);
             } else {
@@ -100,6 +105,17 @@ impl Plan {
             }
         }
         selected
+    }
+
+    /// What the admins gave notice of is not served as if nobody knew it until the new lockbox connects. Gives whether the key
+    /// was not marked before.
+    fn mark(&self, key: &mut Key) -> bool {
+        let is_noticed = |evidence: &Evidence| evidence.is_noticed(key.info.material_id);
+        if key.info.state == KeyState::Compromised || !self.evidence.as_ref().is_some_and(is_noticed) {
+            return false;
+        }
+        key.info.state = KeyState::Compromised;
+        true
     }
 
     fn objection(&self, key_id: KeyId, moving: Option<(AuthorizationId, LockboxId)>) -> Option<Why> {

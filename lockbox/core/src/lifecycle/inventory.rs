@@ -10,9 +10,10 @@ use lockbox_authz::inventory::{
 };
 use prost::Message;
 
+use crate::keys::KeyEntry;
 use crate::lockbox::{Lockbox, LockboxError};
 use crate::record::{KeyInfo, KeyState, Lineage, Tombstone};
-use crate::vault::Watch;
+use crate::vault::{Each, Watch};
 
 /// Entries of a report of changed keys: it tells those between them, too, which costs less than a report for each.
 const NEAREST_ENTRIES: usize = 64;
@@ -20,15 +21,31 @@ const NEAREST_ENTRIES: usize = 64;
 /// Notes which keys change, for as long as it is kept.
 pub struct InventoryWatch(Arc<Watch>);
 
+/// One range of the inventory, up to the next key that can't be read. Such a key is in no range, so the broker keeps what
+/// it knew of it: it is neither here for certain nor gone.
+pub struct InventoryRange {
+    /// `None` if nothing can be told of the range.
+    pub report: Option<Verified<InventoryReport>>,
+    /// The next range is the one after this key; `None` after the last one.
+    pub next: Option<KeyId>,
+    /// How many keys were passed over, as they can't be read.
+    pub damaged_count: u64,
+}
+
+/// What is told of the keys after `after`, up to and with `last`; of all if there is none.
+struct Range {
+    after: Option<KeyId>,
+    last: Option<KeyId>,
+    entries: Vec<InventoryEntry>,
+    next: Option<KeyId>,
+    damaged_count: u64,
+}
+
 impl Lockbox {
     /// The signed report of the range after a key. The range after the one that ends with the last key is empty, and open.
-    pub fn inventory_report(
-        &self,
-        after: Option<KeyId>,
-        now_ms: i64,
-    ) -> Result<Verified<InventoryReport>, LockboxError> {
-        let (entries, last) = self.range_after(after, MAX_INVENTORY_ENTRIES)?;
-        self.report_range(after, last, entries, now_ms)
+    pub fn inventory_report(&self, after: Option<KeyId>, now_ms: i64) -> Result<InventoryRange, LockboxError> {
+        let range = self.range_after(after, MAX_INVENTORY_ENTRIES)?;
+        self.report_range(range, now_ms)
     }
 
     /// Begins to note which keys change.
@@ -46,60 +63,86 @@ impl Lockbox {
     }
 
     /// The signed report of a range that begins with the first of these keys and ends with one of them: the nearest are told
-    /// together. `None` if there are none.
+    /// together. `None` if there are none. The next one is of those of them that are after `next`.
     pub fn inventory_report_of(
         &self,
         changed: &BTreeSet<KeyId>,
         now_ms: i64,
-    ) -> Result<Option<Verified<InventoryReport>>, LockboxError> {
-        let (Some(first), Some(mut last)) = (changed.first(), changed.last()) else {
+    ) -> Result<Option<InventoryRange>, LockboxError> {
+        let (Some(first), Some(last)) = (changed.first(), changed.last()) else {
             return Ok(None);
         };
-        let after = u128::from_be_bytes(first.0).checked_sub(1);
-        let after = after.map(|before| KeyId(before.to_be_bytes()));
-        let (mut entries, end) = self.range_after(after, NEAREST_ENTRIES)?;
-        if let Some(end) = end {
-            last = changed.range(..=end).next_back().unwrap_or(first);
+        let mut range = self.range_after(before(*first), NEAREST_ENTRIES)?;
+        // Otherwise the first can't be read itself, and the range begins after it.
+        if range.after < Some(*first) {
+            let end = range.last.unwrap_or(*last);
+            let last = *changed.range(..=end).next_back().unwrap_or(first);
+            range.entries.retain(|entry| entry.key_id <= last);
+            range.last = Some(last);
+            range.next = Some(last);
+        } else {
+            range.entries.clear();
+            range.last = range.after;
+            range.next = range.after;
         }
-        entries.retain(|entry| entry.key_id <= *last);
-        self.report_range(after, Some(*last), entries, now_ms).map(Some)
+        self.report_range(range, now_ms).map(Some)
     }
 
-    fn report_range(
-        &self,
-        after: Option<KeyId>,
-        last: Option<KeyId>,
-        entries: Vec<InventoryEntry>,
-        now_ms: i64,
-    ) -> Result<Verified<InventoryReport>, LockboxError> {
+    fn report_range(&self, range: Range, now_ms: i64) -> Result<InventoryRange, LockboxError> {
         let report = InventoryReport {
             cluster_id: self.membership.as_ref().ok_or(LockboxError::NoCluster)?.cluster_id,
             lockbox_id: self.identity.lockbox_id,
             reported_at_ms: now_ms,
-            after,
-            last,
-            entries,
+            after: range.after,
+            last: range.last,
+            entries: range.entries,
         };
-        Ok(Verified::sign(report, &self.identity.identity_key))
+        let is_empty = range.last.is_some() && range.last <= range.after;
+        Ok(InventoryRange {
+            report: (!is_empty).then(|| Verified::sign(report, &self.identity.identity_key)),
+            next: range.next,
+            damaged_count: range.damaged_count,
+        })
     }
 
-    /// As many as fit into a report, and where they end; `None` if they are all.
-    fn range_after(
-        &self,
-        after: Option<KeyId>,
-        at_most: usize,
-    ) -> Result<(Vec<InventoryEntry>, Option<KeyId>), LockboxError> {
-        let mut entries: Vec<InventoryEntry> = Vec::new();
+    /// As many as fit into a report, and no further than the next key that can't be read.
+    fn range_after(&self, after: Option<KeyId>, at_most: usize) -> Result<Range, LockboxError> {
+        let mut range = Range {
+            after,
+            last: None,
+            entries: Vec::new(),
+            next: None,
+            damaged_count: 0,
+        };
         let mut bytes = 0;
-        for entry in self.entries_after(after, at_most + 1)? {
+        let entries = self.entries_after(after, at_most + 1)?;
+        let (count, end) = (entries.len(), entries.last().map(|(key_id, _)| *key_id));
+        for (key_id, entry) in entries {
+            let Some(entry) = entry else {
+                range.damaged_count += 1;
+                if range.after < before(key_id) {
+                    range.last = before(key_id);
+                    range.next = Some(key_id);
+                    return Ok(range);
+                }
+                range.after = Some(key_id);
+                continue;
+            };
             bytes += entry.to_wire().encoded_len() + 4;
-            let is_full = entries.len() == at_most || bytes > MAX_INVENTORY_BYTES;
-            if is_full && let Some(last) = entries.last().map(|entry| entry.key_id) {
-                return Ok((entries, Some(last)));
+            let is_full = range.entries.len() == at_most || bytes > MAX_INVENTORY_BYTES;
+            if is_full && let Some(last) = range.entries.last().map(|entry| entry.key_id) {
+                range.last = Some(last);
+                range.next = Some(last);
+                return Ok(range);
             }
-            entries.push(entry);
+            range.entries.push(entry);
         }
-        Ok((entries, None))
+        if count > at_most {
+            // There may be more: among these were some that can't be read.
+            range.last = end;
+            range.next = end;
+        }
+        Ok(range)
     }
 
     /// One key that is here, or what remains of one that was.
@@ -111,18 +154,28 @@ impl Lockbox {
         tombstone.map(|tombstone| self.entry_of_gone(tombstone)).transpose()
     }
 
-    /// Ascending by key id.
-    fn entries_after(&self, after: Option<KeyId>, limit: usize) -> Result<Vec<InventoryEntry>, LockboxError> {
+    /// Ascending by key id; without an entry if it can't be read.
+    fn entries_after(
+        &self,
+        after: Option<KeyId>,
+        limit: usize,
+    ) -> Result<Vec<(KeyId, Option<InventoryEntry>)>, LockboxError> {
         let mut entries = Vec::new();
-        for key in self.vault.keys_after(after, limit)? {
-            entries.push(self.entry_of(&key.info)?);
+        for Each { key_id, read } in self.vault.each_key_after(after, limit)? {
+            let entry = read.map_err(LockboxError::from);
+            entries.push((key_id, readable(entry.and_then(|key| self.entry_of(&key.info)))?));
         }
-        for tombstone in self.tombstones_after(after, limit)? {
-            entries.push(self.entry_of_gone(tombstone)?);
+        for departed in self.departed_after(after, limit)? {
+            let key_id = departed.key_id();
+            let entry = match departed {
+                KeyEntry::Gone(tombstone) => readable(self.entry_of_gone(tombstone))?,
+                _ => None,
+            };
+            entries.push((key_id, entry));
         }
-        entries.sort_by_key(|entry| entry.key_id);
+        entries.sort_by_key(|(key_id, _)| *key_id);
         // A key that came back is here; its tombstone went when it came.
-        entries.dedup_by_key(|entry| entry.key_id);
+        entries.dedup_by_key(|(key_id, _)| *key_id);
         entries.truncate(limit);
         Ok(entries)
     }
@@ -176,4 +229,18 @@ fn parent(lineage: &Lineage) -> Parent {
         relation: lineage.relation.clone(),
         stated_lies_on: lineage.stated_lies_on,
     }
+}
+
+/// Nothing, if a record of it is damaged. What the store itself refuses is an error.
+fn readable(entry: Result<InventoryEntry, LockboxError>) -> Result<Option<InventoryEntry>, LockboxError> {
+    match entry {
+        Err(error) if error.is_of_one_record() => Ok(None),
+        entry => entry.map(Some),
+    }
+}
+
+/// The id before this one, if there is one.
+fn before(key_id: KeyId) -> Option<KeyId> {
+    let before = u128::from_be_bytes(key_id.0).checked_sub(1)?;
+    Some(KeyId(before.to_be_bytes()))
 }

@@ -289,7 +289,7 @@ impl Lockbox {
                 let key = job.old_key_id;
                 return Err(LockboxError::KeyInUse { key, consumers });
             }
-            self.check_destroy(&old, Some(job.key_id))?;
+            self.check_destroy(old.info.key_id, Some(job.key_id))?;
             custody::note_destroyed(job.old_key_id, &mut changes);
             let tombstone = Tombstone::destroyed(&old.info, now_ms);
             done.remaining = self.other_keys_of_material(&old.info)?;

@@ -5,7 +5,7 @@
 //! | a key that is here | when the notice is applied |
 //! | a key that arrives by transfer | in the step that takes its chunk |
 //! | a snapshot or share of a key here | is refused, as of any compromised key |
-//! | a key of a restored backup | when the new lockbox is told, as it has applied no notice yet |
+//! | a key of a restored backup | when it is restored, if the evidence has the notice; else when the new lockbox is told, as it has applied none yet |
 
 use lockbox_authz::envelope::{UnverifiedEnvelope, Verified};
 use lockbox_authz::id::{Hash, KeyId, MaterialId, NoticeId};

@@ -191,6 +191,16 @@ impl Extent {
         }
     }
 
+    /// What it spans and the other does not.
+    pub(super) fn without(self, other: Self) -> Self {
+        Self {
+            commit: self.commit,
+            records: self.records.wrapping_sub(other.records),
+            keys: self.keys.wrapping_sub(other.keys),
+            digest: self.digest.minus(other.digest),
+        }
+    }
+
     /// Counts in a record that was found.
     pub(super) fn add(&mut self, place: Vec<u8>, contribution: Contribution) {
         self.apply(&Delta {

@@ -11,6 +11,7 @@
 
 mod anchor;
 mod book;
+mod readable;
 mod tree;
 mod verify;
 mod watch;
@@ -26,8 +27,10 @@ use zeroize::Zeroizing;
 
 use self::anchor::{Anchor, Before};
 use self::book::Book;
+use self::readable::key_id_of;
+pub(crate) use self::readable::{Each, lost_record};
 use self::tree::KeyTree;
-use self::verify::Scan;
+use self::verify::{Amiss, Scan};
 pub use self::verify::{Finding, Mismatch, Verification};
 pub(crate) use self::watch::Watch;
 use self::watch::Watches;
@@ -114,6 +117,8 @@ pub struct Vault {
     anchor: Anchor,
     /// A full scan that is under way.
     scan: Option<Scan>,
+    /// What the last one has found amiss; `None` before its end.
+    amiss: Option<Amiss>,
     watches: Watches,
 }
 
@@ -177,6 +182,7 @@ impl Vault {
             tree,
             anchor,
             scan: None,
+            amiss: None,
             watches: Watches::default(),
         };
         Ok((vault, completing))
@@ -205,8 +211,8 @@ impl Vault {
     }
 
     /// Where records of one kind stand.
-    pub(crate) fn places(&self, prefix: &[u8], limit: usize) -> Result<Vec<Vec<u8>>, VaultError> {
-        let pairs = self.store.scan(prefix, None, limit)?;
+    pub(crate) fn places(&self, prefix: &[u8], after: Option<&[u8]>, limit: usize) -> Result<Vec<Vec<u8>>, VaultError> {
+        let pairs = self.store.scan(prefix, after, limit)?;
         Ok(pairs.into_iter().map(|(place, _)| place).collect())
     }
 
@@ -225,13 +231,7 @@ impl Vault {
     pub(crate) fn keys_after(&self, after: Option<KeyId>, limit: usize) -> Result<Vec<Key>, VaultError> {
         let after = after.map(rows::key_record);
         let pairs = self.store.scan(&[rows::KEY_RECORD_KIND], after.as_deref(), limit)?;
-        let open = |(place, sealed): (Vec<u8>, Vec<u8>)| {
-            let id = KeyId::from_slice("key_id", &place[1..]).map_err(|source| VaultError::Field {
-                what: "a key".to_owned(),
-                source,
-            })?;
-            self.open_key(id, &sealed)
-        };
+        let open = |(place, sealed): (Vec<u8>, Vec<u8>)| self.open_key(key_id_of(&place)?, &sealed);
         pairs.into_iter().map(open).collect()
     }
 
@@ -276,8 +276,9 @@ impl Vault {
             before.insert(place.to_vec(), contribution);
             Ok(stored)
         };
-        for key_id in doomed {
-            previous(&rows::key_record(key_id))?;
+        let doomed: Vec<_> = doomed.into_iter().map(rows::key_record).collect();
+        for place in &doomed {
+            previous(place)?;
         }
         let mut put_keys = Vec::with_capacity(changes.put_keys.len());
         for key in changes.put_keys {
@@ -315,6 +316,12 @@ impl Vault {
         for (place, record, stored) in puts {
             let sealed = self.book.seal(&place, stored.as_deref(), &record, rng);
             append(&mut batches, [Write::Put(place, sealed)]);
+        }
+        if let Some(amiss) = &mut self.amiss {
+            amiss.settle(&doomed, &mut self.anchor.extent);
+        }
+        if let Some(scan) = &mut self.scan {
+            scan.forget(&doomed);
         }
         for batch in &mut batches {
             for delta in self.anchor.advance(batch, &mut before, &self.book, rng) {

@@ -56,6 +56,19 @@ struct BucketErasure {
     staying: Vec<(KeyId, DataKey)>,
 }
 
+impl BucketErasure {
+    /// Takes the keys whose data-encryption keys are lost and whose records are there. The medium may still have the lost
+    /// ones, so their bucket's key goes all the same.
+    fn take_lost(&mut self, store: &dyn Store, doomed: &BTreeSet<KeyId>) -> Result<(), VaultError> {
+        for key_id in doomed {
+            if !self.going.contains(key_id) && store.get(&rows::key_record(*key_id))?.is_some() {
+                self.going.push(*key_id);
+            }
+        }
+        Ok(())
+    }
+}
+
 impl KeyTree {
     pub(super) fn format(store_id: [u8; 16], root: &RootKey, rng: &mut dyn CryptoRng) -> Batch {
         let tree = Self {
@@ -189,7 +202,10 @@ impl KeyTree {
         }
         let mut buckets = Vec::new();
         for (bucket, doomed) in doomed {
-            let plan = self.plan_bucket(store, bucket, &doomed)?;
+            let mut plan = self.plan_bucket(store, bucket, &doomed)?;
+            if plan.going.len() < doomed.len() {
+                plan.take_lost(store, &doomed)?;
+            }
             if !plan.going.is_empty() {
                 buckets.push(plan);
             }

@@ -3,14 +3,54 @@
 use lockbox_authz::envelope::UnverifiedEnvelope;
 use lockbox_core::lifecycle::notice::NoticeError;
 use lockbox_rpc::api::node::{NoticeReport, connect_request};
+use tokio::time::Instant;
 
 use super::{LinkError, Stream, request};
+use crate::backoff::Backoff;
 use crate::engine::{Sealed, StepError};
 use crate::notices::{self, Applied};
 use crate::roster_sync;
 
 /// Notices that could not be applied yet. A broker awaits an answer before it sends more than this.
 const MAX_DEFERRED: usize = 64;
+
+/// Notices that could not be applied yet, as on a full disk.
+///
+/// They are tried again with whatever happens here, and by themselves after pauses that grow: on a lockbox on which nothing
+/// happens, nobody would notice that there is room again.
+#[derive(Default)]
+pub(super) struct Deferred {
+    notices: Vec<UnverifiedEnvelope>,
+    backoff: Backoff,
+    /// When they are tried again; `None` if there are none.
+    due: Option<Instant>,
+}
+
+impl Deferred {
+    /// Waits until they are to be tried again; for ever if there are none.
+    pub(super) async fn due(&self) {
+        match self.due {
+            Some(due) => tokio::time::sleep_until(due).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    fn push(&mut self, notice: UnverifiedEnvelope) {
+        if self.notices.len() < MAX_DEFERRED {
+            self.notices.push(notice);
+        }
+    }
+
+    /// Settles when those that are left are tried again.
+    fn settle(&mut self, is_due: bool) {
+        if self.notices.is_empty() {
+            self.backoff.reset();
+            self.due = None;
+        } else if is_due || self.due.is_none() {
+            self.due = Some(Instant::now() + self.backoff.next());
+        }
+    }
+}
 
 impl Stream<'_> {
     /// Materials that strangers know.
@@ -27,7 +67,9 @@ impl Stream<'_> {
             }
             outcome => outcome,
         };
-        self.judge_notice(notice, outcome).await
+        self.judge_notice(notice, outcome).await?;
+        self.deferred_notices.settle(false);
+        Ok(())
     }
 
     /// Answers the broker, unless the notice is to be tried again.
@@ -58,9 +100,7 @@ impl Stream<'_> {
             }
             Err(error) => {
                 tracing::warn!(%error, "a compromise notice can't be applied yet");
-                if self.deferred_notices.len() < MAX_DEFERRED {
-                    self.deferred_notices.push(notice);
-                }
+                self.deferred_notices.push(notice);
                 return Ok(());
             }
         };
@@ -73,12 +113,14 @@ impl Stream<'_> {
         self.outbound.send(message).await.map_err(|_| LinkError::Closed)
     }
 
-    /// Something has changed: there may be room again.
+    /// Something has changed, or time has passed: there may be room again.
     pub(super) async fn retry_notices(&mut self) -> Result<(), LinkError> {
-        for notice in std::mem::take(&mut self.deferred_notices) {
+        let is_due = self.deferred_notices.due.is_some_and(|due| due <= Instant::now());
+        for notice in std::mem::take(&mut self.deferred_notices.notices) {
             let outcome = notices::apply(&self.node.engine, &notice).await;
             self.judge_notice(notice, outcome).await?;
         }
+        self.deferred_notices.settle(is_due);
         Ok(())
     }
 }

@@ -1,7 +1,7 @@
 //! What became of a lockbox's keys, by what was signed about them. SPEC section 9.8.
 //!
 //! A file of evidence has the frames of a roster file ([`crate::roster::file`]): the roster, then authorizations, receipts,
-//! erasure and destruction records, then one summary by which a broker says that this is all that it has.
+//! erasure and destruction records and compromise notices, then one summary by which a broker says that this is all that it has.
 
 mod statements;
 
@@ -11,9 +11,10 @@ use sha2::{Digest, Sha256};
 
 use crate::authorization::{Authorization, Operation};
 use crate::envelope::{EnvelopeError, UnverifiedEnvelope};
-use crate::id::{AuthorizationId, ClusterId, Hash, KeyId, LockboxId};
+use crate::id::{AuthorizationId, ClusterId, Hash, KeyId, LockboxId, MaterialId};
 use crate::keys::PublicKey;
 use crate::labels;
+use crate::notice::{CompromiseNotice, NoticeError};
 use crate::roster::file::{self, RosterFileError};
 use crate::roster::{Roster, RosterError};
 use crate::transfer::{ErasureRecord, Receipt};
@@ -70,6 +71,7 @@ pub struct Evidence {
     successors: Vec<LockboxId>,
     gone: HashMap<KeyId, Gone>,
     returned: HashSet<(KeyId, AuthorizationId)>,
+    noticed: HashSet<MaterialId>,
 }
 
 impl Evidence {
@@ -124,6 +126,7 @@ impl Evidence {
             successors: custody.successors(),
             gone: HashMap::new(),
             returned: HashSet::new(),
+            noticed: std::mem::take(&mut custody.noticed),
         };
         for (key_id, stay) in custody.stays() {
             if let Some(gone) = stay.gone(lockbox_id) {
@@ -145,6 +148,11 @@ impl Evidence {
     /// Whether the lockbox gave the key away under this authorization, and took it in again later.
     pub fn has_returned(&self, key_id: KeyId, from: AuthorizationId) -> bool {
         self.returned.contains(&(key_id, from))
+    }
+
+    /// Whether the admins have given notice that strangers know a material.
+    pub fn is_noticed(&self, material_id: MaterialId) -> bool {
+        self.noticed.contains(&material_id)
     }
 
     /// When the broker began to gather it.
@@ -268,6 +276,7 @@ struct Custody<'a> {
     /// Chunks that another lockbox holds under a MOVE.
     given: Vec<(Hash, u32, Vec<KeyId>)>,
     stays: HashMap<KeyId, Stay>,
+    noticed: HashSet<MaterialId>,
 }
 
 impl<'a> Custody<'a> {
@@ -281,6 +290,7 @@ impl<'a> Custody<'a> {
             erased: HashMap::new(),
             given: Vec::new(),
             stays: HashMap::new(),
+            noticed: HashSet::new(),
         }
     }
 
@@ -329,6 +339,7 @@ impl<'a> Custody<'a> {
             labels::RECEIPT => self.receipt(envelope),
             labels::ERASURE_RECORD => self.erasure(envelope),
             labels::DESTRUCTION_RECORD => self.destruction(envelope),
+            labels::COMPROMISE_NOTICE => self.notice(envelope),
             // It was taken before all others.
             labels::RESTORATION_RECORD => Ok(()),
             _ => Err(Refused::Content("is of a kind that does not belong here")),
@@ -397,6 +408,16 @@ impl<'a> Custody<'a> {
                 *destroyed_by = Some(record.lockbox_id);
             }
         }
+        Ok(())
+    }
+
+    /// The admins of the roster before it count: a broker leaves out what only former ones have signed.
+    fn notice(&mut self, envelope: &UnverifiedEnvelope) -> Result<(), Refused> {
+        let notice = CompromiseNotice::verify(envelope, self.roster).map_err(|error| match error {
+            NoticeError::Envelope(error) => Refused::Envelope(error),
+            NoticeError::OtherCluster { .. } => Refused::Content("is of another cluster"),
+        })?;
+        self.noticed.extend(&notice.statement().material_ids);
         Ok(())
     }
 

@@ -4,16 +4,16 @@ use std::collections::BTreeMap;
 
 use lockbox_authz::InventoryReport;
 use lockbox_authz::id::KeyId;
-use lockbox_authz::inventory::InventoryEntry;
+use lockbox_authz::inventory::{InventoryEntry, InventoryState};
 
-use super::{ANY, derive, destroy, make, set_state};
+use super::{ANY, KeyRequest, derive, destroy, make, set_state};
 use crate::lifecycle::derive::Relation;
 use crate::lifecycle::inventory::InventoryWatch;
 use crate::record::KeyState;
 use crate::testing::{Cluster, Node};
 
 /// What a broker knows of one lockbox: a report replaces its range.
-#[derive(Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 struct Known(BTreeMap<KeyId, InventoryEntry>);
 
 impl Known {
@@ -29,14 +29,21 @@ impl Known {
 
     fn everything(node: &Node) -> Self {
         let mut known = Self::default();
+        known.take_everything(node);
+        known
+    }
+
+    fn take_everything(&mut self, node: &Node) {
         let mut after = None;
         loop {
-            let report = node.lockbox().inventory_report(after, node.now_ms);
-            let report = report.expect("it has a cluster").statement().clone();
-            known.take(&report);
-            after = report.last;
+            let range = node.lockbox().inventory_report(after, node.now_ms);
+            let range = range.expect("it has a cluster");
+            if let Some(report) = &range.report {
+                self.take(report.statement());
+            }
+            after = range.next;
             if after.is_none() {
-                return known;
+                return;
             }
         }
     }
@@ -47,14 +54,15 @@ impl Known {
         let mut count = 0;
         loop {
             let report = node.lockbox().inventory_report_of(&changed, node.now_ms);
-            let Some(report) = report.expect("it has a cluster") else {
+            let Some(range) = report.expect("it has a cluster") else {
                 return count;
             };
-            let report = report.statement();
-            self.take(report);
-            let last = report.last.expect("it ends with a key that has changed");
-            changed.retain(|key_id| *key_id > last);
-            count += 1;
+            if let Some(report) = &range.report {
+                self.take(report.statement());
+                count += 1;
+            }
+            let next = range.next.expect("it ends with a key that has changed");
+            changed.retain(|key_id| *key_id > next);
         }
     }
 }
@@ -101,4 +109,54 @@ fn a_watch_of_before_a_sealing_tells_nothing() {
     cluster.a.restart();
     set_state(&mut cluster.a, key, KeyState::Suspended).expect("it is active");
     assert!(cluster.a.lockbox().changed_keys(&watch).is_none());
+}
+
+/// The broker must not take a key that can't be read for one that is gone, nor may others go untold for it.
+#[test]
+fn a_damaged_key_stays_what_the_broker_knew_of_it() {
+    let mut cluster = Cluster::new();
+    let node = &mut cluster.a;
+    let mut keys: Vec<KeyId> = (0..600).map(|_| make(node, ANY)).collect();
+    keys.sort();
+    let neighbours = [neighbour(node, keys[300], 1), neighbour(node, keys[300], 2)];
+    let gone = keys.remove(400);
+    destroy(node, gone, false).expect("nothing needs it");
+    let watch = node.lockbox().watch_inventory();
+    let mut known = Known::everything(node);
+    let before = known.clone();
+
+    // The first, the last, three in a row, and what remains of one that is gone.
+    let damaged = [keys[0], keys[300], neighbours[0], neighbours[1], keys[598]];
+    damaged.iter().for_each(|key_id| node.damage(*key_id));
+    node.damage_tombstone(gone);
+    known.take_everything(node);
+    assert_eq!(known, before);
+    // Of a broker that knew nothing, these are all that is missing.
+    let anew = Known::everything(node);
+    assert_eq!(anew.0.len() + damaged.len() + 1, before.0.len());
+
+    let changed = [keys[1], keys[299], keys[301], keys[597]];
+    for key_id in changed {
+        set_state(node, key_id, KeyState::Suspended).expect("it is active");
+    }
+    known.take_changes(node, &watch);
+    for key_id in changed {
+        assert_eq!(known.0[&key_id].state, InventoryState::Suspended);
+    }
+    assert_eq!(known.0.len(), before.0.len());
+    for key_id in damaged {
+        assert_eq!(known.0[&key_id], before.0[&key_id]);
+    }
+}
+
+/// A key whose id is so much greater.
+fn neighbour(node: &mut Node, key_id: KeyId, by: u128) -> KeyId {
+    let key_id = KeyId((u128::from_be_bytes(key_id.0) + by).to_be_bytes());
+    let request = KeyRequest {
+        key_id: Some(key_id),
+        ..KeyRequest::default()
+    };
+    node.step(|lockbox, now_ms, rng| lockbox.create_key(request, None, now_ms, rng))
+        .expect("the id is free");
+    key_id
 }

@@ -542,7 +542,9 @@ impl World {
                 let report = node
                     .lockbox()
                     .inventory_report(after, node.now_ms)
-                    .expect("it has a cluster");
+                    .expect("it has a cluster")
+                    .report
+                    .expect("every key can be read");
                 let report = report.statement();
                 let lockbox_id = report.lockbox_id;
                 holdings.extend(report.entries.iter().map(|entry| Holding {

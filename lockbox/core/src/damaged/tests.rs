@@ -1,0 +1,206 @@
+//! Destroying keys that can't be read.
+
+use super::*;
+use crate::keys::{KeyEntry, KeyRequest};
+use crate::lifecycle::LifecycleError;
+use crate::lifecycle::derive::{DeriveRequest, Relation};
+use crate::record::{ClonePolicy, TransferPolicy};
+use crate::testing::Node;
+use crate::vault::Verification;
+
+fn make(node: &mut Node) -> KeyId {
+    let request = KeyRequest {
+        clone_policy: ClonePolicy {
+            share: true,
+            rekey: true,
+            layer: true,
+        },
+        ..KeyRequest::default()
+    };
+    node.step(|lockbox, now_ms, rng| lockbox.create_key(request, None, now_ms, rng))
+        .expect("a good request")
+        .key_id
+}
+
+fn derive(node: &mut Node, parent: KeyId, relation: Relation) -> KeyId {
+    let request = DeriveRequest {
+        parent,
+        relation,
+        key_id: None,
+        name: None,
+        labels: None,
+    };
+    node.step(|lockbox, now_ms, rng| lockbox.derive_key(request, now_ms, rng))
+        .expect("the policy allows it")
+        .key_id
+}
+
+fn scan(node: &mut Node) -> Verification {
+    loop {
+        if let Some(found) = node.lockbox_mut().verify_page(100).expect("memory does not fail") {
+            return found;
+        }
+    }
+}
+
+fn destroy(node: &mut Node, key_id: KeyId, force: bool) -> Result<Destroyed, LockboxError> {
+    node.step(|lockbox, now_ms, rng| lockbox.destroy_key(key_id, force, now_ms, rng))
+}
+
+/// As when the job that made it was given up.
+fn cancel(node: &mut Node, job: KeyId) {
+    node.step(|lockbox, now_ms, rng| lockbox.job_cancel(job, true, now_ms, rng))
+        .expect("it is open");
+}
+
+#[test]
+fn what_a_damaged_key_was_is_told_by_the_rows_that_lead_to_it() {
+    for relation in [
+        None,
+        Some(Relation::Snapshot),
+        Some(Relation::Share),
+        Some(Relation::Rekey),
+        Some(Relation::Layer),
+        Some(Relation::Rotate),
+    ] {
+        for on_layer in [false, true] {
+            let mut node = Node::new("a", 1);
+            let mut parent = make(&mut node);
+            if on_layer {
+                let below = parent;
+                parent = derive(&mut node, below, Relation::Layer);
+                cancel(&mut node, parent);
+            }
+            let key = match relation {
+                None => parent,
+                Some(relation) => derive(&mut node, parent, relation),
+            };
+            if !matches!(relation, None | Some(Relation::Snapshot | Relation::Share)) {
+                cancel(&mut node, key);
+            }
+            let KeyEntry::Here { info, .. } = node.lockbox().key(key).expect("it is here") else {
+                panic!("it is here");
+            };
+            node.damage(key);
+            scan(&mut node);
+            let destroyed = destroy(&mut node, key, true).expect("nothing needs it");
+            let whole = Tombstone::destroyed(&info, node.now_ms);
+            let expected = Tombstone {
+                name: String::new(),
+                ..whole
+            };
+            assert_eq!(destroyed.tombstone, expected, "{relation:?} {on_layer}");
+            let shares = relation.is_some_and(Relation::shares);
+            assert_eq!(destroyed.remaining, if shares { vec![parent] } else { Vec::new() });
+            assert!(scan(&mut node).is_clean());
+            node.restart();
+            assert!(scan(&mut node).is_clean());
+        }
+    }
+}
+
+/// The digest is set right when all that it could not be followed for is gone, and not before.
+#[test]
+fn the_digest_is_right_again_with_the_last_damaged_key() {
+    let mut node = Node::new("a", 1);
+    let keys: Vec<KeyId> = (0..20).map(|_| make(&mut node)).collect();
+    node.damage(keys[3]);
+    node.damage(keys[11]);
+    assert_eq!(scan(&mut node).damaged_count, 2);
+    destroy(&mut node, keys[3], true).expect("nothing needs it");
+    let found = scan(&mut node);
+    assert_eq!((found.damaged_count, found.mismatch.is_some()), (1, true));
+    // What else goes meanwhile is nothing that was amiss.
+    destroy(&mut node, keys[4], false).expect("nothing needs it");
+    make(&mut node);
+    assert!(scan(&mut node).mismatch.is_some());
+    destroy(&mut node, keys[11], true).expect("nothing needs it");
+    assert!(scan(&mut node).is_clean());
+    assert_eq!(node.lockbox().key_count(), 18);
+}
+
+/// A scan that is under way has come by a key that goes then, and must not wait for it to go.
+#[test]
+fn a_damaged_key_may_go_while_a_scan_is_under_way() {
+    let mut node = Node::new("a", 1);
+    let mut keys: Vec<KeyId> = (0..20).map(|_| make(&mut node)).collect();
+    keys.sort();
+    node.damage(keys[0]);
+    node.damage(keys[19]);
+    scan(&mut node);
+    for _ in 0..12 {
+        let found = node.lockbox_mut().verify_page(1).expect("memory does not fail");
+        assert!(found.is_none(), "over too soon");
+    }
+    destroy(&mut node, keys[0], true).expect("nothing needs it");
+    scan(&mut node);
+    destroy(&mut node, keys[19], true).expect("nothing needs it");
+    assert!(scan(&mut node).is_clean());
+}
+
+/// What was exchanged beside them is not settled with whole keys.
+#[test]
+fn destroying_whole_keys_hides_no_damage() {
+    let mut node = Node::new("a", 1);
+    let keys: Vec<KeyId> = (0..5).map(|_| make(&mut node)).collect();
+    node.damage(keys[0]);
+    scan(&mut node);
+    destroy(&mut node, keys[1], true).expect("nothing needs it");
+    let found = scan(&mut node);
+    assert_eq!((found.damaged_count, found.mismatch.is_some()), (1, true));
+}
+
+#[test]
+fn rejects_destroying_a_damaged_key_without_force() {
+    let mut node = Node::new("a", 1);
+    let key = make(&mut node);
+    node.damage(key);
+    scan(&mut node);
+    let refused = destroy(&mut node, key, false).expect_err("who uses it can't be read");
+    assert!(matches!(refused, LockboxError::DamagedKey { .. }), "{refused}");
+}
+
+#[test]
+fn rejects_destroying_a_damaged_key_that_no_scan_has_found() {
+    let mut node = Node::new("a", 1);
+    let key = make(&mut node);
+    scan(&mut node);
+    node.damage(key);
+    let refused = destroy(&mut node, key, true).expect_err("the digest would be wrong for good");
+    assert!(matches!(refused, LockboxError::NotScanned(_)), "{refused}");
+    scan(&mut node);
+    destroy(&mut node, key, true).expect("it is known by now");
+}
+
+#[test]
+fn rejects_destroying_a_damaged_key_that_a_layer_lies_on() {
+    let mut node = Node::new("a", 1);
+    let below = make(&mut node);
+    let layer = derive(&mut node, below, Relation::Layer);
+    cancel(&mut node, layer);
+    node.damage(below);
+    scan(&mut node);
+    let refused = destroy(&mut node, below, true).expect_err("a layer lies on it");
+    assert!(
+        matches!(refused, LockboxError::Lifecycle(LifecycleError::Layered { .. })),
+        "{refused}"
+    );
+    destroy(&mut node, layer, false).expect("nothing lies on it");
+    destroy(&mut node, below, true).expect("nothing lies on it any more");
+}
+
+#[test]
+fn rejects_destroying_a_damaged_key_that_a_job_needs() {
+    let mut node = Node::new("a", 1);
+    let old = node.create("volume", TransferPolicy::default());
+    let new = derive(&mut node, old, Relation::Rotate);
+    node.damage(new);
+    scan(&mut node);
+    let refused = destroy(&mut node, new, true).expect_err("a job needs it");
+    assert!(
+        matches!(refused, LockboxError::Lifecycle(LifecycleError::InJob { .. })),
+        "{refused}"
+    );
+    cancel(&mut node, new);
+    destroy(&mut node, new, true).expect("nothing needs it any more");
+}

@@ -1,0 +1,192 @@
+//! Bit rot takes the keys that it hits, and no other: the rest is listed, told to the broker and served.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+
+use lockbox_authz::KeyId;
+use lockbox_rpc::api::local::StoreState;
+use lockbox_store::Batch;
+use lockbox_tests::testkit::{Cluster, Lockbox, eventually};
+use serde_json::Value;
+
+/// The exit code of damage in the store.
+const DAMAGE: Option<i32> = Some(74);
+
+/// The states that the command line lists, by id; and that it fails if one is damaged.
+fn listed(lockbox: &Lockbox, args: &[&str]) -> BTreeMap<KeyId, String> {
+    let all = ["key", "list", "--output", "json"].iter().chain(args);
+    let output = lockbox.command(all);
+    let keys = output.json()["keys"].as_array().expect("a list").clone();
+    let states: BTreeMap<KeyId, String> = keys.iter().map(|key| (id(key), text(&key["state"]))).collect();
+    let damaged: Vec<&Value> = keys.iter().filter(|key| key["state"] == "damaged").collect();
+    match damaged[..] {
+        [] => assert!(output.status.success(), "{}", output.stderr),
+        _ => assert_eq!(
+            output.status.code(),
+            DAMAGE,
+            "whoever counts on the list overlooks something"
+        ),
+    }
+    for key in damaged {
+        assert!(output.stderr.contains(&id(key).to_string()), "{}", output.stderr);
+        assert!(text(&key["damage"]).contains("damaged"), "{key}");
+    }
+    states
+}
+
+fn id(key: &Value) -> KeyId {
+    text(&key["key_id"]).parse().expect("an id")
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().expect("a text").to_owned()
+}
+
+/// How a key stands at a lockbox, as the broker was told; `None` if it knows of no such key.
+fn reported(cluster: &Cluster, key: KeyId) -> Option<String> {
+    let told = cluster
+        .broker()
+        .command(["impact", &key.to_string(), "--output", "json"]);
+    let told = told.expect_success("impact").json();
+    let findings = told["findings"].as_array().expect("a list");
+    let found = findings.iter().find(|found| found["key_id"] == key.to_string());
+    found.map(|found| text(&found["state"]))
+}
+
+#[test]
+fn a_damaged_key_keeps_no_other_from_being_listed_and_told() {
+    let cluster = Cluster::start();
+    let a = cluster.add_lockbox("a");
+    let mut keys = a.create_keys(30);
+    keys.sort();
+    let gone = keys.pop().expect("there are 30");
+    a.destroy(gone).expect("nothing uses it");
+    eventually("the broker knows all", || {
+        keys.iter().all(|key| reported(&cluster, *key).is_some()).then_some(())
+    });
+    a.stop();
+    // A record, two in a row, a data-encryption key; and what remains of a key that is gone.
+    let rotten = [keys[0], keys[7], keys[8], keys[20]];
+    a.rot(b'R', &rotten[..3]);
+    a.rot(b'W', &rotten[3..]);
+    a.rot(b'x', &[gone]);
+    a.start();
+
+    let states = listed(&a, &[]);
+    assert_eq!(states.keys().copied().collect::<Vec<_>>(), keys);
+    for (key, state) in &states {
+        let wanted = if rotten.contains(key) { "damaged" } else { "active" };
+        assert_eq!(state, wanted, "{key}");
+    }
+    assert_eq!(listed(&a, &["--all"])[&gone], "damaged");
+    let table = a.command(["key", "list"]);
+    assert_eq!(table.status.code(), DAMAGE);
+    assert!(table.text().contains(&keys[1].to_string()) && table.stderr.contains("lockbox backup restore"));
+    // A name that only a damaged key can have is not said to be nobody's.
+    let missing = a.command(["key", "show", "vol-of-old"]);
+    assert_eq!(missing.status.code(), DAMAGE);
+    assert!(missing.stderr.contains(&keys[0].to_string()), "{}", missing.stderr);
+
+    // What changes beside them is told, and they stay what the broker knew of them.
+    a.wait_until_connected();
+    a.ask(&["key", "set", &keys[1].to_string(), "--state", "suspended"]);
+    let new = a.create_key("new");
+    eventually("the broker hears of what is whole", || {
+        let is_told = reported(&cluster, new).is_some();
+        (is_told && reported(&cluster, keys[1])? == "suspended").then_some(())
+    });
+    assert!(!a.log().has(0, "the inventory was not told"));
+    for key in rotten {
+        assert_eq!(reported(&cluster, key).as_deref(), Some("active"));
+    }
+    assert_eq!(a.scanned().store_state(), StoreState::Damaged);
+}
+
+/// A key of each damage is destroyed: nothing is left that would be reported, and the broker hears of it as of any destroy.
+#[test]
+fn damaged_keys_can_be_destroyed_and_leave_the_store_whole() {
+    let cluster = Cluster::start();
+    let (a, b) = (cluster.add_lockbox("a"), cluster.add_lockbox("b"));
+    let keys = a.create_keys(8);
+    let snapshot = a.ask(&["key", "create", "--name", "parent", "--clone-policy", "share"]);
+    let snapshot = id(&a.ask(&["key", "snapshot", &text(&snapshot["key_id"])]));
+    eventually("the broker knows all", || reported(&cluster, snapshot));
+    a.stop();
+    let (rotten, lost) = ([keys[0], snapshot, keys[1]], keys[2]);
+    a.rot(b'R', &rotten[..2]);
+    a.rot(b'W', &rotten[2..]);
+    let mut batch = Batch::new();
+    for (place, _) in a.rows(|place| place[0] == b'R' && place.ends_with(&lost.0)) {
+        batch.remove(place);
+    }
+    a.change_store(batch);
+    a.start();
+    assert_eq!(a.scanned().damaged_records.len(), 4);
+    assert_eq!(listed(&a, &[])[&lost], "damaged");
+
+    let refused = a.command(["key", "destroy", &keys[0].to_string(), "--yes"]);
+    assert_eq!(refused.status.code(), DAMAGE);
+    assert!(refused.stderr.contains("with force"), "{}", refused.stderr);
+    for key in rotten.iter().chain([&lost]) {
+        let destroyed = a.ask(&["key", "destroy", &key.to_string(), "--yes", "--force"]);
+        assert_eq!(destroyed["state"], "destroyed");
+    }
+    let of_snapshot = a.ask(&["key", "show", &snapshot.to_string()]);
+    assert_eq!(of_snapshot["relation"], "snapshot", "what it was is not told any more");
+
+    eventually("nothing is damaged any more", || {
+        (a.status().store_state() == StoreState::Whole).then_some(())
+    });
+    for alarm in a.status().alarms {
+        a.command(["alarm", "clear", &alarm.alarm_id.to_string()])
+            .expect_success("alarm clear");
+    }
+    for key in rotten.iter().chain([&lost]) {
+        eventually("the broker hears of the destroy", || {
+            (reported(&cluster, *key)? == "destroyed").then_some(())
+        });
+    }
+    // Transfers go on, and what was destroyed does not come back.
+    cluster.copy_keys(&a, &b, &keys[3..4]).wait();
+    let again = a.command(["key", "create", "--id", &keys[0].to_string()]);
+    assert!(again.stderr.contains("was destroyed"), "{}", again.stderr);
+    a.stop();
+    let (whole, found, said) = a.offline_store("verify");
+    assert!(whole, "{found} {said}");
+    a.start();
+    assert!(keys[3..].iter().all(|key| a.holds(*key)));
+    assert_eq!(a.scanned().store_state(), StoreState::Whole);
+    assert!(a.status().alarms.is_empty(), "an alarm came back");
+}
+
+/// A destroyed key stays destroyed, whatever it was destroyed for: evidence keeps it out of a restored backup.
+#[test]
+fn a_key_that_was_destroyed_as_damaged_does_not_come_back_from_a_backup() {
+    let cluster = Cluster::start();
+    let a = cluster.add_lockbox("a");
+    let [kept, rotten] = ["kept", "rotten"].map(|name| a.create_key(name));
+    let (backup, secret) = (cluster.folder().join("backup"), a.key_file());
+    let create = ["backup", "create", "--key-file"].map(OsStr::new);
+    let out = [secret.as_os_str(), "--out".as_ref(), backup.as_os_str()];
+    a.command(create.into_iter().chain(out)).expect_success("backup create");
+    a.stop();
+    a.rot(b'R', &[rotten]);
+    a.start();
+    a.scanned();
+    a.ask(&["key", "destroy", &rotten.to_string(), "--yes", "--force"]);
+    eventually("the broker hears of the destroy", || {
+        (reported(&cluster, rotten)? == "destroyed").then_some(())
+    });
+    let evidence = cluster.folder().join("evidence");
+    let export = ["evidence", "export", "--lockbox", "a", "--out"].map(OsStr::new);
+    cluster
+        .broker()
+        .command(export.into_iter().chain([evidence.as_os_str()]))
+        .expect_success("evidence export");
+
+    let given = ["--evidence", "--backup-key-file"].map(OsStr::new);
+    let given = [given[0], evidence.as_os_str(), given[1], secret.as_os_str()];
+    let (restored, made) = cluster.restore("b", &backup, &given);
+    made.expect_success("backup restore");
+    assert!(restored.holds(kept) && !restored.holds(rotten));
+}
