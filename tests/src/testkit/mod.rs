@@ -31,6 +31,7 @@ mod broker;
 pub mod canary;
 mod cluster;
 pub mod fake_broker;
+mod families;
 pub mod key_client;
 mod keys;
 mod lockbox;

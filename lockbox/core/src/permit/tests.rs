@@ -10,7 +10,7 @@ use lockbox_authz::{UnverifiedEnvelope, Verified, WrappingCertificate};
 use super::*;
 use crate::lifecycle::caps::{Caps, HOUR_MS};
 use crate::lifecycle::derive::{DeriveRequest, Relation};
-use crate::limits::MAX_CHUNK_KEYS;
+use crate::limits::{MAX_CHUNK_KEYS, MAX_FAMILY_CHUNKS};
 use crate::record::{Key, KeyState, TransferPolicy};
 use crate::testing::{Cluster, NOW_MS};
 use crate::transfer::Present;
@@ -341,7 +341,7 @@ fn rejects_a_spent_authorization() {
         .a
         .step(|lockbox, now, rng| {
             let mut outgoing = lockbox.outgoing(id)?.expect("it was opened");
-            outgoing.end(TransferState::Ended, "a test", now);
+            outgoing.end("a test", now);
             let mut changes = Changes::default();
             outgoing.put(&mut changes);
             let batches = lockbox.vault.stage(changes, rng)?;
@@ -596,20 +596,24 @@ fn wide_family() -> (Case, Vec<KeyId>) {
     end_job(&mut case, layer);
     let mut family = vec![case.key_id, layer];
     while family.len() <= MAX_CHUNK_KEYS {
-        let request = DeriveRequest {
-            parent: layer,
-            relation: Relation::Snapshot,
-            key_id: None,
-            name: None,
-            labels: None,
-        };
-        let step = case
-            .cluster
-            .a
-            .step(|lockbox, now, rng| lockbox.derive_key(request, now, rng));
-        family.push(step.expect("its policy allows it").key_id);
+        family.push(snapshot(&mut case, layer));
     }
     (case, family)
+}
+
+fn snapshot(case: &mut Case, parent: KeyId) -> KeyId {
+    let request = DeriveRequest {
+        parent,
+        relation: Relation::Snapshot,
+        key_id: None,
+        name: None,
+        labels: None,
+    };
+    let step = case
+        .cluster
+        .a
+        .step(|lockbox, now, rng| lockbox.derive_key(request, now, rng));
+    step.expect("its policy allows it").key_id
 }
 
 fn counts(case: &Case) -> (u64, u64) {
@@ -620,7 +624,7 @@ fn counts(case: &Case) -> (u64, u64) {
 }
 
 #[test]
-fn rejects_moving_a_family_that_does_not_fit_into_one_chunk() {
+fn rejects_moving_a_family_that_an_authorization_cannot_name() {
     let (mut case, family) = wide_family();
     // No selection by ids names them all; to be told of the layer that is missing would lead nowhere.
     for count in [1, 2, MAX_CHUNK_KEYS] {
@@ -628,12 +632,12 @@ fn rejects_moving_a_family_that_does_not_fit_into_one_chunk() {
         case.statement.selection = Selection::from_unsorted_ids(selected).expect("within the bounds");
         let refusal = case.refusal();
         assert!(
-            matches!(refusal, Refusal::TooManyLayers(key) if key == case.key_id),
+            matches!(refusal, Refusal::TooManyToName(key) if key == case.key_id),
             "{refusal}"
         );
         let told = refusal.requester_text();
         assert!(
-            told.contains(&case.key_id.to_string()) && told.contains("copy them"),
+            told.contains(&case.key_id.to_string()) && told.contains("by a label"),
             "{told}"
         );
     }
@@ -641,8 +645,40 @@ fn rejects_moving_a_family_that_does_not_fit_into_one_chunk() {
 
 /// One golden image with many clones must not keep a machine from being evacuated.
 #[test]
-fn withholds_a_family_too_wide_for_a_chunk_and_moves_the_rest() {
+fn moves_a_family_too_wide_for_a_chunk_with_the_rest() {
     let (mut case, family) = wide_family();
+    case.cluster.a.create("free", TransferPolicy::default());
+    case.statement.selection = Selection::All;
+    let (bytes, head) = (case.signed(), case.cluster.roster.head());
+    case.present(bytes, head).expect("all may leave");
+    assert_eq!(counts(&case), (family.len() as u64 + 1, 0));
+}
+
+#[test]
+fn rejects_moving_a_family_that_takes_too_many_chunks() {
+    let (mut case, layer) = bonded(Relation::Layer);
+    end_job(&mut case, layer);
+    let mut named = vec![case.key_id, layer];
+    while named.len() <= MAX_FAMILY_CHUNKS {
+        named.push(snapshot(&mut case, layer));
+    }
+    case.statement.selection = Selection::from_unsorted_ids(named).expect("within the bounds");
+    case.cluster.a.lockbox_mut().limit_chunks(1);
+    let refusal = case.refusal();
+    assert!(
+        matches!(refusal, Refusal::TooManyLayers(key) if key == case.key_id),
+        "{refusal}"
+    );
+    assert!(refusal.requester_text().contains("copy them"));
+}
+
+#[test]
+fn withholds_a_family_that_takes_too_many_chunks_and_moves_the_rest() {
+    let (mut case, family) = wide_family();
+    case.cluster
+        .a
+        .lockbox_mut()
+        .limit_chunks(MAX_CHUNK_KEYS / MAX_FAMILY_CHUNKS);
     case.cluster.a.create("free", TransferPolicy::default());
     case.statement.selection = Selection::All;
     let (bytes, head) = (case.signed(), case.cluster.roster.head());

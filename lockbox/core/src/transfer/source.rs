@@ -4,7 +4,7 @@
 //! |---|---|---|---|
 //! | [`AwaitPresent`] | Present | checks the authorization; records it, the plan and the session | [`AwaitResume`] |
 //! | [`AwaitResume`] | Resume | settles the receipts of earlier sessions | [`AwaitResume`], [`AwaitReceipt`], finished or ended |
-//! | [`AwaitReceipt`] | Receipt | settles it: COPY notes it, MOVE erases the chunk's keys | [`AwaitReceipt`], finished or ended |
+//! | [`AwaitReceipt`] | Receipt | settles it: COPY notes it, MOVE erases the chunk's keys, those of a family all at once | [`AwaitReceipt`], finished or ended |
 //!
 //! A state is consumed by its transition, and the next one is locked in the step until the step is durable. So a chunk can
 //! only be sent, and an erasure only be reported, after the ledger has it.
@@ -32,7 +32,7 @@ use crate::step::Step;
 use crate::vault::Changes;
 use crate::wire::{self, TransferState};
 
-use self::settle::say_again;
+use self::settle::{Settling, say_again};
 
 mod settle;
 
@@ -140,17 +140,17 @@ impl AwaitResume {
             ));
         }
         let mut outgoing = self.session.outgoing(lockbox)?;
-        let mut changes = Changes::default();
+        let mut settling = Settling::default();
         let mut settlements = Vec::new();
         if !std::mem::replace(&mut self.said_again, true) {
-            for chunk in message.next_settled_chunk..outgoing.record.next_chunk {
+            for chunk in message.next_settled_chunk..outgoing.next_unsettled_chunk() {
                 settlements.push(say_again(lockbox, &outgoing, chunk)?);
             }
         }
         for receipt in &message.receipts {
-            settlements.push(
+            settlements.extend(
                 self.session
-                    .settle(lockbox, &mut outgoing, receipt, now_ms, &mut changes)?,
+                    .settle(lockbox, &mut outgoing, receipt, now_ms, &mut settling)?,
             );
         }
         self.session.next_to_send = outgoing.record.next_chunk;
@@ -162,14 +162,15 @@ impl AwaitResume {
                 &mut outgoing,
                 "the target declined the rest",
                 now_ms,
-                &mut changes,
+                &mut settling.changes,
             )?
         } else {
             self.session
-                .next(lockbox, &mut outgoing, now_ms, &mut changes, |session| {
+                .next(lockbox, &mut outgoing, now_ms, &mut settling.changes, |session| {
                     Next::Receipt(AwaitReceipt { session })
                 })?
         };
+        let mut changes = settling.into_changes(outgoing.id());
         outgoing.put(&mut changes);
         let batches = lockbox.vault.stage(changes, rng).map_err(LockboxError::from)?;
         Ok(Step::new(batches, (settlements, next)))
@@ -200,31 +201,34 @@ impl AwaitReceipt {
         Ok(Some(Chunk { chunk, ciphertext }))
     }
 
+    /// Notes a receipt, and says what that has settled: its chunk; nothing yet, while the rest of a family is to come; or the
+    /// chunks of a family that has arrived.
     pub fn receipt(
         mut self,
         lockbox: &mut Lockbox,
         receipt: &[u8],
         now_ms: i64,
         rng: &mut dyn CryptoRng,
-    ) -> Result<Step<(Settlement, Next)>, SourceError> {
+    ) -> Result<Step<(Vec<Settlement>, Next)>, SourceError> {
         let mut outgoing = self.session.outgoing(lockbox)?;
         if !self.session.sent.contains_key(&outgoing.record.next_chunk) {
             return Err(SourceError::ReceiptContent(
                 "is for a chunk that was not sent in this session",
             ));
         }
-        let mut changes = Changes::default();
-        let settlement = self
+        let mut settling = Settling::default();
+        let settlements = self
             .session
-            .settle(lockbox, &mut outgoing, receipt, now_ms, &mut changes)?;
+            .settle(lockbox, &mut outgoing, receipt, now_ms, &mut settling)?;
         let next = self
             .session
-            .next(lockbox, &mut outgoing, now_ms, &mut changes, |session| {
+            .next(lockbox, &mut outgoing, now_ms, &mut settling.changes, |session| {
                 Next::Receipt(Self { session })
             })?;
+        let mut changes = settling.into_changes(outgoing.id());
         outgoing.put(&mut changes);
         let batches = lockbox.vault.stage(changes, rng).map_err(LockboxError::from)?;
-        Ok(Step::new(batches, (settlement, next)))
+        Ok(Step::new(batches, (settlements, next)))
     }
 
     /// Whether chunks are on their way.
@@ -238,15 +242,16 @@ fn record_plan(permit: Permit, now_ms: i64, changes: &mut Changes) -> (Outgoing,
     let statement = permit.authorization.statement().clone();
     let id = statement.authorization_id;
     let chunk_count = u32::try_from(permit.plan.chunks.len()).expect("a plan has at most 65,536 chunks");
-    for (chunk, key_ids) in (0..).zip(&permit.plan.chunks) {
+    for (chunk, planned) in (0..).zip(&permit.plan.chunks) {
         let record = wire::OutgoingChunk {
             version: 1,
-            key_ids: key_ids.iter().map(|id| id.to_vec()).collect(),
+            key_ids: planned.key_ids.iter().map(|id| id.to_vec()).collect(),
             receipt: None,
             erasure_record: None,
+            erased_with_next: planned.erased_with_next,
         };
         changes.put(Row::OutgoingChunk(id, chunk), record.encode_to_vec());
-        for key_id in key_ids {
+        for key_id in &planned.key_ids {
             changes.put(Row::OutgoingKey(*key_id), id.to_vec());
         }
     }
@@ -356,10 +361,10 @@ impl Session {
         go_on: impl FnOnce(Self) -> Next,
     ) -> Result<Next, SourceError> {
         report::note_outgoing(lockbox, self.authorization_id, changes)?;
-        let settled = outgoing.record.next_chunk;
-        if settled == outgoing.record.chunk_count {
+        let received = outgoing.record.next_chunk;
+        if received == outgoing.record.chunk_count {
             if outgoing.is_open() {
-                outgoing.end(TransferState::Complete, "", now_ms);
+                outgoing.complete(now_ms);
             }
             return Ok(Next::Finished);
         }
@@ -367,7 +372,7 @@ impl Session {
             return Ok(end(lockbox, outgoing, "it was revoked", now_ms, changes)?);
         }
         if !outgoing.record.revoked {
-            outgoing.allow_sending(settled.saturating_add(CHUNK_WINDOW));
+            outgoing.allow_sending(received.saturating_add(CHUNK_WINDOW));
         }
         self.send_limit = outgoing.record.next_unsent_chunk;
         Ok(go_on(self))
@@ -382,8 +387,8 @@ fn end(
     now_ms: i64,
     changes: &mut Changes,
 ) -> Result<Next, LockboxError> {
-    lockbox.release(outgoing, outgoing.record.next_chunk, changes)?;
-    outgoing.end(TransferState::Ended, because, now_ms);
+    lockbox.release(outgoing, outgoing.next_unsettled_chunk(), changes)?;
+    outgoing.end(because, now_ms);
     report::note_outgoing(lockbox, outgoing.id(), changes)?;
     Ok(Next::Ended)
 }

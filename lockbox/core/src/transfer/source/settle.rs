@@ -1,7 +1,9 @@
 //! What the source does about a receipt. SPEC section 7.5.
 
+use std::collections::BTreeMap;
+
 use lockbox_authz::envelope::{UnverifiedEnvelope, Verified};
-use lockbox_authz::id::KeyId;
+use lockbox_authz::id::{AuthorizationId, KeyId};
 use lockbox_authz::transfer::{ErasureRecord, Receipt};
 use prost::Message;
 
@@ -13,17 +15,35 @@ use crate::record::{Departure, Tombstone};
 use crate::rows::Row;
 use crate::transfer::Settlement;
 use crate::vault::Changes;
+use crate::wire;
+
+/// What the receipts of one step lead to.
+#[derive(Default)]
+pub(super) struct Settling {
+    pub(super) changes: Changes,
+    /// Chunks whose receipt came in this step, and that are not settled.
+    waiting: BTreeMap<u32, wire::OutgoingChunk>,
+}
+
+impl Settling {
+    pub(super) fn into_changes(mut self, id: AuthorizationId) -> Changes {
+        for (chunk, record) in self.waiting {
+            self.changes.put(Row::OutgoingChunk(id, chunk), record.encode_to_vec());
+        }
+        self.changes
+    }
+}
 
 impl Session {
-    /// Acts on a receipt: notes it, and for a MOVE erases the chunk's keys.
+    /// Notes a receipt, and settles what waits for no other: the chunk, or with the last chunk of a family all of them.
     pub(super) fn settle(
         &mut self,
         lockbox: &Lockbox,
         outgoing: &mut Outgoing,
         receipt: &[u8],
         now_ms: i64,
-        changes: &mut Changes,
-    ) -> Result<Settlement, SourceError> {
+        settling: &mut Settling,
+    ) -> Result<Vec<Settlement>, SourceError> {
         if !outgoing.is_open() {
             return Err(SourceError::ReceiptContent("is for a transfer that has ended"));
         }
@@ -41,19 +61,19 @@ impl Session {
         crate::permit::check_time(&outgoing.authorization, now_ms)?;
         let receipt = self.check_receipt(outgoing, receipt, chunk, &key_ids)?;
         record.receipt = Some(receipt.envelope().to_wire());
-        lockbox.unbind(self.authorization_id, &key_ids, changes)?;
-        let settlement = if outgoing.is_move() {
-            let erased = erase(lockbox, outgoing, &receipt, key_ids, now_ms, changes)?;
-            record.erasure_record = Some(erased.to_wire());
-            Settlement::Erased { erasure_record: erased }
-        } else {
-            Settlement::Confirmed { chunk }
-        };
-        changes.put(Row::OutgoingChunk(self.authorization_id, chunk), record.encode_to_vec());
-        outgoing.record.keys_done += receipt.statement().key_ids.len() as u64;
+        let is_whole = !record.erased_with_next || cfg!(lockbox_mutant = "family-torn");
+        settling.waiting.insert(chunk, record);
         outgoing.record.next_chunk += 1;
+        outgoing.record.waiting_chunks += 1;
         self.sent.remove(&chunk);
-        Ok(settlement)
+        // Until the target has all of a family, it is the source that has it.
+        if !is_whole {
+            return Ok(Vec::new());
+        }
+        let chunks = outgoing.next_unsettled_chunk()..=chunk;
+        chunks
+            .map(|chunk| settle_chunk(lockbox, outgoing, chunk, now_ms, settling))
+            .collect()
     }
 
     fn check_receipt(
@@ -91,15 +111,48 @@ impl Session {
     }
 }
 
+/// Confirms a chunk that has its receipt; for a MOVE, erases its keys.
+fn settle_chunk(
+    lockbox: &Lockbox,
+    outgoing: &mut Outgoing,
+    chunk: u32,
+    now_ms: i64,
+    settling: &mut Settling,
+) -> Result<Settlement, SourceError> {
+    let id = outgoing.id();
+    let mut record = match settling.waiting.remove(&chunk) {
+        Some(record) => record,
+        None => lockbox.outgoing_chunk(id, chunk)?,
+    };
+    let key_ids = planned_keys(&record)?;
+    lockbox.unbind(id, &key_ids, &mut settling.changes)?;
+    let settlement = if outgoing.is_move() {
+        let erased = erase(lockbox, outgoing, chunk, &record, now_ms, &mut settling.changes)?;
+        record.erasure_record = Some(erased.to_wire());
+        Settlement::Erased { erasure_record: erased }
+    } else {
+        Settlement::Confirmed { chunk }
+    };
+    outgoing.record.keys_done += key_ids.len() as u64;
+    outgoing.record.waiting_chunks -= 1;
+    settling
+        .changes
+        .put(Row::OutgoingChunk(id, chunk), record.encode_to_vec());
+    Ok(settlement)
+}
+
 /// Erases the keys of one chunk, and signs that they are gone.
 fn erase(
     lockbox: &Lockbox,
     outgoing: &Outgoing,
-    receipt: &Verified<Receipt>,
-    key_ids: Vec<KeyId>,
+    chunk: u32,
+    record: &wire::OutgoingChunk,
     now_ms: i64,
     changes: &mut Changes,
 ) -> Result<UnverifiedEnvelope, SourceError> {
+    let key_ids = planned_keys(record)?;
+    let receipt = record.receipt.clone().map(UnverifiedEnvelope::from_wire);
+    let receipt = receipt.and_then(Result::ok).ok_or_else(|| damaged("a receipt"))?;
     for key_id in &key_ids {
         let key = lockbox.vault.key(*key_id).map_err(LockboxError::from)?;
         let Some(key) = key else {
@@ -124,7 +177,7 @@ fn erase(
     let record = ErasureRecord {
         cluster_id: outgoing.authorization.cluster_id,
         authorization_hash: outgoing.hash,
-        chunk: receipt.statement().chunk,
+        chunk,
         receipt_hash: receipt.hash(),
         key_ids,
         erasure_class: lockbox.erasure_class,
