@@ -9,16 +9,18 @@ use lockbox_authz::roster::{self, Head, HeadComparison, Roster};
 
 use crate::ledger::Outgoing;
 use crate::lifecycle::state::rules;
-use crate::limits::{MAX_CHUNK_BYTES, MAX_CHUNKS, MAX_CLOCK_SKEW_MS, MAX_FAMILY_CHUNKS};
+use crate::limits::{MAX_CHUNKS, MAX_CLOCK_SKEW_MS, MAX_FAMILY_CHUNKS};
 use crate::lockbox::{Lockbox, LockboxError, Standing};
 use crate::record::Key;
 use crate::rows::Row;
 use crate::transfer::Present;
 use crate::wire::TransferState;
 
-use self::bonds::{Bonds, Group, bytes_of};
+use self::bonds::Bonds;
+use self::plan::Plan;
 
 mod bonds;
+mod plan;
 
 /// The source's leave to hand out exactly the planned keys to exactly one wrapping key. It is made by
 /// [`Lockbox::check_authorization`] only, and used up by opening the session.
@@ -26,23 +28,6 @@ pub struct Permit {
     pub(crate) authorization: Verified<Authorization>,
     pub(crate) wrapping_key: Box<[u8]>,
     pub(crate) plan: Plan,
-}
-
-/// Which keys travel in which chunk.
-#[derive(Default)]
-pub(crate) struct Plan {
-    pub(crate) chunks: Vec<PlannedChunk>,
-    pub(crate) key_count: u64,
-    pub(crate) withheld_count: u64,
-    bytes_in_last: usize,
-}
-
-/// The keys of one chunk.
-#[derive(Default)]
-pub(crate) struct PlannedChunk {
-    pub(crate) key_ids: Vec<KeyId>,
-    /// Whether a family goes on in the next chunk: a MOVE erases the keys of both in one step.
-    pub(crate) erased_with_next: bool,
 }
 
 /// What the checks lead to.
@@ -422,45 +407,6 @@ impl Lockbox {
         if !target.labels.contain(&policy.required_target_labels) {
             return veto("must not go to a lockbox with the target's labels");
         }
-        Ok(())
-    }
-}
-
-impl Plan {
-    /// Puts a key into the last chunk, or into a new one if it does not fit.
-    fn add(&mut self, key: &Key, most_keys: usize) -> Result<(), Refusal> {
-        self.put(&[key.info.key_id], bytes_of(key), most_keys)
-    }
-
-    /// Puts keys that travel as one. What does not fit into one chunk begins in a new one, so that nothing else waits for it.
-    fn put_family(&mut self, parts: &[Group], most_keys: usize) -> Result<(), Refusal> {
-        if parts.len() > 1 {
-            self.bytes_in_last = MAX_CHUNK_BYTES;
-        }
-        for (number, part) in (1..).zip(parts) {
-            self.put(&part.key_ids(), part.bytes(), most_keys)?;
-            let chunk = self.chunks.last_mut().expect("it was put there");
-            chunk.erased_with_next = number < parts.len();
-        }
-        Ok(())
-    }
-
-    /// Puts keys into one chunk.
-    fn put(&mut self, key_ids: &[KeyId], bytes: usize, most_keys: usize) -> Result<(), Refusal> {
-        let fits = self.chunks.last().is_some_and(|chunk| {
-            chunk.key_ids.len() + key_ids.len() <= most_keys && self.bytes_in_last + bytes <= MAX_CHUNK_BYTES - 8
-        });
-        if !fits {
-            if self.chunks.len() == MAX_CHUNKS as usize {
-                return Err(Refusal::TooManyChunks);
-            }
-            self.chunks.push(PlannedChunk::default());
-            self.bytes_in_last = 0;
-        }
-        let chunk = self.chunks.last_mut().expect("one was pushed if there was none");
-        chunk.key_ids.extend(key_ids);
-        self.bytes_in_last += bytes;
-        self.key_count += key_ids.len() as u64;
         Ok(())
     }
 }
