@@ -15,13 +15,14 @@ const SECRETS: [&str; 7] = [
 ];
 
 /// Where the protocol can be broken, as `cfg(lockbox_mutant = "...")`: see `tests/sim/tests/mutants.rs`.
-const MUTANTS: [&str; 6] = [
+const MUTANTS: [&str; 7] = [
     "ledger-not-written",
     "keys-not-written",
     "second-target",
     "receipt-unchecked",
     "roster-unchecked",
     "receipt-expires",
+    "family-torn",
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -295,12 +295,14 @@ impl Pair {
         let receipt;
         (receipt, await_chunk) = b.step(|lockbox, now, rng| await_chunk.chunk(lockbox, &chunk, now, rng));
         b.say("StoredChunk", &receipt);
-        let (settlement, next) = a.step(|lockbox, now, rng| await_receipt.receipt(lockbox, &receipt, now, rng));
-        if let Settlement::Erased { erasure_record } = &settlement {
-            a.say("Erased", &erasure_record.to_bytes());
-        }
+        let (settlements, next) = a.step(|lockbox, now, rng| await_receipt.receipt(lockbox, &receipt, now, rng));
         assert!(matches!(next, Next::Finished), "everything is settled");
-        await_chunk = b.step(|lockbox, _, rng| await_chunk.settled(lockbox, &settlement, rng));
+        for settlement in settlements {
+            if let Settlement::Erased { erasure_record } = &settlement {
+                a.say("Erased", &erasure_record.to_bytes());
+            }
+            await_chunk = b.step(|lockbox, _, rng| await_chunk.settled(lockbox, &settlement, rng));
+        }
         b.step(|lockbox, now, rng| AwaitChunk::finished(await_chunk, lockbox, now, rng));
         for node in [a, b] {
             for report in node.lockbox.reports(16).expect("undamaged") {

@@ -226,6 +226,45 @@ fn a_move_of_several_chunks_survives_the_death_of_either_end_between_them() {
     assert_eq!(stage.b.keys().len(), KEYS);
 }
 
+/// A golden image with more clones than a chunk takes: its lockbox dies with a part of them noted, the target with all of them
+/// stored, and the first one again with all of them erased and nothing of that said.
+#[test]
+fn a_family_wider_than_a_chunk_is_evacuated_as_one_whoever_dies_meanwhile() {
+    const KEYS: usize = 2_100;
+    let mut stage = Stage::set();
+    let family = stage.a.create_family(KEYS);
+    let keys: Vec<_> = family
+        .iter()
+        .step_by(97)
+        .map(|key| (*key, stage.a.reveal(*key)))
+        .collect();
+    let ask = Ask::new(Operation::Move, &stage.a, &stage.b, Selection::All);
+    let source = Victim::One(Party::Source);
+    stage.set_trap((Party::Source, "step=\"receipt-noted\""), source);
+    let transfer = stage.authorize(&ask, || {
+        stage.log(Party::Source).wait_for_trap();
+        stage.a.kill();
+        stage.b.kill();
+        stage.a.start();
+        assert_eq!(
+            stage.a.keys().len(),
+            KEYS,
+            "a part of the family has arrived, and a part of it was erased"
+        );
+        let all_stored = "step=\"chunk-stored\" role=\"target\" chunk=2";
+        stage.set_trap((Party::Target, all_stored), Victim::One(Party::Target));
+        stage.b.start();
+        stage.log(Party::Target).wait_for_trap();
+        stage.set_trap((Party::Source, "step=\"receipt-settled\""), source);
+        stage.b.kill();
+        stage.b.start();
+        stage.recover(Party::Source, source);
+    });
+    stage.assert_settled(Operation::Move, &transfer, &keys, "a wide family");
+    assert_eq!(stage.a.keys(), []);
+    assert_eq!(stage.b.keys().len(), KEYS);
+}
+
 /// The connection between the lockboxes breaks at chosen bytes, in the handshake and in every message after it.
 fn cut_at_many_bytes(operation: Operation) {
     const CUTS: u64 = 12;

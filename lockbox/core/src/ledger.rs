@@ -41,13 +41,34 @@ impl Outgoing {
         self.record.next_unsent_chunk = self.record.next_unsent_chunk.max(limit);
     }
 
+    /// The first chunk that is not settled. Those from it to the first chunk without a receipt wait for the rest of their
+    /// family, and their keys are here.
+    pub(crate) fn next_unsettled_chunk(&self) -> u32 {
+        self.record.next_chunk.saturating_sub(self.record.waiting_chunks)
+    }
+
     pub(crate) fn is_open(&self) -> bool {
         self.record.state() == TransferState::Open
     }
 
-    pub(crate) fn end(&mut self, state: TransferState, because: &str, now_ms: i64) {
+    pub(crate) fn complete(&mut self, now_ms: i64) {
+        self.close(TransferState::Complete, String::new(), now_ms);
+    }
+
+    /// Ends the transfer before its time.
+    pub(crate) fn end(&mut self, because: &str, now_ms: i64) {
+        let because = match self.record.waiting_chunks {
+            0 => because.to_owned(),
+            _ => {
+                format!("{because}, in the midst of a family: all of it stays here, and what arrived stays there, too")
+            }
+        };
+        self.close(TransferState::Ended, because, now_ms);
+    }
+
+    fn close(&mut self, state: TransferState, because: String, now_ms: i64) {
         self.record.set_state(state);
-        self.record.ended_because = because.to_owned();
+        self.record.ended_because = because;
         self.record.ended_at_ms = now_ms;
     }
 

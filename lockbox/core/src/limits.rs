@@ -27,6 +27,10 @@ pub const MAX_CONSUMERS_BYTES: usize = 32 * 1024;
 /// Plaintext bytes of one chunk. With the transport's limit of 4 MiB for a message there is room to spare.
 pub const MAX_CHUNK_BYTES: usize = 1024 * 1024;
 
+/// Chunks over which a MOVE takes one family. They are erased in one step, as the receipts of one Resume message are
+/// settled in one step.
+pub const MAX_FAMILY_CHUNKS: usize = RECEIPTS_PER_MESSAGE as usize;
+
 /// Chunks that the source sends before it waits for a receipt. Enough to hide the target's disk and one round trip.
 pub const CHUNK_WINDOW: u32 = 4;
 

@@ -9,16 +9,18 @@ use lockbox_authz::roster::{self, Head, HeadComparison, Roster};
 
 use crate::ledger::Outgoing;
 use crate::lifecycle::state::rules;
-use crate::limits::{MAX_CHUNK_BYTES, MAX_CHUNKS, MAX_CLOCK_SKEW_MS};
+use crate::limits::{MAX_CHUNKS, MAX_CLOCK_SKEW_MS, MAX_FAMILY_CHUNKS};
 use crate::lockbox::{Lockbox, LockboxError, Standing};
 use crate::record::Key;
 use crate::rows::Row;
 use crate::transfer::Present;
 use crate::wire::TransferState;
 
-use self::bonds::{Bonds, bytes_of};
+use self::bonds::Bonds;
+use self::plan::Plan;
 
 mod bonds;
+mod plan;
 
 /// The source's leave to hand out exactly the planned keys to exactly one wrapping key. It is made by
 /// [`Lockbox::check_authorization`] only, and used up by opening the session.
@@ -26,15 +28,6 @@ pub struct Permit {
     pub(crate) authorization: Verified<Authorization>,
     pub(crate) wrapping_key: Box<[u8]>,
     pub(crate) plan: Plan,
-}
-
-/// Which keys travel in which chunk.
-#[derive(Default)]
-pub(crate) struct Plan {
-    pub(crate) chunks: Vec<Vec<KeyId>>,
-    pub(crate) key_count: u64,
-    pub(crate) withheld_count: u64,
-    bytes_in_last: usize,
 }
 
 /// What the checks lead to.
@@ -102,8 +95,13 @@ pub enum Refusal {
     #[error("step 17, layers: key {layer} lies on key {key} and would stay behind")]
     LayerLeftBehind { key: KeyId, layer: KeyId },
     #[error(
-        "step 17, layers: key {0} and all that lies on it do not fit into one chunk and can't be moved; copy them and \
-         destroy them here, or make the clones independent by rekeying them first"
+        "step 17, layers: key {0} and all that lies on it are more than an authorization can name; select them by a label, or \
+         all keys"
+    )]
+    TooManyToName(KeyId),
+    #[error(
+        "step 17, layers: key {0} and all that lies on it do not fit into {MAX_FAMILY_CHUNKS} chunks and can't be moved; \
+         copy them and destroy them here, or make the clones independent by rekeying them first"
     )]
     TooManyLayers(KeyId),
     #[error("step 18, caps: {keys} keys would leave, and this lockbox lets {cap} leave under one authorization")]
@@ -149,6 +147,7 @@ impl Refusal {
             | Self::InJob { .. }
             | Self::MissingAncestor { .. }
             | Self::LayerLeftBehind { .. }
+            | Self::TooManyToName(_)
             | Self::TooManyLayers(_)
             | Self::TooManyKeys { .. }
             | Self::TooManyTransfers { .. }
@@ -282,10 +281,11 @@ impl Lockbox {
         }
         let is_named = matches!(statement.selection, Selection::Ids(_));
         for group in bonds.groups() {
-            match group.fits_a_chunk() {
-                true => plan.put(&group.key_ids(), group.bytes(), self.chunk_keys)?,
-                false if is_named => return Err(Refusal::TooManyLayers(group.lowest())),
-                false => plan.withheld_count += group.count() as u64,
+            let (lowest, count) = (group.lowest(), group.count());
+            match group.parts(self.chunk_keys) {
+                Some(parts) => plan.put_family(&parts, self.chunk_keys)?,
+                None if is_named => return Err(Refusal::TooManyLayers(lowest)),
+                None => plan.withheld_count += count as u64,
             }
         }
         if plan.chunks.is_empty() {
@@ -407,32 +407,6 @@ impl Lockbox {
         if !target.labels.contain(&policy.required_target_labels) {
             return veto("must not go to a lockbox with the target's labels");
         }
-        Ok(())
-    }
-}
-
-impl Plan {
-    /// Puts a key into the last chunk, or into a new one if it does not fit.
-    fn add(&mut self, key: &Key, most_keys: usize) -> Result<(), Refusal> {
-        self.put(&[key.info.key_id], bytes_of(key), most_keys)
-    }
-
-    /// Puts keys that travel as one into one chunk.
-    fn put(&mut self, key_ids: &[KeyId], bytes: usize, most_keys: usize) -> Result<(), Refusal> {
-        let fits = self.chunks.last().is_some_and(|chunk| {
-            chunk.len() + key_ids.len() <= most_keys && self.bytes_in_last + bytes <= MAX_CHUNK_BYTES - 8
-        });
-        if !fits {
-            if self.chunks.len() == MAX_CHUNKS as usize {
-                return Err(Refusal::TooManyChunks);
-            }
-            self.chunks.push(Vec::new());
-            self.bytes_in_last = 0;
-        }
-        let chunk = self.chunks.last_mut().expect("one was pushed if there was none");
-        chunk.extend(key_ids);
-        self.bytes_in_last += bytes;
-        self.key_count += key_ids.len() as u64;
         Ok(())
     }
 }

@@ -3,6 +3,8 @@
 //! Each change of a transfer leaves a note in the outbox, in the same step. The note goes when the broker has acknowledged a
 //! report of the transfer's end.
 
+use std::ops::Range;
+
 use lockbox_authz::authorization::{Authorization, Revocation};
 use lockbox_authz::envelope::UnverifiedEnvelope;
 use lockbox_authz::id::{AuthorizationId, LockboxId};
@@ -38,6 +40,8 @@ pub struct TransferStatus {
     pub chunk_count: u32,
     /// Settled at the source, or stored and settled at the target.
     pub chunks_done: u32,
+    /// The same, with those that have a receipt and wait for the rest of their family at the source.
+    pub chunks_received: u32,
     pub withheld_count: u64,
     pub began_at_ms: i64,
     pub ended_at_ms: i64,
@@ -52,8 +56,10 @@ pub struct Report {
     pub receipts: Vec<Vec<u8>>,
     /// Serialized envelopes of erasure records that the broker does not have.
     pub erasure_records: Vec<Vec<u8>>,
-    /// The first chunk that this report says nothing of.
+    /// The first chunk of whose receipt this report says nothing.
     pub next_chunk: u32,
+    /// The first chunk of whose settlement this report says nothing.
+    pub next_unsettled_chunk: u32,
 }
 
 /// What of a report its acknowledgement needs.
@@ -63,6 +69,7 @@ pub struct Told {
     pub role: Role,
     pub state: TransferState,
     next_chunk: u32,
+    next_unsettled_chunk: u32,
     is_last: bool,
 }
 
@@ -81,13 +88,16 @@ impl Report {
             role: self.status.role,
             state: self.status.state,
             next_chunk: self.next_chunk,
+            next_unsettled_chunk: self.next_unsettled_chunk,
             is_last: self.is_last(),
         }
     }
 
     /// Whether more is to be told once this report is acknowledged.
     pub fn is_last(&self) -> bool {
-        self.status.state != TransferState::Open && self.next_chunk >= self.status.chunks_done
+        self.status.state != TransferState::Open
+            && self.next_chunk >= self.status.chunks_received
+            && self.next_unsettled_chunk >= self.status.chunks_done
     }
 }
 
@@ -122,27 +132,38 @@ impl Lockbox {
         Ok(all)
     }
 
-    /// Receipts and erasure records from a chunk on, at most 64 of each.
+    /// Receipts and erasure records of settled chunks from a chunk on, at most 64 of each.
     pub fn evidence(&self, status: &TransferStatus, from_chunk: u32) -> Result<Evidence, LockboxError> {
+        let chunks = page(from_chunk, status.chunks_done);
+        self.evidence_of(status, chunks.clone(), chunks)
+    }
+
+    /// The receipts of some chunks, and the erasure records of others, which neither begin nor end behind them.
+    fn evidence_of(
+        &self,
+        status: &TransferStatus,
+        received: Range<u32>,
+        settled: Range<u32>,
+    ) -> Result<Evidence, LockboxError> {
+        let id = status.authorization_id;
+        let of_chunk = |chunk| match status.role {
+            Role::Source => {
+                let record = self.outgoing_chunk(id, chunk)?;
+                Ok::<_, LockboxError>((record.receipt, record.erasure_record))
+            }
+            Role::Target => {
+                let record = self.incoming_chunk(id, chunk)?;
+                Ok((record.receipt, record.erasure_record))
+            }
+        };
         let mut evidence = Evidence::default();
-        let end = from_chunk.saturating_add(RECEIPTS_PER_MESSAGE).min(status.chunks_done);
-        for chunk in from_chunk..end {
-            let (receipt, erasure_record) = match status.role {
-                Role::Source => {
-                    let record = self.outgoing_chunk(status.authorization_id, chunk)?;
-                    (record.receipt, record.erasure_record)
-                }
-                Role::Target => {
-                    let record = self.incoming_chunk(status.authorization_id, chunk)?;
-                    (record.receipt, record.erasure_record)
-                }
-            };
-            evidence
-                .receipts
-                .extend(receipt.map(|envelope| envelope.encode_to_vec()));
-            evidence
-                .erasure_records
-                .extend(erasure_record.map(|envelope| envelope.encode_to_vec()));
+        for chunk in settled.start..received.end {
+            let (receipt, erasure_record) = of_chunk(chunk)?;
+            let receipt = receipt.filter(|_| received.contains(&chunk));
+            let erasure_record = erasure_record.filter(|_| settled.contains(&chunk));
+            let encode = |envelope: lockbox_authz::wire::Envelope| envelope.encode_to_vec();
+            evidence.receipts.extend(receipt.map(encode));
+            evidence.erasure_records.extend(erasure_record.map(encode));
         }
         Ok(evidence)
     }
@@ -170,7 +191,7 @@ impl Lockbox {
                 let id =
                     AuthorizationId::from_slice("authorization_id", &place[1..]).map_err(|_| damaged("a report"))?;
                 let note = wire::OutboxRecord::decode(&bytes[..]).map_err(|_| damaged("a report"))?;
-                reports.push(self.report(id, role, note.next_chunk)?);
+                reports.push(self.report(id, role, &note)?);
             }
         }
         Ok(reports)
@@ -190,7 +211,8 @@ impl Lockbox {
         if told.is_last && current.state == told.state {
             changes.remove(row);
         } else {
-            changes.put(row, outbox(told.next_chunk));
+            let unsettled = told.next_chunk.saturating_sub(told.next_unsettled_chunk);
+            changes.put(row, outbox(told.next_chunk, unsettled));
         }
         let batches = self.vault.stage(changes, rng)?;
         Ok(Step::new(batches, ()))
@@ -227,9 +249,11 @@ impl Lockbox {
     /// Sends no further chunk. Chunks that were sent may be stored at the target: their keys stay bound until it has said so.
     fn stop_sending(&self, outgoing: &mut Outgoing, now_ms: i64, changes: &mut Changes) -> Result<(), LockboxError> {
         outgoing.record.revoked = true;
-        self.release(outgoing, outgoing.record.next_unsent_chunk, changes)?;
         if outgoing.record.next_unsent_chunk == outgoing.record.next_chunk {
-            outgoing.end(TransferState::Ended, "it was revoked", now_ms);
+            self.release(outgoing, outgoing.next_unsettled_chunk(), changes)?;
+            outgoing.end("it was revoked", now_ms);
+        } else {
+            self.release(outgoing, outgoing.record.next_unsent_chunk, changes)?;
         }
         outgoing.put(changes);
         note_outgoing(self, outgoing.id(), changes)
@@ -256,8 +280,8 @@ impl Lockbox {
                         self.stop_sending(&mut outgoing, now_ms, &mut changes)?;
                     }
                 } else {
-                    self.release(&outgoing, outgoing.record.next_chunk, &mut changes)?;
-                    outgoing.end(TransferState::Ended, WHY, now_ms);
+                    self.release(&outgoing, outgoing.next_unsettled_chunk(), &mut changes)?;
+                    outgoing.end(WHY, now_ms);
                     outgoing.put(&mut changes);
                     note_outgoing(self, outgoing.id(), &mut changes)?;
                 }
@@ -288,15 +312,23 @@ impl Lockbox {
         Ok(Step::new(batches, ()))
     }
 
-    fn report(&self, id: AuthorizationId, role: Role, from_chunk: u32) -> Result<Report, LockboxError> {
+    /// A stolen target may hide what it has received, so the broker hears of a receipt when it comes. What a family's chunks
+    /// lead to is told when all of it has arrived.
+    fn report(&self, id: AuthorizationId, role: Role, note: &wire::OutboxRecord) -> Result<Report, LockboxError> {
         let status = self.report_status(id, role)?;
-        let evidence = self.evidence(&status, from_chunk)?;
-        let reported = u32::try_from(evidence.receipts.len()).unwrap_or(u32::MAX);
+        let received = page(note.next_chunk, status.chunks_received);
+        let settled = page(
+            note.next_chunk.saturating_sub(note.unsettled_chunks),
+            status.chunks_done,
+        );
+        let (next_chunk, next_unsettled_chunk) = (received.end, settled.end);
+        let evidence = self.evidence_of(&status, received, settled)?;
         Ok(Report {
             status,
-            next_chunk: from_chunk.saturating_add(reported),
             receipts: evidence.receipts,
             erasure_records: evidence.erasure_records,
+            next_chunk,
+            next_unsettled_chunk,
         })
     }
 
@@ -346,13 +378,23 @@ pub(crate) fn note_incoming(lockbox: &Lockbox, id: AuthorizationId, changes: &mu
 
 fn note(lockbox: &Lockbox, row: Row, changes: &mut Changes) -> Result<(), LockboxError> {
     if lockbox.vault.read(row)?.is_none() {
-        changes.put(row, outbox(0));
+        changes.put(row, outbox(0, 0));
     }
     Ok(())
 }
 
-fn outbox(next_chunk: u32) -> Vec<u8> {
-    wire::OutboxRecord { version: 1, next_chunk }.encode_to_vec()
+fn outbox(next_chunk: u32, unsettled_chunks: u32) -> Vec<u8> {
+    let record = wire::OutboxRecord {
+        version: 1,
+        next_chunk,
+        unsettled_chunks,
+    };
+    record.encode_to_vec()
+}
+
+/// The chunks of one report, or of one answer.
+fn page(from_chunk: u32, end: u32) -> Range<u32> {
+    from_chunk..from_chunk.saturating_add(RECEIPTS_PER_MESSAGE).min(end).max(from_chunk)
 }
 
 fn outgoing_status(outgoing: &Outgoing) -> TransferStatus {
@@ -366,7 +408,8 @@ fn outgoing_status(outgoing: &Outgoing) -> TransferStatus {
         key_count: record.key_count,
         keys_done: record.keys_done,
         chunk_count: record.chunk_count,
-        chunks_done: record.next_chunk,
+        chunks_done: outgoing.next_unsettled_chunk(),
+        chunks_received: record.next_chunk,
         withheld_count: record.withheld_count,
         began_at_ms: record.opened_at_ms,
         ended_at_ms: record.ended_at_ms,
@@ -386,6 +429,7 @@ fn incoming_status(incoming: &Incoming) -> TransferStatus {
         keys_done: record.keys_done,
         chunk_count: record.chunk_count,
         chunks_done: record.next_settled_chunk,
+        chunks_received: record.next_settled_chunk,
         withheld_count: record.withheld_count,
         began_at_ms: record.accepted_at_ms,
         ended_at_ms: record.ended_at_ms,

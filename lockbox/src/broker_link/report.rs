@@ -14,6 +14,7 @@ pub(super) struct Gist {
     chunk_count: u32,
     chunks_done: u32,
     next_chunk: u32,
+    next_unsettled_chunk: u32,
 }
 
 impl Gist {
@@ -26,6 +27,7 @@ impl Gist {
             chunk_count: status.chunk_count,
             chunks_done: status.chunks_done,
             next_chunk: report.next_chunk,
+            next_unsettled_chunk: report.next_unsettled_chunk,
         }
     }
 }

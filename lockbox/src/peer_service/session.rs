@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use lockbox_authz::{Authorization, AuthorizationId, PublicKey, UnverifiedEnvelope};
 use lockbox_core::permit::Refusal;
-use lockbox_core::transfer::Present;
 use lockbox_core::transfer::source::{AwaitPresent, AwaitReceipt, AwaitResume, Next, SourceError};
+use lockbox_core::transfer::{Present, Settlement};
 use lockbox_rpc::api::peer::{TransferRequest, TransferResponse};
 use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
@@ -129,10 +129,7 @@ impl Talk {
                 .engine
                 .step(move |lockbox, now_ms, rng| state.resume(lockbox, &resume, now_ms, rng));
             let (settlements, next) = step.await?;
-            for settlement in &settlements {
-                tracing::info!(target: "transfer", authorization = %id, step = "receipt-settled", role = "source");
-                self.send(peer_wire::settlement(settlement)).await?;
-            }
+            self.say(&settlements, id).await?;
             match next {
                 Next::Resume(awaiting) => state = awaiting,
                 Next::Receipt(awaiting) => return Ok(Some(awaiting)),
@@ -157,9 +154,11 @@ impl Talk {
                 .node
                 .engine
                 .step(move |lockbox, now_ms, rng| state.receipt(lockbox, &receipt, now_ms, rng));
-            let (settlement, next) = step.await?;
-            tracing::info!(target: "transfer", authorization = %id, step = "receipt-settled", role = "source");
-            self.send(peer_wire::settlement(&settlement)).await?;
+            let (settlements, next) = step.await?;
+            if settlements.is_empty() {
+                tracing::info!(target: "transfer", authorization = %id, step = "receipt-noted", role = "source");
+            }
+            self.say(&settlements, id).await?;
             match next {
                 Next::Receipt(awaiting) => state = awaiting,
                 Next::Finished => return self.finish(id).await,
@@ -194,6 +193,14 @@ impl Talk {
             tracing::info!(target: "transfer", authorization = %id, step = "chunk-sent", role = "source", chunk = chunk.chunk);
             self.send(peer_wire::chunk(chunk)).await?;
         }
+    }
+
+    async fn say(&self, settlements: &[Settlement], id: AuthorizationId) -> Result<(), SessionError> {
+        for settlement in settlements {
+            tracing::info!(target: "transfer", authorization = %id, step = "receipt-settled", role = "source");
+            self.send(peer_wire::settlement(settlement)).await?;
+        }
+        Ok(())
     }
 
     async fn finish(&mut self, id: AuthorizationId) -> Result<(), SessionError> {
@@ -241,6 +248,7 @@ fn concerns_the_target(refusal: &Refusal) -> bool {
             | Refusal::Canary(_)
             | Refusal::MissingAncestor { .. }
             | Refusal::LayerLeftBehind { .. }
+            | Refusal::TooManyToName(_)
             | Refusal::TooManyLayers(_)
             | Refusal::TooManyKeys { .. }
             | Refusal::TooManyChunks

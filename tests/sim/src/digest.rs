@@ -103,7 +103,12 @@ fn of_record(kind: u8, record: &[u8]) -> Digest {
         b't' => of_incoming(record),
         b'p' => {
             let chunk: wire::OutgoingChunk = decode(record);
-            of(&(&chunk.key_ids, chunk.receipt.is_some(), chunk.erasure_record.is_some()))
+            of(&(
+                &chunk.key_ids,
+                chunk.erased_with_next,
+                chunk.receipt.is_some(),
+                chunk.erasure_record.is_some(),
+            ))
         }
         _ => {
             let chunk: wire::IncomingChunk = decode(record);
@@ -126,6 +131,7 @@ fn of_outgoing(record: &[u8]) -> Digest {
         record.chunk_count,
         record.next_chunk,
         record.next_unsent_chunk,
+        record.waiting_chunks,
         record.key_count,
         record.keys_done,
         record.revoked,

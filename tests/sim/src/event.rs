@@ -44,9 +44,13 @@ events! {
     Chunks(keys);
     /// A key is made.
     Create(node, pinned);
+    /// A layer is made on a key that is here. Its job is given up: nothing was written yet.
+    Layer(node, pick);
+    /// An operator gives up the jobs that power cuts have left open.
+    Cancel(node);
     /// A key is destroyed, one of those that are here.
     Destroy(node, pick);
-    /// The broker authorizes a transfer. `keys`: 0 all, else so many of the source's keys.
+    /// The broker authorizes a transfer. `keys`: 0 all, else so many of the source's keys, and those that have to come along.
     Authorize(source, target, moves, keys, pick);
     /// The broker hands an authorization to a lockbox, its target or another.
     Offer(authorization, node);

@@ -8,6 +8,7 @@ use lockbox_core::wire::TransferState;
 
 use crate::digest::{self, Digest};
 use crate::event::Event;
+use crate::node::Node;
 use crate::world::World;
 
 /// A named invariant that does not hold, and what shows it.
@@ -76,6 +77,7 @@ impl Observer {
                 return violation("no-key-is-lost", format!("key {} is durable nowhere", made.key_id));
             }
         }
+        check_chains(world)?;
         // A transfer completes durably when its source syncs.
         match event {
             Event::Sync { node } => self.check_completed(world, node),
@@ -152,6 +154,25 @@ fn check_arrival(world: &World, node: usize, key_id: KeyId) -> Result<(), Violat
         );
     }
     // A destroy that was lost with the power was never acknowledged, and may be undone by it.
+    Ok(())
+}
+
+/// Each key that is somewhere is in some place with all that it lies on: a volume's key is worth nothing without.
+fn check_chains(world: &World) -> Result<(), Violation> {
+    let holders = |keys: &[KeyId]| {
+        let holds_all = |node: &&Node| keys.iter().all(|key_id| node.holds_durably(*key_id));
+        world.nodes.iter().filter(holds_all).count()
+    };
+    for made in world.made.iter().filter(|made| made.lies_on.is_some()) {
+        let chain: Vec<KeyId> = world.chain(made.key_id).collect();
+        let was_destroyed = world.destroyed.iter().any(|(_, key_id)| chain.contains(key_id));
+        if !was_destroyed && holders(&chain[..1]) > 0 && holders(&chain) == 0 {
+            return violation(
+                "every-chain-is-whole-somewhere",
+                format!("key {} is nowhere with all that it lies on", made.key_id),
+            );
+        }
+    }
     Ok(())
 }
 

@@ -167,9 +167,13 @@ fn choose(world: &World, choice: &mut SeededRng, faults: Faults) -> Option<Event
         let event = match roll {
             0..400 => sync_somewhere(world, node),
             400..750 => message(world, choice).map(|(session, to_source)| Event::Deliver { session, to_source }),
-            750..770 => (world.made.len() < MOST_KEYS).then(|| Event::Create {
+            750..762 => (world.made.len() < MOST_KEYS).then(|| Event::Create {
                 node,
                 pinned: usize::from(choice.below(16) == 0),
+            }),
+            762..770 => (world.made.len() < MOST_KEYS).then(|| Event::Layer {
+                node,
+                pick: choice.below(64),
             }),
             770..800 => wants_work(world).then(|| Event::Authorize {
                 source: node,
@@ -328,6 +332,7 @@ fn settle(world: &mut World, observer: &mut Observer, faults: Faults) -> Result<
     for node in 0..world.nodes.len() {
         happen(world, Event::Clock { node, seconds: 100_000 })?;
         happen(world, Event::Learn { node })?;
+        happen(world, Event::Cancel { node })?;
     }
     for authorization in 0..world.issued.len() {
         let (source, target) = (world.issued[authorization].source, world.issued[authorization].target);
@@ -435,8 +440,11 @@ fn check_ends(world: &World, faults: Faults) -> Result<(), Violation> {
             });
         }
         let complete = (target.state, source.state) == (TransferState::Complete, TransferState::Complete);
-        // Two lockboxes that move the same key to each other: one of them declines.
-        let crossed = target.detail.contains("is being moved away");
+        // Two lockboxes that move the same key to each other: one of them declines. And a target that moves the keys on, which a
+        // family has at its bottom, takes nothing more of it.
+        let crossed = ["is being moved away", "is not here and did not come with it"]
+            .iter()
+            .any(|why| target.detail.contains(why));
         if !complete && !crossed {
             return Err(Violation {
                 invariant: "what-is-permitted-completes",

@@ -1,5 +1,6 @@
 //! The whole cluster in one process: admins, a broker, lockboxes, and the connections between them.
 
+mod families;
 mod faults;
 mod promises;
 pub(crate) mod session;
@@ -12,7 +13,7 @@ use lockbox_authz::keys::{SecretKey, Signer};
 use lockbox_authz::roster::{Admins, Change, Genesis, Roster, RosterEntry};
 use lockbox_authz::{AuthorizationId, KeyId, Verified};
 use lockbox_core::keys::KeyRequest;
-use lockbox_core::record::TransferPolicy;
+use lockbox_core::record::{ClonePolicy, TransferPolicy};
 use lockbox_core::transfer::source::{AwaitResume, Next};
 use lockbox_core::transfer::target::AwaitChunk;
 use lockbox_core::transfer::{Offer, Resume, Settlement};
@@ -47,6 +48,7 @@ pub(crate) struct Issued {
 pub(crate) struct Made {
     pub(crate) key_id: KeyId,
     pub(crate) node: usize,
+    pub(crate) lies_on: Option<KeyId>,
 }
 
 pub(crate) struct World {
@@ -148,6 +150,8 @@ impl World {
                 self.limit_chunks();
             }
             Event::Create { node, pinned } => self.create(node, pinned == 1),
+            Event::Layer { node, pick } => self.layer(node, pick),
+            Event::Cancel { node } => self.cancel_jobs(node),
             Event::Destroy { node, pick } => self.destroy(node, pick),
             Event::Authorize {
                 source,
@@ -208,6 +212,10 @@ impl World {
         let request = KeyRequest {
             key_id: Some(key_id),
             name: "volume".to_owned(),
+            clone_policy: ClonePolicy {
+                layer: true,
+                ..ClonePolicy::default()
+            },
             transfer_policy: TransferPolicy {
                 pinned,
                 ..TransferPolicy::default()
@@ -218,7 +226,8 @@ impl World {
             .lockbox
             .create_key(request, Some(32), now_ms, &mut self.rng);
         let step = step.expect("a good request");
-        self.made.push(Made { key_id, node });
+        let lies_on = None;
+        self.made.push(Made { key_id, node, lies_on });
         self.nodes[node].submit(step, None, |_| Outcome::Nothing);
     }
 
@@ -250,7 +259,8 @@ impl World {
         let selection = match keys {
             0 => Selection::All,
             count => {
-                let ids = (0..count).map(|offset| here[(pick + offset) % here.len()]).collect();
+                let picked = (0..count).map(|offset| here[(pick + offset) % here.len()]);
+                let ids = self.with_bound(picked.collect(), &here, moves);
                 Selection::from_unsorted_ids(ids).expect("a few keys")
             }
         };

@@ -3,7 +3,8 @@
 //! Safety: the simulation's invariants hold in each state. Liveness: from each state, the transfers end if nothing goes wrong any
 //! more. A stream loses no message and goes on, so a lost message leaves a connection that can still be cut.
 //!
-//! `LOCKBOX_MODEL=long` adds a crash at any point to the scopes that have none without it, and takes minutes.
+//! `LOCKBOX_MODEL=long` adds a crash at any point to the scopes that have none without it, and a MOVE onward to that of a family;
+//! it takes minutes.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Mutex;
@@ -122,6 +123,25 @@ fn scope(lockboxes: usize, keys: usize, authorized: &[Event], budget: Budget) ->
     }
 }
 
+/// The same, with a family of so many keys that lie on each other.
+fn family_scope(keys: usize, budget: Budget) -> Scope {
+    let mut scope = scope(2, 1, &[], budget);
+    for pick in 1..keys {
+        // One batch makes the layer, one gives up its job.
+        let sync = Event::Sync { node: 0 };
+        scope.opening.extend([
+            Event::Layer {
+                node: 0,
+                pick: pick - 1,
+            },
+            sync,
+            sync,
+        ]);
+    }
+    scope.opening.push(transfer(1, 1, 0));
+    scope
+}
+
 /// A transfer of so many keys from node 0.
 fn transfer(moves: usize, target: usize, keys: usize) -> Event {
     Event::Authorize {
@@ -133,7 +153,7 @@ fn transfer(moves: usize, target: usize, keys: usize) -> Event {
     }
 }
 
-/// A crash in the scopes that are large with one.
+/// A crash, or what else there may be one of, in the scopes that are large with it.
 fn crashes() -> u8 {
     u8::from(std::env::var("LOCKBOX_MODEL").is_ok_and(|scopes| scopes == "long"))
 }
@@ -225,6 +245,41 @@ fn a_key_that_comes_back() {
         ..NONE
     };
     explore("a key that comes back", scope(2, 1, &[transfer(1, 1, 1)], budget));
+}
+
+#[test]
+fn a_move_of_a_family_with_a_crash() {
+    let budget = Budget { crashes: 1, ..NONE };
+    explore("a move of a family", family_scope(2, budget));
+}
+
+#[test]
+fn a_move_of_a_family_that_is_revoked() {
+    let budget = Budget {
+        crashes: crashes(),
+        revocations: 1,
+        ..NONE
+    };
+    explore("a move of a family that is revoked", family_scope(2, budget));
+}
+
+#[test]
+fn a_move_of_a_family_to_a_lockbox_that_is_retired() {
+    let budget = Budget {
+        crashes: crashes(),
+        retirements: 1,
+        ..NONE
+    };
+    explore("a move of a family to a retired lockbox", family_scope(2, budget));
+}
+
+#[test]
+fn a_family_of_which_a_part_is_moved_on() {
+    let budget = Budget {
+        returns: crashes(),
+        ..NONE
+    };
+    explore("a family of which a part is moved on", family_scope(2, budget));
 }
 
 #[test]

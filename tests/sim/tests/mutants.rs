@@ -11,7 +11,7 @@ use std::sync::{Mutex, PoisonError};
 
 /// What is broken, and the invariant that must be seen to fail. From the first seed on: a mutant that breaks several is found by
 /// whichever a seed meets first, and seed 1 meets the end of a transfer that a wrong receipt has stuck.
-const MUTANTS: [(&str, &str); 6] = [
+const MUTANTS: [(&str, &str); 7] = [
     // A persist is dropped: the source's, that the authorization is spent; the target's, of the keys.
     ("ledger-not-written", "spent-before-it-is-answered"),
     ("keys-not-written", "stored-before-it-is-received"),
@@ -23,6 +23,8 @@ const MUTANTS: [(&str, &str); 6] = [
     ("roster-unchecked", "nothing-for-strangers"),
     // The source takes no receipt once the authorization has expired.
     ("receipt-expires", "what-begins-ends"),
+    // The source erases what has arrived of a family while the rest is on its way.
+    ("family-torn", "every-chain-is-whole-somewhere"),
 ];
 
 const FIRST_SEED: &str = "2";

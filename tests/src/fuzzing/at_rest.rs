@@ -273,6 +273,7 @@ pub(super) fn records() -> Vec<(&'static str, Vec<u8>)> {
         chunk_count: 1,
         next_chunk: 1,
         key_count: 1,
+        waiting_chunks: 1,
         ..Default::default()
     };
     let outgoing_chunk = wire::OutgoingChunk {
@@ -280,6 +281,7 @@ pub(super) fn records() -> Vec<(&'static str, Vec<u8>)> {
         key_ids: vec![vec![4; 16]],
         receipt: receipt.clone(),
         erasure_record: erasure_record.clone(),
+        erased_with_next: true,
     };
     let incoming = wire::IncomingRecord {
         version: 1,
@@ -298,6 +300,7 @@ pub(super) fn records() -> Vec<(&'static str, Vec<u8>)> {
     let outbox = wire::OutboxRecord {
         version: 1,
         next_chunk: 1,
+        unsettled_chunks: 1,
     };
     let alarm = wire::AlarmRecord {
         version: 1,

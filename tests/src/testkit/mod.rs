@@ -34,6 +34,7 @@ pub mod canary;
 mod cluster;
 pub mod disk;
 pub mod fake_broker;
+mod families;
 pub mod key_client;
 mod keys;
 mod lockbox;

@@ -298,11 +298,11 @@ fn transfer(a: &mut Node, b: &mut Node, authorization: &Verified<Authorization>)
         .expect("it seals")
         .expect("there is one");
     let (receipt, await_chunk) = b.step(|lockbox, rng| await_chunk.chunk(lockbox, &chunk, NOW_MS, rng));
-    let (settlement, next) = a.step(|lockbox, rng| await_receipt.receipt(lockbox, &receipt, NOW_MS, rng));
+    let (mut settlements, next) = a.step(|lockbox, rng| await_receipt.receipt(lockbox, &receipt, NOW_MS, rng));
     assert!(matches!(next, Next::Finished), "the only chunk is settled");
-    let await_chunk = b.step(|lockbox, rng| await_chunk.settled(lockbox, &settlement, rng));
+    let await_chunk = b.step(|lockbox, rng| await_chunk.settled(lockbox, &settlements[0], rng));
     b.step(|lockbox, rng| await_chunk.finished(lockbox, NOW_MS, rng));
-    let Settlement::Erased { erasure_record } = settlement else {
+    let Some(Settlement::Erased { erasure_record }) = settlements.pop() else {
         panic!("a MOVE erases")
     };
     let source = a.lockbox.identity().public_key();

@@ -46,7 +46,7 @@ impl Relation {
     }
 }
 
-/// Keys that lie on each other in one chain. A MOVE takes a chain in one chunk, and a chain that has no end is a ring.
+/// Keys that lie on each other in one chain. A chain that has no end is a ring.
 pub(crate) const MAX_LAYERS: usize = 64;
 
 /// Keys of one family that are looked at.

@@ -1,17 +1,19 @@
 //! Keys that lie on each other: which of them may leave, and with which others. SPEC section 6.3, step 17.
 //!
 //! A MOVE erases a chunk at the source when it is stored at the target, so a family that a chunk boundary parted would for a
-//! while be whole nowhere: it takes a family as one. A COPY erases nothing, and a key needs no more than what it lies on. A
-//! target stores chunks in their order, so that may have come in an earlier one.
+//! while be whole nowhere: it takes a family as one, in one chunk or in chunks that are erased in one step. A COPY erases
+//! nothing, and a key needs no more than what it lies on. A target stores chunks in their order, so that may have come in an
+//! earlier one.
 
 use std::collections::BTreeMap;
 
 use lockbox_authz::authorization::Operation;
 use lockbox_authz::id::KeyId;
+use lockbox_authz::limits::MAX_SELECTED_KEYS;
 
 use super::Refusal;
 use crate::lifecycle::family::MAX_LAYERS;
-use crate::limits::{MAX_CHUNK_BYTES, MAX_CHUNK_KEYS};
+use crate::limits::{MAX_CHUNK_BYTES, MAX_FAMILY_CHUNKS};
 use crate::lockbox::{Lockbox, LockboxError};
 use crate::record::Key;
 
@@ -32,7 +34,7 @@ struct Bond {
     above: Vec<KeyId>,
 }
 
-/// Keys that travel in one chunk, each after what it lies on.
+/// Keys that travel as one, each after what it lies on.
 pub(super) struct Group {
     keys: Vec<Member>,
 }
@@ -79,9 +81,9 @@ impl Bonds {
         let refusal = self.keys.iter().find_map(|(key, bond)| self.torn(*key, bond));
         match refusal {
             None => Ok(()),
-            // To be told of one layer after the other would not help: they can't all go.
+            // To be told of one layer after the other would not help: they can't all be named.
             Some(Refusal::LayerLeftBehind { key, layer }) => Err(match self.too_wide(lockbox, key)? {
-                Some(lowest) => Refusal::TooManyLayers(lowest),
+                Some(lowest) => Refusal::TooManyToName(lowest),
                 None => Refusal::LayerLeftBehind { key, layer },
             }),
             Some(refusal) => Err(refusal),
@@ -105,7 +107,7 @@ impl Bonds {
         (before - self.keys.len()) as u64
     }
 
-    /// What travels in one chunk each, in the order in which it is to be planned: for a MOVE whole families, for a COPY each
+    /// What travels as one each, in the order in which it is to be planned: for a MOVE whole families, for a COPY each
     /// key by itself, after what it lies on.
     pub(super) fn groups(&self) -> Vec<Group> {
         let is_lowest = |bond: &Bond| bond.below.is_none_or(|below| !self.keys.contains_key(&below));
@@ -143,7 +145,7 @@ impl Bonds {
         left.map(|layer| Refusal::LayerLeftBehind { key, layer: *layer })
     }
 
-    /// The lowest key of a family, if the family has more keys here than a chunk takes, selected or not.
+    /// The lowest key of a family, if the family has more keys here than can be named, selected or not.
     fn too_wide(&self, lockbox: &Lockbox, key: KeyId) -> Result<Option<KeyId>, LockboxError> {
         let mut lowest = key;
         for _ in 0..MAX_LAYERS {
@@ -154,7 +156,7 @@ impl Bonds {
         while let Some(next) = waiting.pop() {
             count += 1;
             waiting.extend(lockbox.keys_on(next)?);
-            if count + waiting.len() > MAX_CHUNK_KEYS {
+            if count + waiting.len() > MAX_SELECTED_KEYS {
                 return Ok(Some(lowest));
             }
         }
@@ -177,9 +179,21 @@ impl Group {
         self.keys.iter().map(|key| key.bytes).sum()
     }
 
-    /// Whether one chunk takes them, as long as nothing else is in it.
-    pub(super) fn fits_a_chunk(&self) -> bool {
-        self.count() <= MAX_CHUNK_KEYS && self.bytes() <= MAX_CHUNK_BYTES - 8
+    /// What of them travels in one chunk each, in their order. `None` if the chunks would be too many to be erased in one step.
+    pub(super) fn parts(self, most_keys: usize) -> Option<Vec<Self>> {
+        let mut parts: Vec<Self> = Vec::new();
+        let mut bytes = 0;
+        for key in self.keys {
+            bytes += key.bytes;
+            let fits = |part: &Self| part.count() < most_keys && bytes <= MAX_CHUNK_BYTES - 8;
+            if !parts.last().is_some_and(fits) {
+                bytes = key.bytes;
+                parts.push(Self { keys: Vec::new() });
+            }
+            let part = parts.last_mut().expect("one was pushed if there was none");
+            part.keys.push(key);
+        }
+        (parts.len() <= MAX_FAMILY_CHUNKS).then_some(parts)
     }
 
     /// The key that all the others lie on, if they were not taken apart.

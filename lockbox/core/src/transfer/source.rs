@@ -4,17 +4,17 @@
 //! |---|---|---|---|
 //! | [`AwaitPresent`] | Present | checks the authorization; records it, the plan and the session | [`AwaitResume`] |
 //! | [`AwaitResume`] | Resume | settles the receipts of earlier sessions | [`AwaitResume`], [`AwaitReceipt`], finished or ended |
-//! | [`AwaitReceipt`] | Receipt | settles it: COPY notes it, MOVE erases the chunk's keys | [`AwaitReceipt`], finished or ended |
+//! | [`AwaitReceipt`] | Receipt | settles it: COPY notes it, MOVE erases the chunk's keys, those of a family all at once | [`AwaitReceipt`], finished or ended |
 //!
 //! A state is consumed by its transition, and the next one is locked in the step until the step is durable. So a chunk can
 //! only be sent, and an erasure only be reported, after the ledger has it.
 
 use std::collections::BTreeMap;
 
-use lockbox_authz::envelope::{EnvelopeError, UnverifiedEnvelope, Verified};
-use lockbox_authz::id::{AuthorizationId, Hash, KeyId, SessionId};
+use lockbox_authz::envelope::{EnvelopeError, Verified};
+use lockbox_authz::id::{AuthorizationId, Hash, SessionId};
 use lockbox_authz::keys::PublicKey;
-use lockbox_authz::transfer::{ErasureRecord, Receipt, SessionOffer};
+use lockbox_authz::transfer::SessionOffer;
 use prost::Message;
 use rand_core::CryptoRng;
 use zeroize::Zeroizing;
@@ -22,17 +22,19 @@ use zeroize::Zeroizing;
 use super::{Chunk, Offer, Present, Resume, Settlement, chunk_aad, session_info};
 use crate::keys::random;
 use crate::ledger::{Entry, Outgoing, damaged, planned_keys};
-use crate::lifecycle::family::{unindex, unindex_departed};
 use crate::limits::{CHUNK_WINDOW, RECEIPTS_PER_MESSAGE};
 use crate::lockbox::{Lockbox, LockboxError};
 use crate::permit::{Decision, Permit, Refusal};
 use crate::primitives::{SenderContext, hpke_setup_sender};
-use crate::record::{Departure, Tombstone};
 use crate::report;
 use crate::rows::Row;
 use crate::step::Step;
 use crate::vault::Changes;
 use crate::wire::{self, TransferState};
+
+use self::settle::{Settling, say_again};
+
+mod settle;
 
 /// Why the source ends a session.
 #[derive(Debug, thiserror::Error)]
@@ -138,17 +140,17 @@ impl AwaitResume {
             ));
         }
         let mut outgoing = self.session.outgoing(lockbox)?;
-        let mut changes = Changes::default();
+        let mut settling = Settling::default();
         let mut settlements = Vec::new();
         if !std::mem::replace(&mut self.said_again, true) {
-            for chunk in message.next_settled_chunk..outgoing.record.next_chunk {
+            for chunk in message.next_settled_chunk..outgoing.next_unsettled_chunk() {
                 settlements.push(say_again(lockbox, &outgoing, chunk)?);
             }
         }
         for receipt in &message.receipts {
-            settlements.push(
+            settlements.extend(
                 self.session
-                    .settle(lockbox, &mut outgoing, receipt, now_ms, &mut changes)?,
+                    .settle(lockbox, &mut outgoing, receipt, now_ms, &mut settling)?,
             );
         }
         self.session.next_to_send = outgoing.record.next_chunk;
@@ -160,14 +162,15 @@ impl AwaitResume {
                 &mut outgoing,
                 "the target declined the rest",
                 now_ms,
-                &mut changes,
+                &mut settling.changes,
             )?
         } else {
             self.session
-                .next(lockbox, &mut outgoing, now_ms, &mut changes, |session| {
+                .next(lockbox, &mut outgoing, now_ms, &mut settling.changes, |session| {
                     Next::Receipt(AwaitReceipt { session })
                 })?
         };
+        let mut changes = settling.into_changes(outgoing.id());
         outgoing.put(&mut changes);
         let batches = lockbox.vault.stage(changes, rng).map_err(LockboxError::from)?;
         Ok(Step::new(batches, (settlements, next)))
@@ -198,31 +201,34 @@ impl AwaitReceipt {
         Ok(Some(Chunk { chunk, ciphertext }))
     }
 
+    /// Notes a receipt, and says what that has settled: its chunk; nothing yet, while the rest of a family is to come; or the
+    /// chunks of a family that has arrived.
     pub fn receipt(
         mut self,
         lockbox: &mut Lockbox,
         receipt: &[u8],
         now_ms: i64,
         rng: &mut dyn CryptoRng,
-    ) -> Result<Step<(Settlement, Next)>, SourceError> {
+    ) -> Result<Step<(Vec<Settlement>, Next)>, SourceError> {
         let mut outgoing = self.session.outgoing(lockbox)?;
         if !self.session.sent.contains_key(&outgoing.record.next_chunk) {
             return Err(SourceError::ReceiptContent(
                 "is for a chunk that was not sent in this session",
             ));
         }
-        let mut changes = Changes::default();
-        let settlement = self
+        let mut settling = Settling::default();
+        let settlements = self
             .session
-            .settle(lockbox, &mut outgoing, receipt, now_ms, &mut changes)?;
+            .settle(lockbox, &mut outgoing, receipt, now_ms, &mut settling)?;
         let next = self
             .session
-            .next(lockbox, &mut outgoing, now_ms, &mut changes, |session| {
+            .next(lockbox, &mut outgoing, now_ms, &mut settling.changes, |session| {
                 Next::Receipt(Self { session })
             })?;
+        let mut changes = settling.into_changes(outgoing.id());
         outgoing.put(&mut changes);
         let batches = lockbox.vault.stage(changes, rng).map_err(LockboxError::from)?;
-        Ok(Step::new(batches, (settlement, next)))
+        Ok(Step::new(batches, (settlements, next)))
     }
 
     /// Whether chunks are on their way.
@@ -236,15 +242,16 @@ fn record_plan(permit: Permit, now_ms: i64, changes: &mut Changes) -> (Outgoing,
     let statement = permit.authorization.statement().clone();
     let id = statement.authorization_id;
     let chunk_count = u32::try_from(permit.plan.chunks.len()).expect("a plan has at most 65,536 chunks");
-    for (chunk, key_ids) in (0..).zip(&permit.plan.chunks) {
+    for (chunk, planned) in (0..).zip(&permit.plan.chunks) {
         let record = wire::OutgoingChunk {
             version: 1,
-            key_ids: key_ids.iter().map(|id| id.to_vec()).collect(),
+            key_ids: planned.key_ids.iter().map(|id| id.to_vec()).collect(),
             receipt: None,
             erasure_record: None,
+            erased_with_next: planned.erased_with_next,
         };
         changes.put(Row::OutgoingChunk(id, chunk), record.encode_to_vec());
-        for key_id in key_ids {
+        for key_id in &planned.key_ids {
             changes.put(Row::OutgoingKey(*key_id), id.to_vec());
         }
     }
@@ -344,81 +351,6 @@ impl Session {
             .map_err(|_| SourceError::Sealing)
     }
 
-    /// Acts on a receipt: notes it, and for a MOVE erases the chunk's keys.
-    fn settle(
-        &mut self,
-        lockbox: &Lockbox,
-        outgoing: &mut Outgoing,
-        receipt: &[u8],
-        now_ms: i64,
-        changes: &mut Changes,
-    ) -> Result<Settlement, SourceError> {
-        if !outgoing.is_open() {
-            return Err(SourceError::ReceiptContent("is for a transfer that has ended"));
-        }
-        let chunk = outgoing.record.next_chunk;
-        if chunk == outgoing.record.chunk_count {
-            return Err(SourceError::ReceiptContent("is for a chunk that does not exist"));
-        }
-        // Or a target could have keys erased that it never received, and that may be bound by another transfer by now.
-        if chunk >= outgoing.record.next_unsent_chunk {
-            return Err(SourceError::ReceiptContent("is for a chunk that was never sent"));
-        }
-        let mut record = lockbox.outgoing_chunk(self.authorization_id, chunk)?;
-        let key_ids = planned_keys(&record)?;
-        #[cfg(lockbox_mutant = "receipt-expires")]
-        crate::permit::check_time(&outgoing.authorization, now_ms)?;
-        let receipt = self.check_receipt(outgoing, receipt, chunk, &key_ids)?;
-        record.receipt = Some(receipt.envelope().to_wire());
-        lockbox.unbind(self.authorization_id, &key_ids, changes)?;
-        let settlement = if outgoing.is_move() {
-            let erased = erase(lockbox, outgoing, &receipt, key_ids, now_ms, changes)?;
-            record.erasure_record = Some(erased.to_wire());
-            Settlement::Erased { erasure_record: erased }
-        } else {
-            Settlement::Confirmed { chunk }
-        };
-        changes.put(Row::OutgoingChunk(self.authorization_id, chunk), record.encode_to_vec());
-        outgoing.record.keys_done += receipt.statement().key_ids.len() as u64;
-        outgoing.record.next_chunk += 1;
-        self.sent.remove(&chunk);
-        Ok(settlement)
-    }
-
-    fn check_receipt(
-        &self,
-        outgoing: &Outgoing,
-        bytes: &[u8],
-        chunk: u32,
-        key_ids: &[KeyId],
-    ) -> Result<Verified<Receipt>, SourceError> {
-        let target = outgoing.authorization.target.identity_key;
-        let receipt = UnverifiedEnvelope::from_bytes(bytes)?.verify::<Receipt>(&[target], 1)?;
-        let statement = receipt.statement();
-        let refuse = |why| Err(SourceError::ReceiptContent(why));
-        if cfg!(lockbox_mutant = "receipt-unchecked") {
-            return Ok(receipt);
-        }
-        if statement.cluster_id != outgoing.authorization.cluster_id {
-            return refuse("is for another cluster");
-        }
-        if statement.authorization_hash != outgoing.hash {
-            return refuse("is for another authorization");
-        }
-        if statement.chunk != chunk {
-            return refuse("is not for the chunk that is due");
-        }
-        if statement.key_ids != key_ids {
-            return refuse("is for other keys");
-        }
-        // The hash is compared within the session that sent the chunk. An earlier session may have ended in a crash that lost
-        // the hash; there the target's signature under all of the above counts.
-        if statement.session_id == self.session_id && self.sent.get(&chunk) != Some(&statement.chunk_hash) {
-            return refuse("is for other bytes than were sent");
-        }
-        Ok(receipt)
-    }
-
     /// What comes next, once the receipts at hand are settled.
     fn next(
         mut self,
@@ -429,10 +361,10 @@ impl Session {
         go_on: impl FnOnce(Self) -> Next,
     ) -> Result<Next, SourceError> {
         report::note_outgoing(lockbox, self.authorization_id, changes)?;
-        let settled = outgoing.record.next_chunk;
-        if settled == outgoing.record.chunk_count {
+        let received = outgoing.record.next_chunk;
+        if received == outgoing.record.chunk_count {
             if outgoing.is_open() {
-                outgoing.end(TransferState::Complete, "", now_ms);
+                outgoing.complete(now_ms);
             }
             return Ok(Next::Finished);
         }
@@ -440,7 +372,7 @@ impl Session {
             return Ok(end(lockbox, outgoing, "it was revoked", now_ms, changes)?);
         }
         if !outgoing.record.revoked {
-            outgoing.allow_sending(settled.saturating_add(CHUNK_WINDOW));
+            outgoing.allow_sending(received.saturating_add(CHUNK_WINDOW));
         }
         self.send_limit = outgoing.record.next_unsent_chunk;
         Ok(go_on(self))
@@ -455,64 +387,8 @@ fn end(
     now_ms: i64,
     changes: &mut Changes,
 ) -> Result<Next, LockboxError> {
-    lockbox.release(outgoing, outgoing.record.next_chunk, changes)?;
-    outgoing.end(TransferState::Ended, because, now_ms);
+    lockbox.release(outgoing, outgoing.next_unsettled_chunk(), changes)?;
+    outgoing.end(because, now_ms);
     report::note_outgoing(lockbox, outgoing.id(), changes)?;
     Ok(Next::Ended)
-}
-
-/// Erases the keys of one chunk, and signs that they are gone.
-fn erase(
-    lockbox: &Lockbox,
-    outgoing: &Outgoing,
-    receipt: &Verified<Receipt>,
-    key_ids: Vec<KeyId>,
-    now_ms: i64,
-    changes: &mut Changes,
-) -> Result<UnverifiedEnvelope, SourceError> {
-    for key_id in &key_ids {
-        let key = lockbox.vault.key(*key_id).map_err(LockboxError::from)?;
-        let Some(key) = key else {
-            // A power cut came between its erasure and its rows.
-            if let Some(tombstone) = lockbox.tombstone(*key_id)? {
-                unindex_departed(&tombstone, changes);
-            }
-            continue;
-        };
-        unindex(&key.info, changes);
-        let tombstone = Tombstone {
-            key_id: *key_id,
-            material_id: key.info.material_id,
-            name: key.info.name,
-            departure: Departure::Moved,
-            departed_at_ms: now_ms,
-            moved: Some((outgoing.id(), outgoing.authorization.target.lockbox_id)),
-            lineage: key.info.lineage,
-        };
-        changes.erase_key(tombstone);
-    }
-    let record = ErasureRecord {
-        cluster_id: outgoing.authorization.cluster_id,
-        authorization_hash: outgoing.hash,
-        chunk: receipt.statement().chunk,
-        receipt_hash: receipt.hash(),
-        key_ids,
-        erasure_class: lockbox.erasure_class,
-        erased_at_ms: now_ms,
-    };
-    Ok(Verified::sign(record, &lockbox.identity.identity_key)
-        .envelope()
-        .clone())
-}
-
-/// What the source said when it settled a chunk.
-fn say_again(lockbox: &Lockbox, outgoing: &Outgoing, chunk: u32) -> Result<Settlement, SourceError> {
-    if !outgoing.is_move() {
-        return Ok(Settlement::Confirmed { chunk });
-    }
-    let record = lockbox.outgoing_chunk(outgoing.id(), chunk)?.erasure_record;
-    let record = record.and_then(|wire| UnverifiedEnvelope::from_wire(wire).ok());
-    Ok(Settlement::Erased {
-        erasure_record: record.ok_or_else(|| damaged("an erasure record"))?,
-    })
 }

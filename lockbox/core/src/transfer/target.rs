@@ -10,31 +10,33 @@
 //!
 //! A receipt is locked in its step until the keys that it speaks of are durable.
 
-use std::collections::{HashMap, HashSet};
-
-use lockbox_authz::authorization::{Authorization, Selection};
 use lockbox_authz::envelope::{EnvelopeError, UnverifiedEnvelope, Verified};
 use lockbox_authz::field::FieldError;
 use lockbox_authz::id::{AuthorizationId, Hash, KeyId, SessionId};
-use lockbox_authz::keys::PublicKey;
-use lockbox_authz::limits::MAX_ADDRESS_CHARS;
 use lockbox_authz::roster::HeadComparison;
 use lockbox_authz::transfer::{ErasureRecord, Receipt, SessionOffer};
 use prost::Message;
 use rand_core::CryptoRng;
 
-use super::{Chunk, Offer, Present, Resume, Settlement, chunk_aad, session_info};
-use crate::ledger::{Entry, Incoming, damaged};
-use crate::lifecycle::family::{MAX_LAYERS, index};
+use super::{Chunk, Offer, Resume, Settlement, chunk_aad, session_info};
+use crate::ledger::{Incoming, damaged};
+use crate::lifecycle::family::index;
 use crate::limits::{MAX_CHUNK_BYTES, MAX_CHUNK_KEYS, RECEIPTS_PER_MESSAGE};
-use crate::lockbox::{Lockbox, LockboxError, Standing};
+use crate::lockbox::{Lockbox, LockboxError};
 use crate::primitives::{self, ReceiverContext, hpke_setup_receiver};
-use crate::record::{Departure, Key, KeyState};
+use crate::record::Key;
 use crate::report;
 use crate::rows::Row;
 use crate::step::Step;
 use crate::vault::Changes;
 use crate::wire::{self, TransferState};
+
+pub use self::accept::OpenIncoming;
+pub(crate) use self::arrivals::check_layers;
+use self::arrivals::{check_selection, take_key};
+
+mod accept;
+mod arrivals;
 
 /// Why the target refuses an authorization, or ends a session.
 #[derive(Debug, thiserror::Error)]
@@ -111,15 +113,6 @@ impl TargetError {
     }
 }
 
-/// An authorization that the target has, and where its source is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OpenIncoming {
-    pub authorization_id: AuthorizationId,
-    /// host:port.
-    pub source_address: String,
-    pub source_key: PublicKey,
-}
-
 /// Awaits the source's answer to Present.
 pub struct AwaitOffer {
     authorization_id: AuthorizationId,
@@ -131,184 +124,6 @@ pub struct AwaitChunk {
     session_id: SessionId,
     context: ReceiverContext,
     chunk_count: u32,
-}
-
-impl Lockbox {
-    /// Takes an authorization whose target this lockbox is. One that it has already is no error.
-    pub fn accept_transfer(
-        &mut self,
-        bytes: &[u8],
-        source_address: &str,
-        now_ms: i64,
-        rng: &mut dyn CryptoRng,
-    ) -> Result<Step<AuthorizationId>, TargetError> {
-        lockbox_authz::field::text("source_address", source_address, 1, MAX_ADDRESS_CHARS)?;
-        let envelope = UnverifiedEnvelope::from_bytes(bytes).map_err(TargetError::Authorization)?;
-        let authorization = self.verify_as_target(&envelope)?;
-        let statement = authorization.statement();
-        let id = statement.authorization_id;
-        let mut changes = Changes::default();
-        match self.incoming(id)? {
-            Some(incoming) if incoming.hash != authorization.hash() => return Err(TargetError::OtherAuthorization),
-            // The source may have moved to another address since.
-            Some(mut incoming) if incoming.is_open() => {
-                if incoming.record.source_address != source_address {
-                    incoming.record.source_address = source_address.to_owned();
-                    incoming.put(&mut changes);
-                }
-            }
-            Some(_) => {}
-            None => {
-                let record = wire::IncomingRecord {
-                    version: 1,
-                    authorization: Some(envelope.to_wire()),
-                    source_address: source_address.to_owned(),
-                    state: TransferState::Open.into(),
-                    accepted_at_ms: now_ms,
-                    ..Default::default()
-                };
-                let entry = Entry {
-                    authorization: statement.clone(),
-                    hash: authorization.hash(),
-                    record,
-                };
-                entry.put(&mut changes);
-            }
-        }
-        report::note_incoming(self, id, &mut changes)?;
-        let batches = self.vault.stage(changes, rng).map_err(LockboxError::from)?;
-        Ok(Step::new(batches, id))
-    }
-
-    /// The incoming transfers that are open, to be carried on.
-    pub fn open_incoming(&self) -> Result<Vec<OpenIncoming>, LockboxError> {
-        const PAGE: usize = 1_000;
-        let mut open = Vec::new();
-        let mut after = None;
-        loop {
-            let page = self.incoming_after(after, PAGE)?;
-            let Some(last) = page.last() else { return Ok(open) };
-            after = Some(last.id());
-            let still_open = page.into_iter().filter(Incoming::is_open);
-            open.extend(still_open.map(OpenIncoming::of));
-        }
-    }
-
-    /// One incoming transfer, if it is open.
-    pub fn open_incoming_transfer(&self, id: AuthorizationId) -> Result<Option<OpenIncoming>, LockboxError> {
-        let incoming = self.incoming(id)?.filter(Incoming::is_open);
-        Ok(incoming.map(OpenIncoming::of))
-    }
-
-    /// Begins a session of an open incoming transfer.
-    pub fn begin_session(&self, id: AuthorizationId) -> Result<(Present, AwaitOffer), TargetError> {
-        if !self.alarms.is_empty() {
-            return Err(TargetError::Alarm);
-        }
-        let incoming = self.incoming(id)?.ok_or(TargetError::NoTransfer(id))?;
-        if !incoming.is_open() {
-            return Err(TargetError::Ended);
-        }
-        let roster = self.roster.as_ref().ok_or(TargetError::NotAdmitted)?;
-        if roster.admitted(&incoming.authorization.source.lockbox_id).is_none() {
-            return Err(TargetError::SourceNotAdmitted);
-        }
-        let envelope = incoming.record.authorization.clone().unwrap_or_default();
-        let present = Present {
-            authorization: envelope.encode_to_vec(),
-            roster_head: roster.head(),
-        };
-        let state = AwaitOffer { authorization_id: id };
-        Ok((present, state))
-    }
-
-    /// Takes no further chunk of an incoming transfer. It stays open until the source has heard of it, in the next session,
-    /// and has freed the keys that did not arrive.
-    pub fn decline_incoming(
-        &mut self,
-        id: AuthorizationId,
-        because: &str,
-        rng: &mut dyn CryptoRng,
-    ) -> Result<Step<()>, TargetError> {
-        let mut incoming = self.incoming(id)?.ok_or(TargetError::NoTransfer(id))?;
-        let mut changes = Changes::default();
-        if incoming.is_open() {
-            incoming.decline(because);
-            incoming.put(&mut changes);
-        }
-        let batches = self.vault.stage(changes, rng).map_err(LockboxError::from)?;
-        Ok(Step::new(batches, ()))
-    }
-
-    /// Ends an incoming transfer that can't go on: the source refused it, or is no longer a member.
-    pub fn end_incoming(
-        &mut self,
-        id: AuthorizationId,
-        refused: bool,
-        because: &str,
-        now_ms: i64,
-        rng: &mut dyn CryptoRng,
-    ) -> Result<Step<()>, TargetError> {
-        let mut incoming = self.incoming(id)?.ok_or(TargetError::NoTransfer(id))?;
-        let mut changes = Changes::default();
-        if incoming.is_open() {
-            // Refused is what never began.
-            let began = incoming.record.declined || incoming.record.chunk_count != 0;
-            let state = if refused && !began {
-                TransferState::Refused
-            } else {
-                TransferState::Ended
-            };
-            // A transfer that was declined says why, whatever the source answered to that.
-            let reason = incoming.record.ended_because.clone();
-            let because = if incoming.record.declined { &reason } else { because };
-            incoming.end(state, because, now_ms);
-            incoming.put(&mut changes);
-            report::note_incoming(self, id, &mut changes)?;
-        }
-        let batches = self.vault.stage(changes, rng).map_err(LockboxError::from)?;
-        Ok(Step::new(batches, ()))
-    }
-
-    fn verify_as_target(&self, envelope: &UnverifiedEnvelope) -> Result<Verified<Authorization>, TargetError> {
-        let roster = self.roster.as_ref().ok_or(TargetError::NotAdmitted)?;
-        if self.standing() != Standing::Admitted {
-            return Err(TargetError::NotAdmitted);
-        }
-        let authorization = Authorization::verify(envelope, roster).map_err(TargetError::Authorization)?;
-        let statement = authorization.statement();
-        if statement.cluster_id != roster.cluster_id() {
-            return Err(TargetError::OtherCluster);
-        }
-        match roster.compare(statement.roster_head) {
-            HeadComparison::Same | HeadComparison::TheyAreBehind => {}
-            HeadComparison::TheyAreAhead => return Err(TargetError::RosterBehind),
-            HeadComparison::Forked => return Err(TargetError::RosterForked),
-        }
-        let me = &self.identity;
-        if statement.target.lockbox_id != me.lockbox_id || statement.target.identity_key != me.public_key() {
-            return Err(TargetError::OtherTarget);
-        }
-        let mine = self.wrapping_certificate()?;
-        if statement.target_wrapping_certificate.hash() != mine.hash() {
-            return Err(TargetError::OtherWrappingKey);
-        }
-        let source = roster.admitted(&statement.source.lockbox_id);
-        if source.is_none_or(|source| source.identity_key != statement.source.identity_key) {
-            return Err(TargetError::SourceNotAdmitted);
-        }
-        Ok(authorization)
-    }
-}
-
-impl OpenIncoming {
-    fn of(incoming: Incoming) -> Self {
-        Self {
-            authorization_id: incoming.id(),
-            source_address: incoming.record.source_address,
-            source_key: incoming.authorization.source.identity_key,
-        }
-    }
 }
 
 impl AwaitOffer {
@@ -542,97 +357,6 @@ fn receipts_from(lockbox: &Lockbox, incoming: &Incoming, first: u32) -> Result<V
         message.last = true;
     }
     Ok(messages)
-}
-
-/// A chunk may hold no key twice, and none that the authorization does not select.
-fn check_selection(incoming: &Incoming, keys: &[Key]) -> Result<(), TargetError> {
-    let mut seen = HashSet::with_capacity(keys.len());
-    for key in keys {
-        let selected = match &incoming.authorization.selection {
-            Selection::Ids(ids) => ids.binary_search(&key.info.key_id).is_ok(),
-            Selection::Labels(labels) => key.info.labels.contain(labels),
-            Selection::All => true,
-        };
-        if !selected || !seen.insert(key.info.key_id) {
-            return Err(TargetError::Content("has a key that is not due"));
-        }
-    }
-    Ok(())
-}
-
-/// What is to be stored of a key that arrived. One that is here already, with the same material, stays as it is; but what is
-/// known to be compromised never counts as less again.
-///
-/// A key that is being moved away is not taken: this lockbox would give a receipt for a copy that the receipt of the other
-/// transfer makes it erase, and the last copy could be lost between the two. It is declined rather than awaited, or two
-/// lockboxes that move the same keys to each other would wait for ever.
-fn take_key(lockbox: &Lockbox, key: Key) -> Result<Option<Key>, TargetError> {
-    let key_id = key.info.key_id;
-    if is_on_its_way_out(lockbox, key_id)? {
-        return Err(TargetError::OnItsWayOut(key_id));
-    }
-    if let Some(mut existing) = lockbox.vault.key(key_id).map_err(LockboxError::from)? {
-        let same = existing.info.material_id == key.info.material_id && existing.material.equals(&key.material);
-        if !same {
-            return Err(TargetError::Conflict(key_id));
-        }
-        let is_news = key.info.state == KeyState::Compromised && existing.info.state != KeyState::Compromised;
-        existing.info.state = KeyState::Compromised;
-        return Ok(is_news.then_some(existing));
-    }
-    match lockbox.tombstone(key_id)? {
-        Some(tombstone) if tombstone.departure == Departure::Destroyed => Err(TargetError::WasDestroyed(key_id)),
-        _ => Ok(Some(key)),
-    }
-}
-
-/// Whether a key that is here is part of an open MOVE to another lockbox.
-fn is_on_its_way_out(lockbox: &Lockbox, key_id: KeyId) -> Result<bool, LockboxError> {
-    let Some(id) = lockbox.open_transfer_of(key_id)? else {
-        return Ok(false);
-    };
-    Ok(lockbox.outgoing(id)?.is_some_and(|outgoing| outgoing.is_move()))
-}
-
-/// A key is worth little without what it lies on: that comes in the same chunk, or is here and stays. Keys that lie on each
-/// other in a ring could never be destroyed or moved again.
-pub(crate) fn check_layers(lockbox: &Lockbox, keys: &[Key]) -> Result<(), TargetError> {
-    let arriving: HashMap<KeyId, Option<KeyId>> =
-        keys.iter().map(|key| (key.info.key_id, key.info.lies_on())).collect();
-    // The keys of a chain from an ancestor that is here downward.
-    let mut here: HashMap<KeyId, usize> = HashMap::new();
-    for key in keys {
-        if let Some(ancestor) = key.info.lies_on()
-            && !arriving.contains_key(&ancestor)
-            && !here.contains_key(&ancestor)
-        {
-            here.insert(ancestor, chain_here(lockbox, key.info.key_id, ancestor)?);
-        }
-    }
-    for key in keys {
-        let (mut chain, mut next) = (1, key.info.lies_on());
-        while let Some(ancestor) = next {
-            chain += here.get(&ancestor).copied().unwrap_or(1);
-            if chain > MAX_LAYERS {
-                return Err(
-                    FieldError::new("lineage", "must lead to a key that lies on none, over 64 keys at most").into(),
-                );
-            }
-            next = arriving.get(&ancestor).copied().flatten();
-        }
-    }
-    Ok(())
-}
-
-/// How many keys the chain of an ancestor has that did not come with the key. An ancestor that is being moved away was to
-/// take what lies on it along, and this key was not here when that was planned.
-fn chain_here(lockbox: &Lockbox, key: KeyId, ancestor: KeyId) -> Result<usize, TargetError> {
-    let found = lockbox.vault.key(ancestor).map_err(LockboxError::from)?;
-    let found = found.ok_or(TargetError::MissingAncestor { key, ancestor })?;
-    if is_on_its_way_out(lockbox, ancestor)? {
-        return Err(TargetError::OnItsWayOut(ancestor));
-    }
-    Ok(lockbox.depth(&found.info)? + 1)
 }
 
 fn check_erasure(

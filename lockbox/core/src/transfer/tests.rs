@@ -144,13 +144,14 @@ impl Ends<'_> {
         if cut == Cut::ReceiptLost {
             return Ok(None);
         }
-        let (settlement, next) = self
+        let (settlements, next) = self
             .source
             .step(|lockbox, now, rng| state.receipt(lockbox, &receipt, now, rng))?;
         if cut == Cut::SettlementLost {
             return Ok(None);
         }
-        Ok(Some((next, self.settle(await_chunk, &settlement))))
+        let settle = |await_chunk, settlement| self.settle(await_chunk, settlement);
+        Ok(Some((next, settlements.iter().fold(await_chunk, settle))))
     }
 
     fn settle(&mut self, await_chunk: AwaitChunk, settlement: &Settlement) -> AwaitChunk {

@@ -117,7 +117,7 @@ impl World {
                 .map(|step| self.nodes[node].submit(step, number, |(said, next)| Outcome::Settled(said, next))),
             (SourceEnd::Receipt(state), ToSource::Receipt(receipt)) => {
                 state.receipt(lockbox, &receipt, now_ms, rng).map(|step| {
-                    self.nodes[node].submit(step, number, |(said, next)| Outcome::Settled(vec![said], next));
+                    self.nodes[node].submit(step, number, |(said, next)| Outcome::Settled(said, next));
                 })
             }
             // What is not due ends the session, as a stream with a broken message does.

@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, HashSet};
 
 use super::*;
+use crate::limits::MAX_CHUNK_KEYS;
 
 /// So many that the tests would not end if for each key that is left out all the others were looked at again.
 const MANY: u32 = 50_000;
@@ -88,7 +89,7 @@ fn a_copy_takes_each_key_by_itself_after_what_it_lies_on() {
     let bonds = bonds(Operation::Copy, &lie, |_| true);
     let mut arrived = HashSet::new();
     for group in bonds.groups() {
-        assert!(group.fits_a_chunk() && group.count() == 1);
+        assert_eq!(group.count(), 1);
         let ancestor = below[&group.lowest()];
         assert!(ancestor.is_none_or(|ancestor| arrived.contains(&ancestor)));
         arrived.insert(group.lowest());
@@ -114,14 +115,41 @@ fn a_move_takes_a_family_as_one() {
     }
 }
 
+fn group(count: usize, bytes: usize) -> Group {
+    let member = |number| Member {
+        key_id: key(number),
+        bytes,
+    };
+    Group {
+        keys: (0..).take(count).map(member).collect(),
+    }
+}
+
+fn counts(parts: &[Group]) -> Vec<usize> {
+    parts.iter().map(Group::count).collect()
+}
+
 #[test]
 fn a_chunk_takes_so_many_keys_and_so_many_bytes() {
-    let group = |count: usize, bytes: usize| Group {
-        keys: vec![Member { key_id: key(1), bytes }; count],
-    };
-    assert!(group(MAX_CHUNK_KEYS, 100).fits_a_chunk());
-    assert!(!group(MAX_CHUNK_KEYS + 1, 100).fits_a_chunk());
+    let parts = |count, bytes| group(count, bytes).parts(MAX_CHUNK_KEYS).map(|parts| counts(&parts));
+    assert_eq!(parts(MAX_CHUNK_KEYS, 100), Some(vec![MAX_CHUNK_KEYS]));
+    assert_eq!(parts(MAX_CHUNK_KEYS + 1, 100), Some(vec![MAX_CHUNK_KEYS, 1]));
     let half = (MAX_CHUNK_BYTES - 8) / 2;
-    assert!(group(2, half).fits_a_chunk());
-    assert!(!group(2, half + 1).fits_a_chunk());
+    assert_eq!(parts(3, half), Some(vec![2, 1]));
+    assert_eq!(parts(3, half + 1), Some(vec![1, 1, 1]));
+}
+
+/// Or a target would be sent a key before what it lies on.
+#[test]
+fn the_parts_of_a_family_have_its_keys_in_their_order() {
+    let ids = group(100, 1).key_ids();
+    let parts = group(100, 1).parts(7).expect("they are few");
+    let parted: Vec<KeyId> = parts.iter().flat_map(Group::key_ids).collect();
+    assert_eq!(parted, ids);
+}
+
+#[test]
+fn rejects_parting_a_family_into_more_chunks_than_are_erased_in_one_step() {
+    assert_eq!(group(64, 1).parts(1).map(|parts| parts.len()), Some(MAX_FAMILY_CHUNKS));
+    assert!(group(65, 1).parts(1).is_none());
 }

@@ -1,0 +1,208 @@
+//! Steps 11 to 16, and 18: what this lockbox's own keys, jobs and caps allow.
+
+use lockbox_authz::field::Labels;
+use lockbox_authz::id::AuthorizationId;
+
+use super::*;
+use crate::lifecycle::caps::{Caps, HOUR_MS};
+use crate::record::KeyState;
+
+#[test]
+fn rejects_a_key_that_is_not_here() {
+    let mut case = Case::new();
+    case.statement.selection = Selection::from_unsorted_ids(vec![case.key_id, KeyId([9; 16])]).expect("two keys");
+    assert!(matches!(case.refusal(), Refusal::NoKey(id) if id == KeyId([9; 16])));
+}
+
+#[test]
+fn rejects_a_selection_that_matches_nothing() {
+    let mut case = Case::new();
+    case.statement.selection = Selection::Labels(Labels::parse(["pool=fast"]).expect("a label"));
+    assert!(matches!(case.refusal(), Refusal::NothingSelected));
+}
+
+#[test]
+fn rejects_a_copy_of_a_compromised_key() {
+    let mut case = Case::new();
+    case.change_key(|key| key.info.state = KeyState::Compromised);
+    case.statement.operation = Operation::Copy;
+    assert!(matches!(case.refusal(), Refusal::State { .. }));
+}
+
+#[test]
+fn rejects_a_key_of_another_open_transfer() {
+    let mut case = Case::new();
+    let (bytes, head) = (case.signed(), case.cluster.roster.head());
+    case.present(bytes, head).expect("the first time");
+    case.statement.authorization_id = AuthorizationId([9; 16]);
+    let refusal = case.refusal();
+    assert!(matches!(refusal, Refusal::Busy { .. }) && !refusal.is_final());
+}
+
+#[test]
+fn rejects_a_pinned_key() {
+    let mut case = Case::with_policy(TransferPolicy {
+        pinned: true,
+        ..TransferPolicy::default()
+    });
+    assert!(matches!(case.refusal(), Refusal::Policy { .. }));
+}
+
+#[test]
+fn rejects_a_copy_that_the_key_forbids() {
+    let mut case = Case::with_policy(TransferPolicy {
+        deny_copy: true,
+        ..TransferPolicy::default()
+    });
+    case.statement.operation = Operation::Copy;
+    assert!(matches!(case.refusal(), Refusal::Policy { .. }));
+}
+
+#[test]
+fn rejects_a_move_that_the_key_forbids() {
+    let mut case = Case::with_policy(TransferPolicy {
+        deny_move: true,
+        ..TransferPolicy::default()
+    });
+    assert!(matches!(case.refusal(), Refusal::Policy { .. }));
+}
+
+#[test]
+fn rejects_a_target_without_the_labels_that_the_key_requires() {
+    let mut case = Case::with_policy(TransferPolicy {
+        required_target_labels: Labels::parse(["zone=c"]).expect("a label"),
+        ..TransferPolicy::default()
+    });
+    assert!(matches!(case.refusal(), Refusal::Policy { .. }));
+}
+
+#[test]
+fn withholds_the_pinned_key_and_takes_the_rest_when_all_are_selected() {
+    let mut case = Case::new();
+    case.cluster.a.create(
+        "pinned",
+        TransferPolicy {
+            pinned: true,
+            ..TransferPolicy::default()
+        },
+    );
+    case.statement.selection = Selection::All;
+    let (bytes, head) = (case.signed(), case.cluster.roster.head());
+    case.present(bytes, head).expect("one key may leave");
+    let status = case
+        .cluster
+        .a
+        .lockbox()
+        .transfer_status(case.statement.authorization_id)
+        .expect("undamaged")
+        .expect("it was opened");
+    assert_eq!((status.key_count, status.withheld_count), (1, 1));
+}
+
+#[test]
+fn rejects_a_canary_whatever_else_is_wrong() {
+    let policy = TransferPolicy {
+        canary: true,
+        pinned: true,
+        ..TransferPolicy::default()
+    };
+    for selection in [None, Some(Selection::All)] {
+        let mut case = Case::with_policy(policy.clone());
+        let unknown = KeyId([0xff; 16]);
+        case.statement.selection = selection.unwrap_or(Selection::Ids(vec![case.key_id, unknown]));
+        let refusal = case.refusal();
+        assert!(matches!(refusal, Refusal::Canary(key) if key == case.key_id));
+        assert_eq!(
+            refusal.requester_text(),
+            "refused",
+            "a thief must not learn what gave it away"
+        );
+    }
+}
+
+/// The alarm is what makes a canary worth having: from then on nothing leaves.
+#[test]
+fn a_canary_stops_everything_until_an_operator_clears_the_alarm() {
+    let mut case = Case::new();
+    let canary = case.cluster.a.create(
+        "canary",
+        TransferPolicy {
+            canary: true,
+            ..TransferPolicy::default()
+        },
+    );
+    let bytes = case.signed();
+    case.cluster
+        .a
+        .step(|lockbox, now, rng| lockbox.raise_canary_alarm(canary, &bytes, now, rng))
+        .expect("memory does not fail");
+    assert!(matches!(case.refusal(), Refusal::Alarm));
+    case.cluster.a.restart();
+    assert!(matches!(case.refusal(), Refusal::Alarm));
+    case.cluster
+        .a
+        .step(|lockbox, _, rng| lockbox.clear_alarm(1, rng))
+        .expect("it stands");
+    let head = case.cluster.roster.head();
+    case.present(bytes, head).expect("the operator has looked at it");
+}
+
+#[test]
+fn rejects_what_a_job_needs() {
+    let (mut case, job) = bonded(Relation::Rekey);
+    for key in [case.key_id, job] {
+        case.statement.selection = Selection::Ids(vec![key]);
+        let refusal = case.refusal();
+        assert!(matches!(refusal, Refusal::InJob { .. }) && !refusal.is_final());
+    }
+    // At the target nobody would know that some of the clone's data is under the other key.
+    case.statement.operation = Operation::Copy;
+    let refusal = case.refusal();
+    assert!(matches!(refusal, Refusal::InJob { .. }) && !refusal.is_final());
+    case.statement.selection = Selection::Ids(vec![case.key_id]);
+    let (bytes, head) = (case.signed(), case.cluster.roster.head());
+    case.present(bytes, head).expect("the clone's source is not rewritten");
+}
+
+#[test]
+fn rejects_more_keys_than_the_cap_lets_leave() {
+    let mut case = Case::new();
+    case.cluster.a.create("another", TransferPolicy::default());
+    case.statement.selection = Selection::All;
+    case.cluster.a.lockbox_mut().set_caps(Caps {
+        keys_per_authorization: Some(1),
+        ..Caps::default()
+    });
+    let refusal = case.refusal();
+    assert!(matches!(refusal, Refusal::TooManyKeys { keys: 2, cap: 1 }) && refusal.is_final());
+}
+
+#[test]
+fn rejects_more_transfers_in_an_hour_than_the_cap_and_takes_them_after_it() {
+    let mut case = Case::new();
+    let caps = Caps {
+        transfers_per_hour: Some(2),
+        ..Caps::default()
+    };
+    let head = case.cluster.roster.head();
+    for number in 0..2 {
+        case.cluster.a.lockbox_mut().set_caps(caps);
+        case.statement.authorization_id = AuthorizationId([number; 16]);
+        let key = case.cluster.a.create("volume", TransferPolicy::default());
+        case.statement.selection = Selection::Ids(vec![key]);
+        let bytes = case.signed();
+        case.present(bytes, head).expect("below the cap");
+        // A thief must not be helped by a restart.
+        case.cluster.a.restart();
+    }
+    case.cluster.a.lockbox_mut().set_caps(caps);
+    case.statement.authorization_id = AuthorizationId([2; 16]);
+    case.statement.selection = Selection::Ids(vec![case.key_id]);
+    let refusal = case.refusal();
+    assert!(matches!(refusal, Refusal::TooManyTransfers { cap: 2 }) && !refusal.is_final());
+    case.cluster.a.now_ms += HOUR_MS;
+    case.statement.not_before_ms += HOUR_MS;
+    case.statement.expires_at_ms += HOUR_MS;
+    let bytes = case.signed();
+    case.present(bytes, head).expect("the hour is over");
+}
