@@ -3,8 +3,7 @@
 use lockbox_authz::KeyId;
 use lockbox_rpc::api::local::lifecycle_service_client::LifecycleServiceClient;
 use lockbox_rpc::api::local::{CancelJobRequest, ClonePolicy, CreateKeyRequest, DeriveKeyRequest, Key, Relation};
-use lockbox_rpc::transport::connect_unix;
-use tonic::transport::Channel;
+use lockbox_rpc::transport::{LocalChannel, connect_unix};
 
 use super::{Lockbox, block_on, runtime};
 
@@ -46,13 +45,13 @@ impl Lockbox {
         id_of(answer.expect("a good request").key)
     }
 
-    fn lifecycle(&self) -> LifecycleServiceClient<Channel> {
+    fn lifecycle(&self) -> LifecycleServiceClient<LocalChannel> {
         let channel = block_on(connect_unix(&self.socket())).expect("it is running");
         LifecycleServiceClient::new(channel)
     }
 }
 
-async fn derive(mut client: LifecycleServiceClient<Channel>, parent: KeyId, relation: Relation) -> KeyId {
+async fn derive(mut client: LifecycleServiceClient<LocalChannel>, parent: KeyId, relation: Relation) -> KeyId {
     let request = DeriveKeyRequest {
         parent_key_id: parent.to_vec(),
         relation: relation.into(),
