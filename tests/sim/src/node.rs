@@ -163,8 +163,8 @@ impl Node {
         self.store.waiting()
     }
 
-    /// Power fails and comes back.
-    pub(crate) fn crash(&mut self, rng: &mut SeededRng) {
+    /// Power fails and comes back. Between the roster's last entries and what they lead to, it may have failed.
+    pub(crate) fn crash(&mut self, now_ms: i64, rng: &mut SeededRng) {
         self.store.crash();
         self.waiting.clear();
         self.proofs.lock().unwrap_or_else(PoisonError::into_inner).clear();
@@ -175,6 +175,10 @@ impl Node {
             &self.root_key,
             rng,
         );
+        let retired = |roster: &Roster| roster.lockboxes().any(|member| member.retired);
+        if self.lockbox.roster().is_some_and(retired) {
+            self.end_with_retired(now_ms, rng);
+        }
     }
 
     /// Whether the key is here for readers.
@@ -255,6 +259,11 @@ impl Node {
             applied.expect("one roster");
             Outcome::Nothing
         });
+        self.end_with_retired(now_ms, rng);
+    }
+
+    /// Acts by what its roster has retired.
+    fn end_with_retired(&mut self, now_ms: i64, rng: &mut SeededRng) {
         let step = self.lockbox.end_with_retired(now_ms, rng).expect("undamaged");
         self.submit(step, None, |()| Outcome::Nothing);
     }

@@ -62,7 +62,8 @@ impl World {
             let issued = &issued[session.authorization];
             issued.source != node && issued.target != node
         });
-        self.nodes[node].crash(&mut self.rng);
+        let now_ms = self.time_at(node);
+        self.nodes[node].crash(now_ms, &mut self.rng);
         self.limit_chunks();
     }
 }
