@@ -203,15 +203,14 @@ impl Gate {
             () = activity.fallen_silent(self.idle_limit) => {}
         }
         let is_hurried = place.is_strangers();
-        // A request that was on its way when the connection had fallen silent takes its time as any other.
-        let grace = self.idle_limit.map(|_| self.limits.shutdown_grace);
         connection.as_mut().graceful_shutdown();
         tokio::select! {
             outcome = connection.as_mut() => outcome,
             // Dropping the connection drops the handlers of its requests too.
             () = stage.reached(Stage::Closed) => Ok(()),
             () = tokio::time::sleep(self.limits.shutdown_grace), if is_hurried => Ok(()),
-            () = activity.fallen_silent(grace) => Ok(()),
+            // A client that is stopped does not hear that it is over. A request that was on its way takes its time.
+            () = activity.fallen_silent(self.idle_limit) => Ok(()),
         }
     }
 }

@@ -136,7 +136,7 @@ mod tests {
     use std::io::{Read, Write};
     use std::net::{Shutdown, TcpListener};
 
-    use tokio::io::AsyncWriteExt;
+    use tokio::io::{AsyncWriteExt, Interest};
     use tokio::net::TcpStream;
 
     use super::*;
@@ -153,6 +153,7 @@ mod tests {
         server.shutdown(Shutdown::Write).expect("it is open");
         // Bytes of the client's are unread, so the kernel answers them with a reset.
         drop(server);
+        client.ready(Interest::ERROR).await.expect("the reset arrives");
         client
     }
 

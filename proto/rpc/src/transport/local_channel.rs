@@ -74,9 +74,11 @@ impl Current {
     }
 
     fn in_use(&mut self, keep: Duration) -> Option<Channel> {
-        let is_fresh = self.used_at.elapsed() < keep;
+        if self.used_at.elapsed() >= keep {
+            return None;
+        }
         self.used_at = Instant::now();
-        is_fresh.then(|| self.channel.clone())
+        Some(self.channel.clone())
     }
 }
 
