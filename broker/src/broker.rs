@@ -240,10 +240,11 @@ impl Broker {
 
     pub(crate) async fn custody(
         self: &Arc<Self>,
+        lockbox_id: LockboxId,
         id: AuthorizationId,
         from_chunk: u32,
     ) -> Result<(Vec<Vec<u8>>, Option<u32>), Refusal> {
-        self.turn(move |_, turn| turn.custody(id, from_chunk)).await
+        self.turn(move |_, turn| turn.custody(lockbox_id, id, from_chunk)).await
     }
 
     pub(crate) async fn destructions(

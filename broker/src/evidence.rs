@@ -122,7 +122,7 @@ impl Export {
             for id in ids {
                 let mut from_chunk = 0;
                 loop {
-                    let (statements, next_chunk) = self.broker.custody(id, from_chunk).await?;
+                    let (statements, next_chunk) = self.broker.custody(lockbox_id, id, from_chunk).await?;
                     self.send(statements).await?;
                     match next_chunk {
                         Some(next) => from_chunk = next,

@@ -1,8 +1,12 @@
 //! What was signed about one lockbox's keys, for those who restore a backup of it.
 
+use std::collections::BTreeSet;
+
 use lockbox_authz::evidence::{DestructionRecord, RestorationRecord};
-use lockbox_authz::{AuthorizationId, FieldError, LockboxId, Operation, Statement, UnverifiedEnvelope};
-use lockbox_rpc::api::node::CustodyReport;
+use lockbox_authz::{
+    AuthorizationId, ErasureRecord, FieldError, LockboxId, Operation, Receipt, Statement, UnverifiedEnvelope,
+};
+use lockbox_rpc::api::node::{CustodyReport, TransferStage};
 use lockbox_store::Batch;
 
 use super::transfers::Evidence;
@@ -79,8 +83,17 @@ impl Turn<'_> {
         Ok((ids, last.map(|(key, _)| key)))
     }
 
-    /// A transfer's receipts and erasure records from a chunk on, behind its authorization.
-    pub fn custody(&self, id: AuthorizationId, from_chunk: u32) -> Result<(Vec<Vec<u8>>, Option<u32>), Refusal> {
+    /// What a transfer has to say of one lockbox's keys: its receipts and erasure records from a chunk on, behind its
+    /// authorization.
+    ///
+    /// A source that has ended a MOVE has kept what it did not erase: a receipt for it says that the target has it, too, and
+    /// not that it left.
+    pub fn custody(
+        &self,
+        lockbox_id: LockboxId,
+        id: AuthorizationId,
+        from_chunk: u32,
+    ) -> Result<(Vec<Vec<u8>>, Option<u32>), Refusal> {
         let mut statements = Vec::new();
         if from_chunk == 0 {
             statements.push(self.authorization(id)?);
@@ -90,7 +103,20 @@ impl Turn<'_> {
             erasure_records,
             next_chunk,
         } = self.evidence(id, from_chunk)?;
-        statements.extend(receipts);
+        let transfer = self.transfer(id)?.ok_or(Refusal::UnknownTransfer)?;
+        let has_kept = transfer.source_id == lockbox_id && transfer.source.stage == TransferStage::Ended;
+        let erased: BTreeSet<u32> = match has_kept {
+            true => erasure_records
+                .iter()
+                .map(|bytes| erased_chunk(bytes))
+                .collect::<Result<_, _>>()?,
+            false => BTreeSet::new(),
+        };
+        for receipt in receipts {
+            if !has_kept || erased.contains(&received_chunk(&receipt)?) {
+                statements.push(receipt);
+            }
+        }
         statements.extend(erasure_records);
         Ok((statements, next_chunk))
     }
@@ -101,6 +127,20 @@ impl Turn<'_> {
         let last = pairs.last().map(|(key, _)| key.clone());
         Ok((pairs.into_iter().map(|(_, envelope)| envelope).collect(), last))
     }
+}
+
+fn received_chunk(receipt: &[u8]) -> Result<u32, Refusal> {
+    Ok(stored::<Receipt>(receipt)?.chunk)
+}
+
+fn erased_chunk(erasure_record: &[u8]) -> Result<u32, Refusal> {
+    Ok(stored::<ErasureRecord>(erasure_record)?.chunk)
+}
+
+/// Verified when it came.
+fn stored<S: Statement>(bytes: &[u8]) -> Result<S, Refusal> {
+    let envelope = UnverifiedEnvelope::from_bytes(bytes).map_err(Refusal::Envelope)?;
+    envelope.unverified_statement().map_err(Refusal::Envelope)
 }
 
 /// A COPY away takes nothing from its source.

@@ -162,12 +162,17 @@ impl Lockbox {
         changes: &mut Changes,
     ) -> Result<(), LockboxError> {
         for key_id in key_ids {
-            let bound_by = self.vault.read(Row::OutgoingKey(*key_id))?;
-            if bound_by.is_some_and(|mark| mark[..] == id.0) {
+            if self.is_bound(*key_id, id)? {
                 changes.remove(Row::OutgoingKey(*key_id));
             }
         }
         Ok(())
+    }
+
+    /// Whether it is this transfer that a key is to leave by.
+    pub(crate) fn is_bound(&self, key_id: KeyId, id: AuthorizationId) -> Result<bool, LockboxError> {
+        let bound_by = self.vault.read(Row::OutgoingKey(key_id))?;
+        Ok(bound_by.is_some_and(|mark| mark[..] == id.0))
     }
 }
 

@@ -68,3 +68,47 @@ async fn rejects_what_a_lockbox_says_of_keys_for_another() {
     let kept = registry.turn(|turn| turn.destructions(id(ALPHA), None)).await.unwrap();
     assert!(kept.0.is_empty(), "a part of a refused report was kept");
 }
+
+/// A source that ended a MOVE has what it did not erase, though the target has signed for it: what kept that out of a restore
+/// would lose it.
+#[tokio::test]
+async fn what_a_source_has_kept_did_not_leave_it() {
+    let store = MemoryStore::new();
+    let registry = registry(&store).await;
+    let transfer_id = authorize(&registry, request("r1"), 1)
+        .await
+        .unwrap()
+        .transfer
+        .authorization_id;
+    let transfer_id = AuthorizationId::from_slice("authorization_id", &transfer_id).unwrap();
+    let moved = transfer(&registry, 1).await;
+    let signed = Signed {
+        registry: &registry,
+        transfer: &moved,
+    };
+    let receipt = signed.receipt(BETA, moved.authorization_hash);
+    let running = TransferReport {
+        stage: TransferStage::Running.into(),
+        ..signed.report(TransferRole::Target, vec![receipt.clone()], Vec::new())
+    };
+    report(&registry, BETA, running).await.unwrap();
+    let says_that_it_left = |lockbox| {
+        let (registry, receipt) = (Arc::clone(&registry), receipt.clone());
+        async move {
+            let said = registry
+                .turn(move |turn| turn.custody(id(lockbox), transfer_id, 0))
+                .await;
+            said.unwrap().0.contains(&receipt)
+        }
+    };
+    assert!(says_that_it_left(ALPHA).await, "it may be on its way out");
+
+    let ended = TransferReport {
+        stage: TransferStage::Ended.into(),
+        ..signed.report(TransferRole::Source, Vec::new(), Vec::new())
+    };
+    report(&registry, ALPHA, ended).await.unwrap();
+
+    assert!(!says_that_it_left(ALPHA).await);
+    assert!(says_that_it_left(BETA).await, "it has come there");
+}

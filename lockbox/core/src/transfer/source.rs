@@ -12,7 +12,7 @@
 use std::collections::BTreeMap;
 
 use lockbox_authz::envelope::{EnvelopeError, Verified};
-use lockbox_authz::id::{AuthorizationId, Hash, SessionId};
+use lockbox_authz::id::{AuthorizationId, Hash, KeyId, SessionId};
 use lockbox_authz::keys::PublicKey;
 use lockbox_authz::transfer::SessionOffer;
 use prost::Message;
@@ -49,6 +49,9 @@ pub enum SourceError {
     WrappingKey,
     #[error("the session can't seal another chunk")]
     Sealing,
+    /// As after a power cut in the midst of a large revocation, which the broker brings again.
+    #[error("key {0} was freed by a revocation whose end is not on record yet")]
+    Freed(KeyId),
     #[error(transparent)]
     Local(#[from] LockboxError),
 }
@@ -341,6 +344,10 @@ impl Session {
             keys: Vec::with_capacity(planned.len()),
         };
         for key_id in planned {
+            // What would be done with a key that is free could part it from what lies on it.
+            if !lockbox.is_bound(key_id, self.authorization_id)? {
+                return Err(SourceError::Freed(key_id));
+            }
             // A key that is part of an open transfer can't be destroyed, so only damage takes it away.
             let key = lockbox.vault.key(key_id).map_err(LockboxError::from)?;
             payload.keys.push(key.ok_or(LockboxError::NoKey(key_id))?.to_wire());

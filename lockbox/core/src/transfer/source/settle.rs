@@ -162,6 +162,10 @@ fn erase(
             }
             continue;
         };
+        if !lockbox.is_bound(*key_id, outgoing.id())? {
+            // A power cut came between its rows and its receipt, and it has come back by another transfer since.
+            continue;
+        }
         unindex(&key.info, changes);
         let tombstone = Tombstone {
             key_id: *key_id,
