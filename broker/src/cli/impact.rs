@@ -3,8 +3,8 @@
 use clap::{Args, ValueEnum};
 use lockbox_authz::impact::Remedy;
 use lockbox_authz::inventory::InventoryState;
-use lockbox_authz::roster::{Change, Roster};
-use lockbox_authz::{AuthorizationId, KeyId};
+use lockbox_authz::roster::{Change, LockboxMember, Roster};
+use lockbox_authz::{AuthorizationId, KeyId, LockboxId};
 use lockbox_rpc::api::control::get_impact_request::Subject;
 use lockbox_rpc::api::control::{
     GetImpactRequest, GetTransferRequest, ImpactFinding, ListTransfersRequest, RevokeTransferRequest, Transfer,
@@ -21,7 +21,7 @@ use super::output::{Format, Table, print, print_json};
 use super::since::{Since, since};
 use super::{Global, block_on};
 use crate::clock::rfc3339;
-use crate::decide::find_lockbox;
+use crate::decide::{NotTheOnly, find_the_only};
 use crate::picture::{self, Node};
 
 /// Transfers of one request.
@@ -110,11 +110,13 @@ pub(super) async fn compromise(
         reason,
         yes,
     } = theft;
-    let lockbox = lockbox.as_str();
     let roster = broker.roster().await?;
-    let member = find_lockbox(&roster, lockbox).ok_or_else(|| unknown(lockbox))?;
+    let member = the_only(&roster, &lockbox)?;
+    // Whatever follows is of this one: its name is free once it is retired, and another may have it by the next request.
+    let lockbox_id = member.lockbox.lockbox_id;
+    let lockbox = member.lockbox.name.as_str();
     if !yes && !member.retired {
-        let question = format!("Retire lockbox {lockbox} for good, and revoke what is open with it?");
+        let question = format!("Retire lockbox {lockbox} ({lockbox_id}) for good, and revoke what is open with it?");
         confirm(&question, "nothing was done")?;
     }
     // First of all, since the rest may take a while: a server may have held a million keys.
@@ -122,18 +124,18 @@ pub(super) async fn compromise(
         eprintln!("lockbox {lockbox} was retired before");
         true
     } else {
-        let changed = retire(broker, admin, lockbox, &reason).await?;
+        let changed = retire(broker, admin, lockbox_id, &reason).await?;
         changed.tell(&format!("lockbox {lockbox} is retired"));
         matches!(changed, Changed::Submitted)
     };
     let mut ended = Ended::default();
     // Before the entry is submitted nobody knows of the retirement; that is somebody else's to do.
     if is_retired {
-        revoke_open(broker, &member.lockbox.lockbox_id.to_vec(), &reason, &mut ended).await;
+        revoke_open(broker, &lockbox_id.to_vec(), &reason, &mut ended).await;
     }
-    let preview = Preview::of_lockbox(broker, lockbox, since).await?;
+    let preview = Preview::of_lockbox(broker, lockbox_id, since).await?;
     let materials = preview.unnoticed();
-    let left = preview.left_at(member.lockbox.lockbox_id, since);
+    let left = preview.left_at(lockbox_id, since);
     eprintln!("{}", left.text(lockbox, since));
     warn_of_forgotten(since, preview.left_known_from_ms());
     if !materials.is_empty() {
@@ -150,7 +152,7 @@ pub(super) async fn compromise(
         true => None,
         false => Some(notice::make(broker, admin, &materials, &reason).await?),
     };
-    let found = fetch(broker, Subject::Lockbox(lockbox.to_owned()), since).await?;
+    let found = fetch(broker, Subject::Lockbox(lockbox_id.to_string()), since).await?;
     if global.output == Format::Json {
         let mut json = found.to_json();
         json["retired"] = is_retired.into();
@@ -174,19 +176,30 @@ pub(super) async fn compromise(
     ended.into_result()
 }
 
-fn unknown(lockbox: &str) -> CliError {
-    CliError::other(format!("no lockbox is called {lockbox}"))
+/// The lockbox that is meant. The name of a retired one may have been given to another, which must not be retired for it.
+fn the_only<'a>(roster: &'a Roster, name_or_id: &str) -> Result<&'a LockboxMember, CliError> {
+    find_the_only(roster, name_or_id).map_err(|error| match error {
+        NotTheOnly::Unknown => CliError::other(format!("no lockbox is called {name_or_id}")),
+        NotTheOnly::Several(all) => {
+            let one = |(id, retired): &(LockboxId, bool)| match retired {
+                true => format!("{id} (retired)"),
+                false => format!("{id} (admitted)"),
+            };
+            let all: Vec<_> = all.iter().map(one).collect();
+            CliError::usage(format!(
+                "several lockboxes have or had the name {name_or_id}: {}; name the stolen one by its id",
+                all.join(", ")
+            ))
+        }
+    })
 }
 
-async fn retire(broker: &mut Broker, admin: &Admin, lockbox: &str, reason: &str) -> Result<Changed, CliError> {
-    let change = |roster: &Roster| {
-        let member = find_lockbox(roster, lockbox).ok_or_else(|| unknown(lockbox))?;
-        Ok(Change::RetireLockbox {
-            lockbox_id: member.lockbox.lockbox_id,
-            reason: reason.to_owned(),
-        })
+async fn retire(broker: &mut Broker, admin: &Admin, lockbox_id: LockboxId, reason: &str) -> Result<Changed, CliError> {
+    let retirement = Change::RetireLockbox {
+        lockbox_id,
+        reason: reason.to_owned(),
     };
-    broker.change(admin, change).await
+    broker.change(admin, |_| Ok(retirement.clone())).await
 }
 
 /// What came of the authorizations that were open.

@@ -142,8 +142,8 @@ impl Preview {
         Self::fetch(broker, Subject::Keys(NoticeKeys { key_ids }), keys, 0).await
     }
 
-    pub(super) async fn of_lockbox(broker: &mut Broker, lockbox: &str, since: Since) -> Result<Self, CliError> {
-        Self::fetch(broker, Subject::Lockbox(lockbox.to_owned()), &[], since.0).await
+    pub(super) async fn of_lockbox(broker: &mut Broker, lockbox_id: LockboxId, since: Since) -> Result<Self, CliError> {
+        Self::fetch(broker, Subject::Lockbox(lockbox_id.to_string()), &[], since.0).await
     }
 
     /// The keys that a lockbox had at a time or later, and has no more.

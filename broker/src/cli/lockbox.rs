@@ -138,15 +138,14 @@ async fn retire(
     lockbox: &str,
     reason: String,
 ) -> Result<(), CliError> {
-    let changed = broker
-        .change(admin, |roster| {
-            let member = find_lockbox(roster, lockbox).ok_or_else(|| unknown(lockbox))?;
-            Ok(Change::RetireLockbox {
-                lockbox_id: member.lockbox.lockbox_id,
-                reason: reason.clone(),
-            })
-        })
-        .await?;
+    // Looked up once: if the change has to be made again, the name may be another's by then.
+    let roster = broker.roster().await?;
+    let member = find_lockbox(&roster, lockbox).ok_or_else(|| unknown(lockbox))?;
+    let retirement = Change::RetireLockbox {
+        lockbox_id: member.lockbox.lockbox_id,
+        reason,
+    };
+    let changed = broker.change(admin, |_| Ok(retirement.clone())).await?;
     changed.report(
         global,
         &format!("lockbox {lockbox} is retired; its keys stay there and can't be transferred any more"),
