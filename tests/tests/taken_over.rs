@@ -85,6 +85,9 @@ fn a_thief_does_not_hide_what_a_lockbox_knew() {
     broker.restart();
     let early = impact_of_a(broker, &["--since", "60d"]).expect_success("impact");
     assert!(early.stderr.contains("inventory.left_days"), "{}", early.stderr);
+    let early = early.json();
+    let (held, known) = (&early["held_since_ms"], &early["left_known_from_ms"]);
+    assert!(held.as_i64() < known.as_i64(), "{held} {known}");
     let answer = compromise_a(broker, &["--output", "json"]).expect_success("lockbox compromise");
     let counted = "with 3 keys that it has no more: 1 moved away, 1 destroyed, 1 no longer reported";
     assert!(answer.stderr.contains(counted), "{}", answer.stderr);
@@ -119,7 +122,14 @@ fn a_key_that_was_moved_away_is_noticed_if_the_theft_was_before() {
         refused.stderr
     );
     let nothing = compromise_a(broker, &["--since", "0s", "--output", "json"]);
-    let nothing = nothing.expect_success("lockbox compromise").json();
+    let nothing = nothing.expect_success("lockbox compromise");
+    assert!(
+        nothing.stderr.contains("1 key that left the lockbox before"),
+        "{}",
+        nothing.stderr
+    );
+    let nothing = nothing.json();
+    assert_eq!(nothing["left_earlier"]["count"], 1);
     assert_eq!(nothing["compromise"], Value::Null, "no notice is under way");
     assert_eq!(state(&b, moved), "active");
     let shown = compromise_a(broker, &["--since", "1h"]).expect_success("lockbox compromise");

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use super::client::{Admin, Broker, Changed};
 use super::confirm::confirm;
+use super::counted::{Asked, Counted};
 use super::error::CliError;
 use super::key::Preview;
 use super::notice;
@@ -37,7 +38,7 @@ pub(super) struct ImpactCommand {
     lockbox: Option<String>,
     /// With --lockbox: when it was taken over at the earliest, a date or time (UTC), or how long ago, like 36h or 30d. What it
     /// held then or later counts, also what it destroyed, moved away or no longer reports since, which is shown with "held
-    /// until" [default: 7d]
+    /// until" [default: 7d before it was last heard of, or retired]
     #[arg(long, value_name = "TIME", value_parser = since, requires = "lockbox")]
     since: Option<Since>,
     /// Draw a picture instead: DOT for Graphviz, or SVG
@@ -55,8 +56,8 @@ enum Picture {
 struct Found {
     findings: Vec<ImpactFinding>,
     truncated: bool,
-    /// What lockboxes had no more before this time may be forgotten.
-    left_known_from_ms: i64,
+    /// Of a lockbox.
+    counted: Counted,
 }
 
 impl ImpactCommand {
@@ -65,20 +66,30 @@ impl ImpactCommand {
             (Some(key), _) => Subject::KeyId(key.to_vec()),
             (None, lockbox) => Subject::Lockbox(lockbox.unwrap_or_default()),
         };
-        let since = self.since.unwrap_or_default();
+        let asked = Asked::of(self.since);
         let is_lockbox = matches!(subject, Subject::Lockbox(_));
         let found = block_on(async {
             let mut broker = Broker::connect(global).await?;
-            fetch(&mut broker, subject, since).await
+            fetch(&mut broker, subject, asked).await
         })?;
         if is_lockbox {
-            warn_of_forgotten(since, found.left_known_from_ms);
+            eprintln!(
+                "what counts is everything that the lockbox held at {} or later",
+                found.counted.since()
+            );
+            found.counted.warn();
         }
         let nodes = || found.findings.iter().map(node).collect::<Vec<_>>();
         match self.picture {
             Some(Picture::Dot) => print(&picture::dot(&nodes())),
             Some(Picture::Svg) => print(&picture::svg(&nodes())),
-            None if global.output == Format::Json => print_json(&found.to_json()),
+            None if global.output == Format::Json => {
+                let mut json = found.to_json();
+                if is_lockbox {
+                    found.counted.add_to(&mut json);
+                }
+                print_json(&json)
+            }
             None => print(&found.table()),
         }
     }
@@ -88,8 +99,8 @@ impl ImpactCommand {
 pub(super) struct Theft {
     /// Its name or id.
     pub(super) lockbox: String,
-    /// What it held then or later is known to strangers.
-    pub(super) since: Since,
+    /// What it held then or later is known to strangers; `None` if nobody says.
+    pub(super) since: Option<Since>,
     pub(super) reason: String,
     /// Don't ask.
     pub(super) yes: bool,
@@ -133,11 +144,12 @@ pub(super) async fn compromise(
     if is_retired {
         revoke_open(broker, &lockbox_id.to_vec(), &reason, &mut ended).await;
     }
-    let preview = Preview::of_lockbox(broker, lockbox_id, since).await?;
+    let preview = Preview::of_lockbox(broker, lockbox_id, Asked::of(since)).await?;
     let materials = preview.unnoticed();
-    let left = preview.left_at(lockbox_id, since);
-    eprintln!("{}", left.text(lockbox, since));
-    warn_of_forgotten(since, preview.left_known_from_ms());
+    let left = preview.left_at(lockbox_id);
+    let counted = preview.counted();
+    eprintln!("{}", left.text(lockbox, counted.since()));
+    counted.warn();
     if !materials.is_empty() {
         eprint!("{}", preview.text());
         if !yes {
@@ -152,11 +164,11 @@ pub(super) async fn compromise(
         true => None,
         false => Some(notice::make(broker, admin, &materials, &reason).await?),
     };
-    let found = fetch(broker, Subject::Lockbox(lockbox_id.to_string()), since).await?;
+    let found = fetch(broker, Subject::Lockbox(lockbox_id.to_string()), counted.again()).await?;
     if global.output == Format::Json {
         let mut json = found.to_json();
         json["retired"] = is_retired.into();
-        json["held_since_ms"] = since.0.into();
+        counted.add_to(&mut json);
         json["no_longer_held"] = left.to_json();
         json["revoked_authorizations"] = json!(ended.revoked);
         json["compromise"] = match &made {
@@ -284,34 +296,25 @@ fn is_over(transfer: &Transfer) -> bool {
     )
 }
 
-/// The broker answers with what it knows, which may be less than what was asked for.
-fn warn_of_forgotten(since: Since, left_known_from_ms: i64) {
-    if since.0 < left_known_from_ms {
-        eprintln!(
-            "the broker remembers what a lockbox has no more since {} only (inventory.left_days in broker.toml): what it \
-             destroyed, moved away or reported no more before that is not looked at",
-            rfc3339(left_known_from_ms)
-        );
-    }
-}
-
-async fn fetch(broker: &mut Broker, subject: Subject, since: Since) -> Result<Found, CliError> {
+async fn fetch(broker: &mut Broker, subject: Subject, asked: Asked) -> Result<Found, CliError> {
     let failed = |status: tonic::Status| CliError::from_status("the impact can't be told", &status);
     let request = GetImpactRequest {
         subject: Some(subject),
-        held_since_ms: since.0,
+        held_since_ms: asked.held_since_ms,
+        with_gone_at_first: asked.with_gone_at_first,
     };
     let answer = broker.impact.get_impact(request).await;
     let mut pages = answer.map_err(failed)?.into_inner();
     let mut found = Found {
         findings: Vec::new(),
         truncated: false,
-        left_known_from_ms: 0,
+        counted: Counted::new(asked),
     };
     while let Some(page) = pages.message().await.map_err(failed)? {
         found.findings.extend(page.findings);
         found.truncated |= page.truncated;
-        found.left_known_from_ms = page.left_known_from_ms;
+        let counted = &mut found.counted;
+        counted.take(page.left_known_from_ms, page.held_since_ms, page.left_out);
     }
     // It is told family by family; what has to be done comes first.
     found

@@ -33,6 +33,8 @@ pub struct Theft {
     pub lockbox_id: LockboxId,
     /// What it held then or later was known to whoever took it, also what it says since that it has no more.
     pub since_ms: i64,
+    /// Whether what was gone when the broker met the lockbox counts as well: nobody knows since when it is.
+    pub with_gone_at_first: bool,
 }
 
 /// What that opens, of one family of keys: those that are tied by a material or by descent.
@@ -56,6 +58,7 @@ impl Turn<'_> {
     pub fn take_inventory(&mut self, report: &InventoryReport, now_ms: i64) -> Result<(), Refusal> {
         let lockbox_id = report.lockbox_id;
         let before = self.get(&keys::inventory_time(lockbox_id))?;
+        let first_round = before.is_none() || self.get(&keys::inventory_first(lockbox_id))?.is_some();
         let before_ms = before.and_then(|bytes| bytes.try_into().ok()).map(i64::from_be_bytes);
         // A time that is still to come was a wrong clock's: it must not keep every report out until then.
         if before_ms.is_some_and(|before_ms| (report.reported_at_ms.saturating_add(1)..=now_ms).contains(&before_ms)) {
@@ -63,7 +66,7 @@ impl Turn<'_> {
         }
         self.forget_old(now_ms)?;
         let (mut known, mut more) = self.inventory_between(report)?;
-        let mut changes = Changes::begin(self, lockbox_id, now_ms);
+        let mut changes = Changes::begin(self, lockbox_id, first_round, now_ms);
         for entry in &report.entries {
             let before = match known.remove(&entry.key_id) {
                 None if more => self.get(&keys::inventory_key(lockbox_id, entry.key_id))?,
@@ -94,6 +97,13 @@ impl Turn<'_> {
                 report.reported_at_ms.to_be_bytes().to_vec(),
             );
         }
+        if first_round {
+            match report.last {
+                Some(_) => batch.put(keys::inventory_first(lockbox_id), Vec::new()),
+                None => batch.remove(keys::inventory_first(lockbox_id)),
+            }
+        }
+        self.begin_to_remember(now_ms, &mut batch)?;
         self.commit(batch)
     }
 
@@ -278,7 +288,7 @@ impl Theft {
     /// Whether the lockbox had the key at the time of the theft, or later, and says that it has it no more.
     fn left_since(self, known: &Known) -> bool {
         let left = known.left.as_ref();
-        known.holding.lockbox_id == self.lockbox_id && left.is_some_and(|left| left.left_at_ms >= self.since_ms)
+        known.holding.lockbox_id == self.lockbox_id && left.is_some_and(|left| self.counts(left))
     }
 }
 

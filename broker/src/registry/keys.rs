@@ -18,9 +18,11 @@
 //! | `restoration/` predecessor's id, lockbox id | envelope of the restoration record |
 //! | `inventory/` lockbox id, key id | `InventoryEntry` |
 //! | `inventory-at/` lockbox id | when the lockbox last reported |
+//! | `inventory-first/` lockbox id | nothing: its first round has not come to its end |
 //! | `inventory-weight/` lockbox id | what it has below `inventory/` and `left/`, a large record counted as several |
 //! | `left/` lockbox id, key id, material id | `LeftRecord` |
 //! | `left-at/` time, lockbox id, key id, material id | nothing: what left, the oldest first |
+//! | `left-known-from` | since when everything that left is remembered, as far as the broker has forgotten or was not there |
 //! | `holder/` key id, lockbox id | nothing: the lockboxes that have, or had, a key |
 //! | `material/` material id, key id | nothing: the keys of a material |
 //! | `child/` key id, key id | nothing: the keys whose parent one is, or that lie on it |
@@ -44,6 +46,8 @@ pub(super) const PENDING: &[u8] = b"pending/";
 pub(super) const NOTICE: &[u8] = b"notice/";
 pub(super) const LAST_NOTICE: &[u8] = b"notice-last";
 pub(super) const LEFT_AT: &[u8] = b"left-at/";
+
+pub(super) const LEFT_KNOWN_FROM: &[u8] = b"left-known-from";
 
 /// A transfer's place in a list: its time and its id, 24 bytes.
 pub(super) const PLACE_BYTES: usize = 24;
@@ -139,6 +143,10 @@ pub(super) fn inventory_key(lockbox_id: LockboxId, key_id: KeyId) -> Vec<u8> {
 
 pub(super) fn inventory_time(lockbox_id: LockboxId) -> Vec<u8> {
     [b"inventory-at/", &lockbox_id.0[..]].concat()
+}
+
+pub(super) fn inventory_first(lockbox_id: LockboxId) -> Vec<u8> {
+    [b"inventory-first/", &lockbox_id.0[..]].concat()
 }
 
 pub(super) fn inventory_weight(lockbox_id: LockboxId) -> Vec<u8> {

@@ -13,7 +13,7 @@ use prost::Message;
 use super::inventory::{Reader, ancestors, decode};
 use super::keys::LeftPlace;
 use super::records::{self, LeftRecord};
-use super::{Registry, Turn, keys};
+use super::{Turn, keys};
 use crate::limits::{
     DEFAULT_LEFT_DAYS, ENTRY_BYTES, FORGOTTEN_AT_ONCE, MAX_LEFT_BYTES, MAX_LOCKBOX_KEYS, MAX_MATERIALS_OF_KEY,
     SCAN_PAGE,
@@ -38,6 +38,8 @@ pub(super) struct Left {
     pub(super) entry: InventoryEntry,
     /// When the broker first heard of it.
     pub(super) left_at_ms: i64,
+    /// Nobody knows when it left: it was gone when the broker met the lockbox.
+    pub(super) gone_at_first: bool,
 }
 
 /// A key at a lockbox that has it or had it.
@@ -66,19 +68,13 @@ impl Default for InventoryBounds {
     }
 }
 
-impl Registry {
-    /// What left before this may be forgotten.
-    pub fn left_known_from_ms(&self, now_ms: i64) -> i64 {
-        now_ms.saturating_sub(self.inventory_bounds.left_kept_ms)
-    }
-}
-
 impl Left {
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, Refusal> {
         let record: LeftRecord = records::decode("left record", bytes).map_err(Refusal::Record)?;
         Ok(Self {
             entry: InventoryEntry::from_wire(record.entry.unwrap_or_default()).map_err(Refusal::Record)?,
             left_at_ms: record.left_at_ms,
+            gone_at_first: record.gone_at_first,
         })
     }
 
@@ -86,6 +82,7 @@ impl Left {
         let record = LeftRecord {
             entry: Some(self.entry.to_wire()),
             left_at_ms: self.left_at_ms,
+            gone_at_first: self.gone_at_first,
         };
         record.encode_to_vec()
     }
@@ -137,7 +134,7 @@ impl Reader {
 impl Turn<'_> {
     /// Forgets what left longer ago than is remembered, a part of it with each report.
     pub(super) fn forget_old(&mut self, now_ms: i64) -> Result<(), Refusal> {
-        let until_ms = self.registry.left_known_from_ms(now_ms);
+        let until_ms = self.registry.left_kept_from_ms(now_ms);
         let is_old = |by_time: &[u8]| LeftPlace::from_time(by_time).is_some_and(|(at_ms, _)| at_ms < until_ms);
         // Most reports find nothing to forget.
         let first = self.scan(keys::LEFT_AT, None, 1)?;
@@ -156,6 +153,7 @@ impl Turn<'_> {
             batch.remove(by_time);
             batch.remove(place.record());
             forgotten.insert(place);
+            self.note_forgotten(left_at_ms, &mut batch)?;
             if let Some(bytes) = self.get(&place.record())? {
                 *weights.entry(place.lockbox_id).or_default() += weight(bytes.len());
                 let gone = Left::decode(&bytes)?.entry;
@@ -225,11 +223,14 @@ pub(super) struct Changes<'a> {
     /// What was kept before and is not after it.
     removed: u64,
     left_bytes: usize,
+    /// The broker does not know the lockbox yet.
+    first_round: bool,
 }
 
 impl<'a> Changes<'a> {
-    pub(super) fn begin(turn: &'a Turn<'a>, lockbox_id: LockboxId, now_ms: i64) -> Self {
+    pub(super) fn begin(turn: &'a Turn<'a>, lockbox_id: LockboxId, first_round: bool, now_ms: i64) -> Self {
         Self {
+            first_round,
             turn,
             reader: turn.reader(),
             lockbox_id,
@@ -258,7 +259,7 @@ impl<'a> Changes<'a> {
             return match entry.state.is_held() {
                 true => self.came_back(entry),
                 // It came and left between two reports, or before the first one.
-                false => self.leave(entry.clone()),
+                false => self.remember(entry.clone(), self.first_round),
             };
         };
         if before.material_id != entry.material_id {
@@ -342,6 +343,10 @@ impl<'a> Changes<'a> {
 
     /// Remembers a key that the lockbox had. If it was remembered before, it left then.
     fn leave(&mut self, entry: InventoryEntry) -> Result<(), Refusal> {
+        self.remember(entry, false)
+    }
+
+    fn remember(&mut self, entry: InventoryEntry, gone_at_first: bool) -> Result<(), Refusal> {
         let place = self.place(&entry);
         let before = self.turn.get(&place.record())?;
         let before = before.map(|bytes| Left::decode(&bytes)).transpose()?;
@@ -370,6 +375,7 @@ impl<'a> Changes<'a> {
                 Left {
                     entry,
                     left_at_ms: self.now_ms.max(0),
+                    gone_at_first,
                 }
             }
         };

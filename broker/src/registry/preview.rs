@@ -160,7 +160,7 @@ impl Preview {
         let lockbox_id = theft.lockbox_id;
         self.each(&keys::lefts(lockbox_id), |(_, bytes)| {
             let left = Left::decode(bytes)?;
-            if left.left_at_ms >= theft.since_ms {
+            if theft.counts(&left) {
                 materials.insert(left.entry.material_id);
             }
             Ok(())

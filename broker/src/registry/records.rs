@@ -142,6 +142,9 @@ pub(super) struct LeftRecord {
     /// By this machine's clock.
     #[prost(int64, tag = "2")]
     pub(super) left_at_ms: i64,
+    /// It was never heard of otherwise, and the lockbox neither.
+    #[prost(bool, tag = "3")]
+    pub(super) gone_at_first: bool,
 }
 
 /// Decodes a record that this broker wrote.

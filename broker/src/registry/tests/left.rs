@@ -100,10 +100,99 @@ async fn what_a_lockbox_says_that_it_has_no_more_counts_from_the_time_of_the_the
 async fn a_key_that_is_first_heard_of_when_it_is_gone_counts() {
     let store = MemoryStore::new();
     let registry = registry(&store).await;
+    say(&registry, ALPHA, NOW_MS - 1, []).await.unwrap();
     say(&registry, ALPHA, NOW_MS, [gone(2, 2, InventoryState::Destroyed)])
         .await
         .unwrap();
     assert_eq!(exposed(&registry, theft(HOUR_MS)).await, [2]);
+}
+
+/// A broker with an empty database hears of everything that a lockbox ever destroyed or moved away as if it were new; to mark
+/// all that can't be undone.
+#[tokio::test]
+async fn what_was_gone_when_the_broker_met_the_lockbox_counts_only_if_it_is_asked_for() {
+    let store = MemoryStore::new();
+    let registry = registry(&store).await;
+    let moved = gone(2, 2, InventoryState::Moved { to: id(BETA) });
+    let range = |after: Option<u8>, last: Option<u8>, entries: &[InventoryEntry]| {
+        let report = InventoryReport {
+            cluster_id: registry.roster().cluster_id(),
+            lockbox_id: id(ALPHA),
+            reported_at_ms: NOW_MS,
+            after: after.map(|number| KeyId([number; 16])),
+            last: last.map(|number| KeyId([number; 16])),
+            entries: entries.to_vec(),
+        };
+        registry.turn(move |turn| turn.take_inventory(&report, NOW_MS))
+    };
+    // The first round has three reports, and breaks off once.
+    range(None, Some(2), &[held(1, 1), moved.clone()]).await.unwrap();
+    let destroyed = |number: u8| gone(number, number, InventoryState::Destroyed);
+    range(None, Some(2), &[held(1, 1), moved]).await.unwrap();
+    range(Some(2), Some(3), &[destroyed(3)]).await.unwrap();
+    range(Some(3), None, &[held(4, 4), destroyed(5)]).await.unwrap();
+    // From here on it is known.
+    range(Some(3), None, &[destroyed(4), destroyed(5), destroyed(6)])
+        .await
+        .unwrap();
+
+    let by_default = theft(HOUR_MS);
+    assert_eq!(exposed(&registry, by_default).await, [1, 4, 6]);
+    let left_out = registry.left_out(by_default).await.unwrap();
+    assert_eq!(
+        (left_out.gone_at_first.count, left_out.gone_at_first.from_ms),
+        (3, Some(NOW_MS))
+    );
+    assert_eq!(left_out.earlier.count, 0);
+    let told = impact(&registry, Exposed::Lockbox(by_default)).await;
+    let open = told.iter().flat_map(|part| &part.findings);
+    let open = open.filter(|found| found.progress == Progress::Open);
+    let open: BTreeSet<_> = open.map(|found| found.holding.entry.key_id.0[0]).collect();
+    assert_eq!(open.into_iter().collect::<Vec<_>>(), [1, 4, 6]);
+    let asked = Theft {
+        with_gone_at_first: true,
+        ..by_default
+    };
+    assert_eq!(exposed(&registry, asked).await, [1, 2, 3, 4, 5, 6]);
+    assert_eq!(registry.left_out(asked).await.unwrap(), LeftOut::default());
+}
+
+/// Keys that left before the time that is looked at are the sign of a theft that was earlier than the operator thinks.
+#[tokio::test]
+async fn what_left_too_early_to_count_is_told() {
+    let store = MemoryStore::new();
+    let registry = registry(&store).await;
+    let all = [1, 2, 3].map(|number| held(number, number));
+    say(&registry, ALPHA, NOW_MS - 4 * HOUR_MS, all).await.unwrap();
+    say(&registry, ALPHA, NOW_MS - 3 * HOUR_MS, [held(2, 2), held(3, 3)])
+        .await
+        .unwrap();
+    say(&registry, ALPHA, NOW_MS - 2 * HOUR_MS, [held(3, 3)]).await.unwrap();
+    say(&registry, ALPHA, NOW_MS, []).await.unwrap();
+    let left_out = registry.left_out(theft(HOUR_MS)).await.unwrap();
+    let earlier = (left_out.earlier.count, left_out.earlier.from_ms);
+    assert_eq!(earlier, (2, Some(NOW_MS - 3 * HOUR_MS)));
+    assert_eq!(registry.left_out(theft(3 * HOUR_MS)).await.unwrap(), LeftOut::default());
+}
+
+/// An answer that leaves out what nobody remembers must say so, or it is taken for the whole.
+#[tokio::test]
+async fn the_broker_says_since_when_it_remembers() {
+    let store = MemoryStore::new();
+    let at_first = registry(&store).await;
+    let from = |registry: &Registry, now_ms| registry.left_known_from_ms(now_ms).unwrap();
+    assert_eq!(from(&at_first, NOW_MS), NOW_MS, "it was told nothing");
+    say(&at_first, ALPHA, NOW_MS, [held(1, 1), held(2, 2)]).await.unwrap();
+    say(&at_first, ALPHA, NOW_MS + DAY_MS, [held(1, 1)]).await.unwrap();
+    let registry = reopen(&store);
+    assert_eq!(from(&registry, NOW_MS + 2 * DAY_MS), NOW_MS, "it was not there before");
+    let later_ms = NOW_MS + 40 * DAY_MS;
+    assert_eq!(from(&registry, later_ms), later_ms - 30 * DAY_MS);
+    say(&registry, ALPHA, later_ms, [held(1, 1)]).await.unwrap();
+    // What was forgotten does not come back when more days are kept.
+    let longer = Registry::open(Arc::new(store.clone())).unwrap();
+    let longer = longer.with_inventory_bounds(InventoryBounds::with_left_days(60));
+    assert_eq!(from(&longer, later_ms), NOW_MS + DAY_MS + 1);
 }
 
 /// An operator names the key of a volume, and the only lockbox that had it was wiped by the thief.
