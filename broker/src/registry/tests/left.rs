@@ -39,6 +39,17 @@ fn gone(number: u8, material: u8, state: InventoryState) -> InventoryEntry {
     }
 }
 
+fn child_of(number: u8, parent: u8, relation: &str) -> InventoryEntry {
+    InventoryEntry {
+        parent: Some(Parent {
+            key_id: KeyId([parent; 16]),
+            relation: relation.to_owned(),
+            stated_lies_on: None,
+        }),
+        ..held(number, number)
+    }
+}
+
 /// The materials that a notice would name.
 async fn exposed(registry: &Arc<Registry>, theft: Theft) -> Vec<u8> {
     named(registry, Subject::Lockbox(theft)).await
@@ -167,6 +178,26 @@ async fn the_impact_has_what_a_stolen_lockbox_held_until_it_said_otherwise() {
         told.iter()
             .all(|part| part.findings.iter().all(|found| found.progress == Progress::Done))
     );
+}
+
+/// A thief has a key reported as another one and then as itself again, and waits until the other one is older than the theft
+/// that is asked for; an id that was used again does the same.
+#[tokio::test]
+async fn a_material_that_a_key_had_before_does_not_hide_the_one_that_it_has() {
+    let store = MemoryStore::new();
+    let registry = registry(&store).await;
+    say(&registry, ALPHA, NOW_MS - 3 * DAY_MS, [held(2, 9)]).await.unwrap();
+    say(&registry, ALPHA, NOW_MS - 2 * DAY_MS, [held(2, 2)]).await.unwrap();
+    let layer = child_of(4, 2, "layer");
+    say(&registry, BETA, NOW_MS, [layer]).await.unwrap();
+    let told = impact(&registry, Exposed::Lockbox(theft(DAY_MS))).await;
+    let deep: Vec<_> = told
+        .iter()
+        .flat_map(|part| &part.findings)
+        .filter(|found| found.remedy == Remedy::Deep && found.progress == Progress::Open)
+        .map(|found| (found.holding.lockbox_id, found.holding.entry.material_id.0[0]))
+        .collect();
+    assert_eq!(deep, [(id(ALPHA), 2), (id(BETA), 4)]);
 }
 
 #[tokio::test]
