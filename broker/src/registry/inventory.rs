@@ -12,8 +12,9 @@ use lockbox_authz::{FieldError, InventoryReport, KeyId, LockboxId};
 use lockbox_store::Store;
 use prost::Message;
 
+use super::changes::Changes;
 use super::keys::LeftPlace;
-use super::left::{Changes, Known};
+use super::left::Known;
 use super::{Registry, Turn, joined, keys};
 use crate::limits::{MAX_IMPACT_KEYS, MAX_RANGE_KEYS, SCAN_PAGE};
 use crate::refusal::Refusal;
@@ -61,6 +62,7 @@ impl Turn<'_> {
         if before_ms.is_some_and(|before_ms| (report.reported_at_ms.saturating_add(1)..=now_ms).contains(&before_ms)) {
             return Err(Refusal::OlderReport);
         }
+        self.count_once(lockbox_id)?;
         self.forget_old(now_ms)?;
         let (mut known, mut more) = self.inventory_between(report)?;
         let mut changes = Changes::begin(self, lockbox_id, now_ms);
@@ -72,15 +74,15 @@ impl Turn<'_> {
             // Nearly all of what is told on a new connection is known.
             if before.as_ref() != Some(&entry.to_wire().encode_to_vec()) {
                 let before = before.map(|bytes| decode(&bytes)).transpose()?;
-                changes.replace(before, entry)?;
+                changes.replace(entry.key_id, before, Some(entry))?;
             }
         }
-        for bytes in known.values() {
+        for (key_id, bytes) in known {
             more |= changes.is_full();
             if changes.is_full() {
                 break;
             }
-            changes.remove(decode(bytes)?)?;
+            changes.replace(key_id, Some(decode(&bytes)?), None)?;
         }
         let mut batch = changes.finish()?;
         if more {
@@ -206,7 +208,10 @@ impl Reader {
             size += 1;
             seen.insert(key_id);
             let known = self.known(key_id)?;
-            for entry in known.iter().map(|known| &known.holding.entry) {
+            // What a lockbox said of a key when it had it may be more than it says now.
+            let lefts = known.iter().filter_map(|known| known.left.as_ref());
+            let said = known.iter().map(|known| &known.holding.entry);
+            for entry in said.chain(lefts.map(|left| &left.entry)) {
                 waiting.extend(ancestors(entry));
                 if materials.insert(entry.material_id) {
                     waiting.extend(self.ids(&keys::materials(entry.material_id))?);
@@ -235,9 +240,13 @@ impl Reader {
                 impact.held_until_ms.insert(place, left.left_at_ms);
             }
             let mut holding = known.holding.clone();
-            if let Some(entry) = as_judged(&known, theft) {
-                let before = known.left.map_or(known.holding.entry, |left| left.entry);
-                shown.insert(place, before);
+            if let (Some(entry), Some(left)) = (as_judged(&known, theft), known.left) {
+                // As it was, and as it is said to be.
+                let state = match known.is_reported {
+                    true => known.holding.entry.state,
+                    false => left.entry.state,
+                };
+                shown.insert(place, InventoryEntry { state, ..left.entry });
                 holding.entry = entry;
             }
             judged.push(holding);
@@ -282,7 +291,7 @@ impl Theft {
     }
 }
 
-/// What a key is judged as that a lockbox has no more; `None`: as it is reported.
+/// What a key is judged as that a lockbox has no more, by what it said of it when it had it; `None`: as it is reported.
 ///
 /// What a lockbox that was taken over says since then does not count, neither that it destroyed a key nor that it moved it away.
 /// At any other there is nothing left to do about a key that it reports no more.
@@ -291,7 +300,7 @@ fn as_judged(known: &Known, theft: Option<Theft>) -> Option<InventoryEntry> {
     let state = match theft.is_some_and(|theft| theft.left_since(known)) {
         true if left.entry.state.is_held() => left.entry.state,
         true => InventoryState::Active,
-        false if known.is_reported => return None,
+        false if known.is_reported => known.holding.entry.state,
         false => InventoryState::Destroyed,
     };
     Some(InventoryEntry {

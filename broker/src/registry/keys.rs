@@ -35,6 +35,7 @@
 //! that of `left-at/`.
 
 use lockbox_authz::impact::Holding;
+use lockbox_authz::inventory::InventoryEntry;
 use lockbox_authz::{AuthorizationId, Hash, KeyId, LockboxId, MaterialId, PublicKey};
 
 pub(super) const ROSTER: &[u8] = b"roster/";
@@ -163,10 +164,14 @@ pub(super) fn lefts_of_key(lockbox_id: LockboxId, key_id: KeyId) -> Vec<u8> {
 
 impl LeftPlace {
     pub fn of(holding: &Holding) -> Self {
+        Self::new(holding.lockbox_id, &holding.entry)
+    }
+
+    pub(super) fn new(lockbox_id: LockboxId, entry: &InventoryEntry) -> Self {
         Self {
-            lockbox_id: holding.lockbox_id,
-            key_id: holding.entry.key_id,
-            material_id: holding.entry.material_id,
+            lockbox_id,
+            key_id: entry.key_id,
+            material_id: entry.material_id,
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use lockbox_authz::impact::{Progress, Remedy};
+use lockbox_authz::impact::{Kinship, Progress, Remedy};
 use lockbox_authz::inventory::{Consumer, InventoryEntry, InventoryState, MAX_CONSUMERS, Parent};
 use lockbox_authz::{InventoryReport, MaterialId};
 use tokio::sync::mpsc;
@@ -306,8 +306,95 @@ async fn rejects_ever_other_materials_of_one_key() {
     assert!(matches!(refused, Err(Refusal::TooManyMaterials(key)) if key == KeyId([1; 16])));
 }
 
+/// One report may say of a key that it has another material, and that it has that one no more: two more to remember.
+#[tokio::test]
+async fn rejects_one_report_that_makes_two_materials_too_many() {
+    let store = MemoryStore::new();
+    let registry = registry(&store).await;
+    // The last one sorts behind all others.
+    let materials = (1..MAX_MATERIALS_OF_KEY as u8).chain([200]);
+    for material in materials.clone() {
+        say(&registry, ALPHA, NOW_MS, [held(2, material)]).await.unwrap();
+    }
+    let other = gone(2, 100, InventoryState::Destroyed);
+    let refused = say(&registry, ALPHA, NOW_MS, [other]).await;
+    assert!(matches!(refused, Err(Refusal::TooManyMaterials(key)) if key == KeyId([2; 16])));
+    say(&registry, ALPHA, NOW_MS, []).await.unwrap();
+    let all: Vec<u8> = materials.collect();
+    assert_eq!(exposed(&registry, theft(HOUR_MS)).await, all);
+}
+
+/// What leads to a key is not counted as what a lockbox takes on the disk, so it may not outlast what it leads to.
+#[tokio::test]
+async fn a_key_that_comes_back_with_another_parent_leaves_nothing_of_the_one_before() {
+    let store = MemoryStore::new();
+    let registry = registry(&store).await;
+    for parent in 10..20 {
+        say(&registry, ALPHA, NOW_MS, [child_of(2, parent, "layer")])
+            .await
+            .unwrap();
+        assert_eq!(rows(&registry, &["child/"]).await, 1);
+        say(&registry, ALPHA, NOW_MS, []).await.unwrap();
+        assert_eq!(rows(&registry, &["child/", "left/"]).await, 2);
+    }
+}
+
+/// A lockbox may know less of a key that it destroyed than it knew before; what lay on a stolen key is still found.
+#[tokio::test]
+async fn what_a_key_descended_from_is_known_after_it_is_reported_without_that() {
+    let store = MemoryStore::new();
+    let registry = registry(&store).await;
+    let layer = child_of(4, 2, "layer");
+    say(&registry, ALPHA, NOW_MS - DAY_MS, [held(2, 2), layer.clone()])
+        .await
+        .unwrap();
+    let destroyed = gone(4, 4, InventoryState::Destroyed);
+    for entries in [
+        vec![held(2, 2), destroyed.clone()],
+        vec![held(2, 2)],
+        vec![held(2, 2), destroyed],
+    ] {
+        say(&registry, ALPHA, NOW_MS - HOUR_MS, entries).await.unwrap();
+        let told = impact(&registry, Exposed::Key(KeyId([2; 16]))).await;
+        let findings = told.iter().flat_map(|part| &part.findings);
+        let found: Vec<_> = findings
+            .map(|found| (found.holding.entry.key_id.0[0], found.kinship, found.progress))
+            .collect();
+        let expected = [
+            (2, Kinship::Material, Progress::Open),
+            (4, Kinship::Layer, Progress::Done),
+        ];
+        assert_eq!(found, expected);
+    }
+    let forgotten_ms = NOW_MS + InventoryBounds::default().left_kept_ms;
+    say(&registry, ALPHA, forgotten_ms, []).await.unwrap();
+    let later_ms = forgotten_ms + InventoryBounds::default().left_kept_ms + 1;
+    say(&registry, ALPHA, later_ms, []).await.unwrap();
+    assert_eq!(rows(&registry, &["child/", "holder/", "material/"]).await, 0);
+}
+
+/// A report that is refused again and again must not hold everybody else up each time for as long as it takes to count a million
+/// keys.
+#[tokio::test]
+async fn a_lockbox_that_was_never_counted_is_counted_once_though_its_reports_are_refused() {
+    let store = MemoryStore::new();
+    let keys = [1, 2, 3].map(|number| held(number, number));
+    say(&registry(&store).await, ALPHA, NOW_MS, keys).await.unwrap();
+    let mut batch = lockbox_store::Batch::new();
+    batch.remove(keys::inventory_weight(id(ALPHA)));
+    store.commit(batch).unwrap();
+    let registry = bounded(&store, 2).await;
+    let more = [1, 2, 3, 4].map(|number| held(number, number));
+    let refused = say(&registry, ALPHA, NOW_MS, more).await;
+    assert!(matches!(refused, Err(Refusal::TooManyKeys { at_most: 2 })));
+    let weight = registry.turn(|turn| turn.get(&keys::inventory_weight(id(ALPHA))));
+    assert_eq!(weight.await.unwrap(), Some(3u64.to_be_bytes().to_vec()));
+}
+
 async fn bounded(store: &MemoryStore, keys_of_one: u64) -> Arc<Registry> {
-    drop(registry(store).await);
+    if store.get(&keys::roster(0)).unwrap().is_none() {
+        drop(registry(store).await);
+    }
     let registry = Registry::open(Arc::new(store.clone())).unwrap();
     let bounds = InventoryBounds {
         keys_of_one,
