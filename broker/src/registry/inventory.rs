@@ -169,7 +169,9 @@ impl Reader {
     /// A server may hold a million keys, and a family is seldom larger than ten.
     fn impact_of_lockbox(&self, theft: Theft, mut take: impl FnMut(Impact) -> ControlFlow<()>) -> Result<(), Refusal> {
         let mut seen = HashSet::new();
-        for prefix in [keys::inventory(theft.lockbox_id), keys::lefts(theft.lockbox_id)] {
+        let reported = keys::inventory(theft.lockbox_id);
+        // What leaves meanwhile is in the second, and what comes back in the third.
+        for prefix in [reported.clone(), keys::lefts(theft.lockbox_id), reported] {
             let mut after: Option<Vec<u8>> = None;
             loop {
                 let page = self.store.scan(&prefix, after.as_deref(), SCAN_PAGE);

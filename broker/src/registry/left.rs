@@ -154,11 +154,17 @@ impl Reader {
         Ok(ids.into_iter().map(|id| LockboxId(id.0)))
     }
 
+    /// A report may be taken meanwhile, and what leaves or comes back by it be in neither when that is read.
     fn said(&self, lockbox_id: LockboxId, key_id: KeyId) -> Result<Said, Refusal> {
-        Ok(Said {
-            entry: self.reported(lockbox_id, key_id)?,
-            lefts: self.lefts(lockbox_id, key_id)?,
-        })
+        let mut entry = self.reported(lockbox_id, key_id)?;
+        loop {
+            let lefts = self.lefts(lockbox_id, key_id)?;
+            let again = self.reported(lockbox_id, key_id)?;
+            if again == entry {
+                return Ok(Said { entry, lefts });
+            }
+            entry = again;
+        }
     }
 
     /// Those of the rows that lead to a key which lead to nothing that is kept, of what each lockbox has said of it.

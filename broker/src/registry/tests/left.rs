@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use lockbox_authz::impact::{Kinship, Progress, Remedy};
 use lockbox_authz::inventory::{Consumer, InventoryEntry, InventoryState, MAX_CONSUMERS, Parent};
 use lockbox_authz::{InventoryReport, MaterialId};
+use lockbox_store::{Batch, Completion, Health, Pair, Store, StoreFailure};
 use tokio::sync::mpsc;
 
 use super::inventory::{held, impact, theft};
@@ -380,7 +381,7 @@ async fn a_lockbox_that_was_never_counted_is_counted_once_though_its_reports_are
     let store = MemoryStore::new();
     let keys = [1, 2, 3].map(|number| held(number, number));
     say(&registry(&store).await, ALPHA, NOW_MS, keys).await.unwrap();
-    let mut batch = lockbox_store::Batch::new();
+    let mut batch = Batch::new();
     batch.remove(keys::inventory_weight(id(ALPHA)));
     store.commit(batch).unwrap();
     let registry = bounded(&store, 2).await;
@@ -389,6 +390,78 @@ async fn a_lockbox_that_was_never_counted_is_counted_once_though_its_reports_are
     assert!(matches!(refused, Err(Refusal::TooManyKeys { at_most: 2 })));
     let weight = registry.turn(|turn| turn.get(&keys::inventory_weight(id(ALPHA))));
     assert_eq!(weight.await.unwrap(), Some(3u64.to_be_bytes().to_vec()));
+}
+
+/// Another lockbox's report may come between any two reads of an answer: a key that leaves then, or comes back, is not lost.
+#[tokio::test]
+async fn a_key_that_leaves_or_comes_back_while_an_answer_is_read_is_in_it() {
+    let (has, has_not) = (vec![held(2, 2)], Vec::new());
+    for [before, meanwhile] in [[has.clone(), has_not.clone()], [has_not, has.clone()]] {
+        for read in ["inventory/", "left/"] {
+            let answers = [Subject::Lockbox(theft(HOUR_MS)), Subject::Keys(vec![KeyId([2; 16])])];
+            for subject in answers.map(Some).into_iter().chain([None]) {
+                let store = MemoryStore::new();
+                let registry = registry(&store).await;
+                say(&registry, ALPHA, NOW_MS, has.clone()).await.unwrap();
+                say(&registry, ALPHA, NOW_MS, before.clone()).await.unwrap();
+                let runtime = tokio::runtime::Handle::current();
+                let meanwhile = meanwhile.clone();
+                let change = move || runtime.block_on(say(&registry, ALPHA, NOW_MS, meanwhile)).unwrap();
+                let store = ChangedMeanwhile {
+                    store,
+                    read,
+                    change: std::sync::Mutex::new(Some(Box::new(change))),
+                };
+                let reader = Arc::new(Registry::open(Arc::new(store)).unwrap());
+                match subject {
+                    Some(subject) => assert_eq!(named(&reader, subject).await, [2]),
+                    None => {
+                        let told = impact(&reader, Exposed::Lockbox(theft(HOUR_MS))).await;
+                        assert_eq!(told.iter().flat_map(|part| &part.findings).count(), 1);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A store that somebody else changes right after something below a prefix was read for the first time.
+struct ChangedMeanwhile {
+    store: MemoryStore,
+    read: &'static str,
+    change: std::sync::Mutex<Option<Box<dyn FnOnce() + Send>>>,
+}
+
+impl ChangedMeanwhile {
+    fn after_reading(&self, key: &[u8]) {
+        if key.starts_with(self.read.as_bytes())
+            && let Some(change) = self.change.lock().unwrap().take()
+        {
+            change();
+        }
+    }
+}
+
+impl Store for ChangedMeanwhile {
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreFailure> {
+        let found = self.store.get(key);
+        self.after_reading(key);
+        found
+    }
+
+    fn scan(&self, prefix: &[u8], after: Option<&[u8]>, limit: usize) -> Result<Vec<Pair>, StoreFailure> {
+        let found = self.store.scan(prefix, after, limit);
+        self.after_reading(prefix);
+        found
+    }
+
+    fn submit(&self, batch: Batch, done: Completion) {
+        self.store.submit(batch, done);
+    }
+
+    fn health(&self) -> Health {
+        self.store.health()
+    }
 }
 
 async fn bounded(store: &MemoryStore, keys_of_one: u64) -> Arc<Registry> {
