@@ -16,7 +16,7 @@ pub(super) struct Changes<'a> {
     turn: &'a Turn<'a>,
     reader: Reader,
     lockbox_id: LockboxId,
-    now_ms: i64,
+    left_at_ms: i64,
     batch: Batch,
     /// What is kept after it and was not before, as [`weight`] counts.
     added: u64,
@@ -26,12 +26,12 @@ pub(super) struct Changes<'a> {
 }
 
 impl<'a> Changes<'a> {
-    pub(super) fn begin(turn: &'a Turn<'a>, lockbox_id: LockboxId, now_ms: i64) -> Self {
+    pub(super) fn begin(turn: &'a Turn<'a>, lockbox_id: LockboxId, left_at_ms: i64) -> Self {
         Self {
             turn,
             reader: turn.reader(),
             lockbox_id,
-            now_ms,
+            left_at_ms,
             batch: Batch::new(),
             added: 0,
             removed: 0,
@@ -42,6 +42,11 @@ impl<'a> Changes<'a> {
     /// Whether the rest has to wait for another batch.
     pub(super) fn is_full(&self) -> bool {
         self.left_bytes >= MAX_LEFT_BYTES
+    }
+
+    /// Whether something left, or it was said why.
+    pub(super) fn remembers(&self) -> bool {
+        self.left_bytes > 0
     }
 
     /// Puts what is reported of a key in place of what was; `None`: the lockbox does not report it. Once for each key.
@@ -77,7 +82,7 @@ impl<'a> Changes<'a> {
             entry: before,
             lefts: self.reader.lefts(self.lockbox_id, key_id)?,
         };
-        let is = was.clone().followed_by(entry, self.now_ms);
+        let is = was.clone().followed_by(entry, self.left_at_ms);
         self.remember(key_id, &was, &is)?;
         self.unlink(key_id, &was, &is)
     }
@@ -138,35 +143,32 @@ impl<'a> Changes<'a> {
 
 impl Said {
     /// After a report that has this of the key.
-    fn followed_by(mut self, entry: Option<&InventoryEntry>, now_ms: i64) -> Self {
+    fn followed_by(mut self, entry: Option<&InventoryEntry>, left_at_ms: i64) -> Self {
         let before = std::mem::replace(&mut self.entry, entry.cloned());
         let is_same = |other: &InventoryEntry| entry.is_some_and(|entry| entry.material_id == other.material_id);
         let knew_it = before.as_ref().is_some_and(is_same);
         if let Some(before) = before.filter(|before| before.state.is_held()) {
             let said = entry.filter(|_| knew_it).map_or(before.state, |entry| entry.state);
             if !(knew_it && said.is_held()) {
-                self.leave(InventoryEntry { state: said, ..before }, now_ms);
+                self.leave(InventoryEntry { state: said, ..before }, left_at_ms);
             }
         }
         match entry {
             Some(entry) if entry.state.is_held() => self.lefts.retain(|left| !is_same(&left.entry)),
             // It came and left between two reports, or before the first one.
-            Some(entry) if !knew_it => self.leave(entry.clone(), now_ms),
+            Some(entry) if !knew_it => self.leave(entry.clone(), left_at_ms),
             Some(_) | None => {}
         }
         self
     }
 
     /// If it was remembered before, it left then.
-    fn leave(&mut self, entry: InventoryEntry, now_ms: i64) {
+    fn leave(&mut self, entry: InventoryEntry, left_at_ms: i64) {
         let same = |left: &&mut Left| left.entry.material_id == entry.material_id;
         match self.lefts.iter_mut().find(same) {
             // Why it left may be said later.
             Some(left) => left.entry.state = entry.state,
-            None => self.lefts.push(Left {
-                entry,
-                left_at_ms: now_ms.max(0),
-            }),
+            None => self.lefts.push(Left { entry, left_at_ms }),
         }
     }
 }

@@ -63,9 +63,10 @@ impl Turn<'_> {
             return Err(Refusal::OlderReport);
         }
         self.count_once(lockbox_id)?;
-        self.forget_old(now_ms)?;
+        let (clock, is_clock_written) = self.clock(now_ms)?;
+        self.forget_old(clock.forgets_until_ms(now_ms, self.registry.inventory_bounds.left_kept_ms))?;
         let (mut known, mut more) = self.inventory_between(report)?;
-        let mut changes = Changes::begin(self, lockbox_id, now_ms);
+        let mut changes = Changes::begin(self, lockbox_id, clock.left_at_ms());
         for entry in &report.entries {
             let before = match known.remove(&entry.key_id) {
                 None if more => self.get(&keys::inventory_key(lockbox_id, entry.key_id))?,
@@ -84,13 +85,18 @@ impl Turn<'_> {
             }
             changes.replace(key_id, Some(decode(&bytes)?), None)?;
         }
+        let remembers = changes.remembers();
         let mut batch = changes.finish()?;
+        let is_new = !batch.is_empty();
+        if is_clock_written || remembers {
+            batch.put(keys::CLOCK.to_vec(), clock.encode());
+        }
         if more {
             // So much is gone only if a store was lost. What is removed by now is not looked at again.
             self.commit(batch)?;
             return Err(Refusal::MuchIsGone);
         }
-        if report.last.is_none() || !batch.is_empty() {
+        if report.last.is_none() || is_new {
             batch.put(
                 keys::inventory_time(lockbox_id),
                 report.reported_at_ms.to_be_bytes().to_vec(),

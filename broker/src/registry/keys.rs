@@ -19,6 +19,7 @@
 //! | `inventory/` lockbox id, key id | `InventoryEntry` |
 //! | `inventory-at/` lockbox id | when the lockbox last reported |
 //! | `inventory-weight/` lockbox id | what it has below `inventory/` and `left/`, a large record counted as several |
+//! | `inventory-clock` | `ClockRecord` |
 //! | `left/` lockbox id, key id, material id | `LeftRecord` |
 //! | `left-at/` time, lockbox id, key id, material id | nothing: what left, the oldest first |
 //! | `holder/` key id, lockbox id | nothing: the lockboxes that have, or had, a key |
@@ -44,6 +45,7 @@ pub(super) const LOCKBOX: &[u8] = b"lockbox/";
 pub(super) const PENDING: &[u8] = b"pending/";
 pub(super) const NOTICE: &[u8] = b"notice/";
 pub(super) const LAST_NOTICE: &[u8] = b"notice-last";
+pub(super) const CLOCK: &[u8] = b"inventory-clock";
 pub(super) const LEFT_AT: &[u8] = b"left-at/";
 
 /// A transfer's place in a list: its time and its id, 24 bytes.

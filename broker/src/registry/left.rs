@@ -13,7 +13,7 @@ use prost::Message;
 use super::inventory::{Reader, ancestors, decode};
 use super::keys::LeftPlace;
 use super::records::{self, LeftRecord};
-use super::{Registry, Turn, keys};
+use super::{Turn, keys};
 use crate::limits::{DEFAULT_LEFT_DAYS, ENTRY_BYTES, FORGOTTEN_AT_ONCE, MAX_LOCKBOX_KEYS, SCAN_PAGE};
 use crate::refusal::Refusal;
 
@@ -68,13 +68,6 @@ impl InventoryBounds {
 impl Default for InventoryBounds {
     fn default() -> Self {
         Self::with_left_days(DEFAULT_LEFT_DAYS)
-    }
-}
-
-impl Registry {
-    /// What left before this may be forgotten.
-    pub fn left_known_from_ms(&self, now_ms: i64) -> i64 {
-        now_ms.saturating_sub(self.inventory_bounds.left_kept_ms)
     }
 }
 
@@ -201,9 +194,8 @@ impl Reader {
 }
 
 impl Turn<'_> {
-    /// Forgets what left longer ago than is remembered, a part of it with each report.
-    pub(super) fn forget_old(&mut self, now_ms: i64) -> Result<(), Refusal> {
-        let until_ms = self.registry.left_known_from_ms(now_ms);
+    /// Forgets what left before a time, a part of it with each report.
+    pub(super) fn forget_old(&mut self, until_ms: i64) -> Result<(), Refusal> {
         let is_old = |by_time: &[u8]| LeftPlace::from_time(by_time).is_some_and(|(at_ms, _)| at_ms < until_ms);
         // Most reports find nothing to forget.
         let first = self.scan(keys::LEFT_AT, None, 1)?;

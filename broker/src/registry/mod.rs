@@ -6,6 +6,7 @@
 //! a change that a power cut could undo, and a reader needs no lock against the sync.
 
 mod changes;
+mod clock;
 mod evidence;
 mod inventory;
 mod joins;

@@ -234,6 +234,7 @@ async fn what_left_is_forgotten_in_time_with_all_that_leads_to_it() {
     let leads = &["left/", "left-at/", "holder/", "material/", "child/"];
     assert_eq!(rows(&registry, leads).await, 6 + 6 + 4 + 3 + 1);
     let kept_ms = InventoryBounds::default().left_kept_ms;
+    say(&registry, ALPHA, NOW_MS + kept_ms / 2, []).await.unwrap();
     say(&registry, ALPHA, NOW_MS + kept_ms, []).await.unwrap();
     assert_eq!(rows(&registry, leads).await, 20, "it is not over yet");
     say(&registry, ALPHA, NOW_MS + kept_ms + 1, []).await.unwrap();
@@ -242,6 +243,26 @@ async fn what_left_is_forgotten_in_time_with_all_that_leads_to_it() {
         let weight = registry.turn(move |turn| turn.get(&keys::inventory_weight(id(lockbox))));
         assert_eq!(weight.await.unwrap(), Some(vec![0; 8]), "there is room again");
     }
+}
+
+/// A machine that came up with a wrong clock must not lose what the thief of a lockbox hides, nor let it be hidden.
+#[tokio::test]
+async fn a_clock_that_is_wrong_for_a_while_neither_forgets_what_left_nor_dates_it_before() {
+    let store = MemoryStore::new();
+    let registry = registry(&store).await;
+    say(&registry, ALPHA, NOW_MS - HOUR_MS, [held(2, 2), held(3, 3)])
+        .await
+        .unwrap();
+    say(&registry, ALPHA, NOW_MS, [held(3, 3)]).await.unwrap();
+    for _ in 0..3 {
+        say(&registry, BETA, NOW_MS + 400 * DAY_MS, []).await.unwrap();
+    }
+    say(&registry, ALPHA, NOW_MS - 20 * DAY_MS, []).await.unwrap();
+    assert_eq!(exposed(&registry, theft(HOUR_MS)).await, [2, 3]);
+    assert_eq!(
+        registry.left_known_from_ms(NOW_MS),
+        NOW_MS - InventoryBounds::default().left_kept_ms
+    );
 }
 
 /// A member that reports ever new keys, or ever others, must not fill the broker's disk; what is known of it stays.
@@ -367,10 +388,11 @@ async fn what_a_key_descended_from_is_known_after_it_is_reported_without_that() 
         ];
         assert_eq!(found, expected);
     }
-    let forgotten_ms = NOW_MS + InventoryBounds::default().left_kept_ms;
-    say(&registry, ALPHA, forgotten_ms, []).await.unwrap();
-    let later_ms = forgotten_ms + InventoryBounds::default().left_kept_ms + 1;
-    say(&registry, ALPHA, later_ms, []).await.unwrap();
+    say(&registry, ALPHA, NOW_MS, []).await.unwrap();
+    for part in 1..=3 {
+        let later_ms = NOW_MS + part * InventoryBounds::default().left_kept_ms / 2;
+        say(&registry, ALPHA, later_ms, []).await.unwrap();
+    }
     assert_eq!(rows(&registry, &["child/", "holder/", "material/"]).await, 0);
 }
 
