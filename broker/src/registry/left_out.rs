@@ -33,12 +33,8 @@ impl Registry {
     /// What left before this may be forgotten, or was never heard of: the broker was not there, or its database was lost.
     pub fn left_known_from_ms(&self, now_ms: i64) -> Result<i64, Refusal> {
         let from_ms = remembers_from_ms(self.store.get(keys::LEFT_KNOWN_FROM).map_err(Refusal::Store)?)?;
-        Ok(from_ms.map_or(now_ms, |from_ms| from_ms.max(self.left_kept_from_ms(now_ms))))
-    }
-
-    /// What left before this is to be forgotten.
-    pub(super) fn left_kept_from_ms(&self, now_ms: i64) -> i64 {
-        now_ms.saturating_sub(self.inventory_bounds.left_kept_ms)
+        let kept_from_ms = self.left_kept_from_ms(now_ms)?;
+        Ok(from_ms.map_or(now_ms, |from_ms| from_ms.max(kept_from_ms)))
     }
 
     /// When a lockbox was last connected to this broker, as far as it is written down.
@@ -101,9 +97,9 @@ impl Theft {
 
 impl Turn<'_> {
     /// With the first report of all: of what was before, a broker knows nothing.
-    pub(super) fn begin_to_remember(&self, now_ms: i64, batch: &mut Batch) -> Result<(), Refusal> {
+    pub(super) fn begin_to_remember(&self, left_at_ms: i64, batch: &mut Batch) -> Result<(), Refusal> {
         if self.get(keys::LEFT_KNOWN_FROM)?.is_none() {
-            batch.put(keys::LEFT_KNOWN_FROM.to_vec(), now_ms.to_be_bytes().to_vec());
+            batch.put(keys::LEFT_KNOWN_FROM.to_vec(), left_at_ms.to_be_bytes().to_vec());
         }
         Ok(())
     }

@@ -5,6 +5,8 @@
 //! one sync; its answer is held back until everything that the turn could have seen is durable. So nobody is ever told of
 //! a change that a power cut could undo, and a reader needs no lock against the sync.
 
+mod changes;
+mod clock;
 mod evidence;
 mod inventory;
 mod joins;

@@ -158,6 +158,7 @@ impl Preview {
     fn materials_at(&self, theft: Theft) -> Result<BTreeSet<MaterialId>, Refusal> {
         let mut materials = BTreeSet::new();
         let lockbox_id = theft.lockbox_id;
+        self.held_at(lockbox_id, &mut materials)?;
         self.each(&keys::lefts(lockbox_id), |(_, bytes)| {
             let left = Left::decode(bytes)?;
             if theft.counts(&left) {
@@ -165,13 +166,8 @@ impl Preview {
             }
             Ok(())
         })?;
-        self.each(&keys::inventory(lockbox_id), |(_, bytes)| {
-            let entry: InventoryEntry = decode(bytes)?;
-            if entry.state.is_held() {
-                materials.insert(entry.material_id);
-            }
-            Ok(())
-        })?;
+        // What left meanwhile is among those, and what came back is here.
+        self.held_at(lockbox_id, &mut materials)?;
         self.each(keys::ALL, |(place, _)| {
             let id = place.get(keys::ALL.len() + 8..).unwrap_or_default();
             let id = AuthorizationId::from_slice("place in a list", id).map_err(Refusal::Record)?;
@@ -183,6 +179,16 @@ impl Preview {
             }
         })?;
         Ok(materials)
+    }
+
+    fn held_at(&self, lockbox_id: LockboxId, materials: &mut BTreeSet<MaterialId>) -> Result<(), Refusal> {
+        self.each(&keys::inventory(lockbox_id), |(_, bytes)| {
+            let entry: InventoryEntry = decode(bytes)?;
+            if entry.state.is_held() {
+                materials.insert(entry.material_id);
+            }
+            Ok(())
+        })
     }
 
     /// The materials of what a transfer brought to its target that the target has not reported yet: its receipts say that it

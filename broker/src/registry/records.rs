@@ -147,6 +147,19 @@ pub(super) struct LeftRecord {
     pub(super) gone_at_first: bool,
 }
 
+/// What this machine's clock has said.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct ClockRecord {
+    /// At a report, but for that of a jump that was taken back.
+    #[prost(int64, tag = "1")]
+    pub(super) newest_ms: i64,
+    /// Between which times it jumped ahead; both 0: it did not.
+    #[prost(int64, tag = "2")]
+    pub(super) jumped_from_ms: i64,
+    #[prost(int64, tag = "3")]
+    pub(super) jumped_to_ms: i64,
+}
+
 /// Decodes a record that this broker wrote.
 pub(super) fn decode<R: Message + Default>(what: &'static str, bytes: &[u8]) -> Result<R, FieldError> {
     R::decode(bytes).map_err(|_| FieldError::new(what, "is not what the broker writes"))
