@@ -106,6 +106,17 @@ impl Registry {
     }
 }
 
+impl Registry {
+    /// What left before this may be forgotten already.
+    pub(super) fn forgotten_until_ms(&self) -> Result<i64, Refusal> {
+        let clock = Clock::read(self.store.as_ref())?;
+        let kept_ms = self.inventory_bounds.left_kept_ms;
+        Ok(clock.map_or(i64::MIN, |clock| {
+            clock.newest_ms.saturating_add(WRITTEN_EVERY_MS).saturating_sub(kept_ms)
+        }))
+    }
+}
+
 impl Turn<'_> {
     /// The clock at this report, and whether it is to be written down with it.
     pub(super) fn clock(&self, now_ms: i64) -> Result<(Clock, bool), Refusal> {

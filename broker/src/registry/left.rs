@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use lockbox_authz::impact::Holding;
 use lockbox_authz::inventory::InventoryEntry;
-use lockbox_authz::{FieldError, KeyId, LockboxId};
+use lockbox_authz::{FieldError, KeyId, LockboxId, MaterialId};
 use lockbox_store::Batch;
 use prost::Message;
 
@@ -101,6 +101,12 @@ impl Said {
         entries.flat_map(|entry| leads(lockbox_id, entry)).collect()
     }
 
+    /// The materials of what left at this time or later.
+    pub(super) fn since(&self, from_ms: i64) -> BTreeSet<MaterialId> {
+        let lefts = self.lefts.iter().filter(|left| left.left_at_ms >= from_ms);
+        lefts.map(|left| left.entry.material_id).collect()
+    }
+
     /// Told once for each material.
     fn known(self, lockbox_id: LockboxId) -> impl Iterator<Item = Known> {
         let mut lefts = self.lefts;
@@ -152,7 +158,7 @@ impl Reader {
     }
 
     /// A report may be taken meanwhile, and what leaves or comes back by it be in neither when that is read.
-    fn said(&self, lockbox_id: LockboxId, key_id: KeyId) -> Result<Said, Refusal> {
+    pub(super) fn said(&self, lockbox_id: LockboxId, key_id: KeyId) -> Result<Said, Refusal> {
         let mut entry = self.reported(lockbox_id, key_id)?;
         loop {
             let lefts = self.lefts(lockbox_id, key_id)?;

@@ -16,7 +16,7 @@ const HOUR_MS: i64 = 60 * 60 * 1_000;
 const DAY_MS: i64 = 24 * HOUR_MS;
 
 /// Everything that a lockbox has and had, at a time of the broker's clock.
-async fn say(
+pub(super) async fn say(
     registry: &Arc<Registry>,
     lockbox: u8,
     now_ms: i64,
@@ -56,7 +56,7 @@ async fn exposed(registry: &Arc<Registry>, theft: Theft) -> Vec<u8> {
     named(registry, Subject::Lockbox(theft)).await
 }
 
-async fn named(registry: &Arc<Registry>, subject: Subject) -> Vec<u8> {
+pub(super) async fn named(registry: &Arc<Registry>, subject: Subject) -> Vec<u8> {
     let (sender, mut pages) = mpsc::channel(READINGS_AT_ONCE);
     registry.preview(subject, sender).await.unwrap();
     let mut materials = BTreeSet::new();
