@@ -107,13 +107,16 @@ impl Registry {
 }
 
 impl Registry {
-    /// What left before this may be forgotten already.
+    /// What left before this may be forgotten already, or was never heard of.
     pub(super) fn forgotten_until_ms(&self) -> Result<i64, Refusal> {
         let clock = Clock::read(self.store.as_ref())?;
         let kept_ms = self.inventory_bounds.left_kept_ms;
-        Ok(clock.map_or(i64::MIN, |clock| {
+        let until_ms = clock.map_or(i64::MIN, |clock| {
             clock.newest_ms.saturating_add(WRITTEN_EVERY_MS).saturating_sub(kept_ms)
-        }))
+        });
+        Ok(self
+            .remembers_from_ms()?
+            .map_or(until_ms, |from_ms| from_ms.max(until_ms)))
     }
 }
 

@@ -32,9 +32,17 @@ pub struct Group {
 impl Registry {
     /// What left before this may be forgotten, or was never heard of: the broker was not there, or its database was lost.
     pub fn left_known_from_ms(&self, now_ms: i64) -> Result<i64, Refusal> {
-        let from_ms = remembers_from_ms(self.store.get(keys::LEFT_KNOWN_FROM).map_err(Refusal::Store)?)?;
+        let from_ms = self.remembers_from_ms()?;
         let kept_from_ms = self.left_kept_from_ms(now_ms)?;
         Ok(from_ms.map_or(now_ms, |from_ms| from_ms.max(kept_from_ms)))
+    }
+
+    /// Since when everything that left was heard of and is not forgotten; `None`: nothing was reported yet.
+    pub(super) fn remembers_from_ms(&self) -> Result<Option<i64>, Refusal> {
+        let damaged = |_| Refusal::Record(FieldError::new("left-known-from", "is not what the broker writes"));
+        let bytes = self.store.get(keys::LEFT_KNOWN_FROM).map_err(Refusal::Store)?;
+        let number = bytes.map(|bytes| bytes.try_into().map(i64::from_be_bytes).map_err(damaged));
+        number.transpose()
     }
 
     /// When a lockbox was last connected to this broker, as far as it is written down.
@@ -106,17 +114,11 @@ impl Turn<'_> {
 
     /// What left then is forgotten. It stays so when more days are kept later.
     pub(super) fn note_forgotten(&self, left_at_ms: i64, batch: &mut Batch) -> Result<(), Refusal> {
-        let from_ms = remembers_from_ms(self.get(keys::LEFT_KNOWN_FROM)?)?;
+        let from_ms = self.registry.remembers_from_ms()?;
         let after_ms = left_at_ms.saturating_add(1);
         if from_ms.is_some_and(|from_ms| from_ms < after_ms) {
             batch.put(keys::LEFT_KNOWN_FROM.to_vec(), after_ms.to_be_bytes().to_vec());
         }
         Ok(())
     }
-}
-
-fn remembers_from_ms(bytes: Option<Vec<u8>>) -> Result<Option<i64>, Refusal> {
-    let damaged = |_| Refusal::Record(FieldError::new("left-known-from", "is not what the broker writes"));
-    let number = bytes.map(|bytes| bytes.try_into().map(i64::from_be_bytes).map_err(damaged));
-    number.transpose()
 }

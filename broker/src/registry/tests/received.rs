@@ -103,3 +103,14 @@ async fn a_key_that_a_target_received_and_moved_on_does_not_count_later() {
         assert_eq!(exposed(&registry, NOW_MS + 2 * DAY_MS).await, [0u8; 0], "on day {day}");
     }
 }
+
+/// A broker that began to remember after the transfer does not know what the source said of the key before.
+#[tokio::test]
+async fn a_source_that_speaks_only_after_the_transfer_is_not_believed_against_its_target() {
+    let store = MemoryStore::new();
+    let registry = registry(&store).await;
+    transfer_to_beta(&registry).await;
+    say(&registry, BETA, NOW_MS + 1, [sent(2)]).await.unwrap();
+    say(&registry, ALPHA, NOW_MS + 1, [sent(7)]).await.unwrap();
+    assert_eq!(exposed(&registry, NOW_MS - HOUR_MS).await, [2]);
+}
