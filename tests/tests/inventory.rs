@@ -81,7 +81,7 @@ fn a_broker_that_has_no_room_is_left_in_peace_whatever_changes() {
     let fake = FakeBroker::start(&thief.signing_key, thief.roster.head(), &[], Vec::new());
     let mark = a.log().mark();
     cluster.broker().node_proxy().lead_to(fake.address);
-    fake.wait_for_inventory_report();
+    fake.wait_for_inventory_reports(1);
     a.log().wait_for(mark, "the inventory was not told");
     a.create_key("meanwhile");
     // On a new connection everything is told at once, whatever the one before has said.

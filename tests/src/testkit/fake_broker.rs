@@ -138,11 +138,13 @@ impl FakeBroker {
 }
 
 impl FakeBroker {
-    /// Waits until a lockbox has told it of its keys, for which it has no room.
-    pub fn wait_for_inventory_report(&self) {
+    /// Waits until lockboxes have told it of their keys this often, for which it has no room, and gives the times.
+    pub fn wait_for_inventory_reports(&self, count: usize) -> Vec<Instant> {
         eventually("the fake broker is told of keys", || {
-            self.said.heard().inventory_reports.first().map(drop)
-        });
+            let heard = self.said.heard();
+            let times = heard.inventory_reports.iter().map(|heard| heard.at);
+            (heard.inventory_reports.len() >= count).then(|| times.collect())
+        })
     }
 
     /// Waits until a lockbox has told it of its keys twice on one connection, and gives the pause between.
