@@ -112,16 +112,20 @@ impl<'a> Changes<'a> {
             return Err(Refusal::TooManyMaterials(key_id));
         }
         for before in was.lefts.iter().filter(|before| !is.lefts.contains(before)) {
-            let place = LeftPlace::new(self.lockbox_id, &before.entry);
-            self.batch.remove(place.by_time(before.left_at_ms));
-            self.batch.remove(place.record());
             self.removed += weight(before.encode().len());
+            let place = LeftPlace::new(self.lockbox_id, &before.entry);
+            let stays = |left: &Left| left.entry.material_id == before.entry.material_id;
+            if !is.lefts.iter().any(stays) {
+                self.batch.remove(place.by_time(before.left_at_ms));
+                self.batch.remove(place.record());
+            }
         }
         for left in is.lefts.iter().filter(|left| !was.lefts.contains(left)) {
             let place = LeftPlace::new(self.lockbox_id, &left.entry);
             let bytes = left.encode();
             self.added += weight(bytes.len());
             self.left_bytes += bytes.len();
+            // One that was remembered keeps its time.
             self.batch.put(place.by_time(left.left_at_ms), Vec::new());
             self.batch.put(place.record(), bytes);
         }
