@@ -402,6 +402,12 @@ impl Broker {
             .await
     }
 
+    /// When a lockbox was last heard of, as far as this broker knows.
+    pub(crate) fn last_seen_ms(&self, lockbox_id: LockboxId) -> Option<i64> {
+        let connected = self.sessions.connected(lockbox_id).map(|(at_ms, _)| at_ms);
+        connected.or_else(|| self.registry.last_seen_ms(lockbox_id))
+    }
+
     /// Writes down when a lockbox was last heard of, at the end of its connection.
     pub(crate) async fn last_seen(self: &Arc<Self>, lockbox_id: LockboxId, at_ms: i64) -> Result<(), Refusal> {
         self.turn(move |_, turn| {

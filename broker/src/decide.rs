@@ -217,6 +217,36 @@ pub fn find_lockbox<'a>(roster: &'a Roster, name_or_id: &str) -> Option<&'a Lock
     named().find(|member| !member.retired).or_else(|| named().next())
 }
 
+/// Finds a lockbox by id, or by a name that no other has or had.
+///
+/// For what can't be undone and may be said again: a name is free once its lockbox is retired, and whoever holds an unused
+/// token takes it.
+pub fn find_the_only<'a>(roster: &'a Roster, name_or_id: &str) -> Result<&'a LockboxMember, NotTheOnly> {
+    if let Some(member) = name_or_id.parse().ok().and_then(|id| roster.lockbox(&id)) {
+        return Ok(member);
+    }
+    let named = roster.lockboxes().filter(|member| member.lockbox.name == name_or_id);
+    let named: Vec<_> = named.collect();
+    match named[..] {
+        [member] => Ok(member),
+        [] => Err(NotTheOnly::Unknown),
+        _ => Err(NotTheOnly::Several(
+            named
+                .iter()
+                .map(|member| (member.lockbox.lockbox_id, member.retired))
+                .collect(),
+        )),
+    }
+}
+
+/// Why a name is not enough.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NotTheOnly {
+    Unknown,
+    /// All that have or had the name, and whether each is retired.
+    Several(Vec<(LockboxId, bool)>),
+}
+
 fn admitted<'a>(roster: &'a Roster, end: End, name_or_id: &str) -> Result<&'a Lockbox, Denied> {
     // The names of lockboxes are short; what else was sent is not repeated at length.
     let name = || name_or_id.chars().take(64).collect();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use lockbox_authz::impact::Finding;
 use lockbox_authz::roster::Roster;
-use lockbox_authz::{InventoryReport, KeyId, PublicKey, UnverifiedEnvelope, field};
+use lockbox_authz::{InventoryReport, KeyId, PublicKey, UnverifiedEnvelope};
 use lockbox_rpc::api::control::impact_service_server::{ImpactService, ImpactServiceServer};
 use lockbox_rpc::api::control::{
     GetImpactRequest, GetImpactResponse, ImpactFinding, LockboxName, get_impact_request::Subject,
@@ -19,11 +19,10 @@ use tonic::{Request, Response, Status};
 
 use crate::broker::Broker;
 use crate::clock::now_ms;
-use crate::decide::{self, find_lockbox};
-use crate::limits::HELD_WITHIN_MS;
+use crate::decide;
 use crate::node_service::{envelope, peer_key};
 use crate::refusal::Refusal;
-use crate::registry::{Exposed, Impact, LeftPlace, Theft};
+use crate::registry::{Exposed, Impact, LeftPlace};
 use crate::requesters::Permission;
 use crate::sessions::Signal;
 use crate::{control_service, status};
@@ -77,20 +76,26 @@ impl ImpactService for ImpactPort {
     async fn get_impact(&self, request: Request<GetImpactRequest>) -> Result<Response<Self::GetImpactStream>, Status> {
         let requester = control_service::requester(&self.broker, &request)?;
         let request = request.into_inner();
-        let exposed = self.broker.exposed(&requester, request.subject, request.held_since_ms);
-        let exposed = exposed.map_err(|refusal| status::for_requester(&refusal))?;
+        let refused = |refusal: Refusal| status::for_requester(&refusal);
+        let exposed = self.broker.exposed(&requester, request).map_err(refused)?;
+        let left_known_from_ms = self.broker.registry().left_known_from_ms(now_ms()).map_err(refused)?;
+        // Said also if nothing is found.
+        let first = match exposed {
+            Exposed::Key(_) => None,
+            Exposed::Lockbox(theft) => Some(GetImpactResponse {
+                left_known_from_ms,
+                held_since_ms: theft.since_ms,
+                left_out: Some(self.broker.left_out(theft).await.map_err(refused)?),
+                ..GetImpactResponse::default()
+            }),
+        };
         let (sender, pages) = mpsc::channel(1);
         let broker = Arc::clone(&self.broker);
         tokio::spawn(async move {
             let roster = broker.roster();
             let (registry, to) = (Arc::clone(broker.registry()), sender.clone());
-            let left_known_from_ms = broker.registry().left_known_from_ms(now_ms());
-            if let Exposed::Lockbox(_) = exposed {
-                // Said also if nothing is found. The requester may be gone.
-                let first = GetImpactResponse {
-                    left_known_from_ms,
-                    ..GetImpactResponse::default()
-                };
+            if let Some(first) = first {
+                // The requester may be gone.
                 let _ = sender.send(Ok(first)).await;
             }
             let take = move |impact: Impact| match pages_of(&roster, &impact, left_known_from_ms)
@@ -127,27 +132,16 @@ impl Broker {
         Ok(())
     }
 
-    fn exposed(&self, requester: &str, subject: Option<Subject>, held_since_ms: i64) -> Result<Exposed, Refusal> {
+    fn exposed(&self, requester: &str, request: GetImpactRequest) -> Result<Exposed, Refusal> {
         decide::permitted(self.requesters(), requester, Permission::ListAll)?;
-        match subject {
+        match request.subject {
             Some(Subject::KeyId(id)) => Ok(Exposed::Key(KeyId::from_slice("key_id", &id)?)),
-            Some(Subject::Lockbox(name)) => self.theft(name, held_since_ms).map(Exposed::Lockbox),
+            Some(Subject::Lockbox(name)) => {
+                let theft = self.theft(name, request.held_since_ms, request.with_gone_at_first)?;
+                Ok(Exposed::Lockbox(theft))
+            }
             None => Err(lockbox_authz::FieldError::new("subject", "is missing").into()),
         }
-    }
-
-    /// A lockbox of the roster, and since when it is thought to be taken over; 0 if nobody says.
-    pub(crate) fn theft(&self, name: String, held_since_ms: i64) -> Result<Theft, Refusal> {
-        let roster = self.roster();
-        let member = find_lockbox(&roster, &name).ok_or(Refusal::UnknownLockbox(name))?;
-        let since_ms = match held_since_ms {
-            0 => now_ms().saturating_sub(HELD_WITHIN_MS),
-            since_ms => field::time_ms("held_since_ms", since_ms)?,
-        };
-        Ok(Theft {
-            lockbox_id: member.lockbox.lockbox_id,
-            since_ms,
-        })
     }
 }
 
@@ -183,5 +177,6 @@ fn pages_of(roster: &Roster, impact: &Impact, left_known_from_ms: i64) -> impl I
         findings: findings.iter().map(&to_wire).collect(),
         truncated: impact.truncated,
         left_known_from_ms,
+        ..GetImpactResponse::default()
     })
 }

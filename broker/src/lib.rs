@@ -42,4 +42,5 @@ pub mod requesters;
 pub mod serve;
 mod sessions;
 mod status;
+mod theft;
 mod watchers;

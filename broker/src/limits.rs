@@ -31,8 +31,8 @@ pub const MAX_PAGE_BYTES: usize = 2 * 1024 * 1024;
 pub const MAX_IMPACT_KEYS: usize = 100_000;
 
 /// Keys that one range of an inventory may replace: each takes up to five changes, each of the 256 entries that a report has
-/// ten, and a batch has room for 10,000.
-pub const MAX_RANGE_KEYS: usize = 1_400;
+/// twelve, and a batch has room for 10,000.
+pub const MAX_RANGE_KEYS: usize = 1_300;
 
 /// Keys that one lockbox reports, and those that it had and no longer has, together: a member can fill a few GiB of the disk with
 /// them. A server has a million keys and more, and it reports for good what it destroyed.
@@ -42,8 +42,8 @@ pub const MAX_LOCKBOX_KEYS: u64 = 4_194_304;
 pub const ENTRY_BYTES: usize = 512;
 
 /// Materials that a lockbox can say a key had, one after the other. A key's material never changes; the identifier of one that was
-/// destroyed may be used again.
-pub const MAX_MATERIALS_OF_KEY: usize = 64;
+/// destroyed may be used again. Each can have 33 KiB, and all are read when a report says something else of the key.
+pub const MAX_MATERIALS_OF_KEY: usize = 8;
 
 /// Days for which a broker remembers what a lockbox had, if its configuration says nothing: a theft is noticed within them.
 pub const DEFAULT_LEFT_DAYS: u32 = 30;

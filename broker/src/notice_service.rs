@@ -51,16 +51,25 @@ impl NoticeService for NoticePort {
     async fn preview_notice(&self, request: Request<PreviewNoticeRequest>) -> Result<Response<Pages>, Status> {
         let requester = control_service::requester(&self.broker, &request)?;
         let request = request.into_inner();
-        let subject = self
-            .broker
-            .notice_subject(&requester, request.subject, request.held_since_ms);
-        let subject = subject.map_err(refused)?;
+        let subject = self.broker.notice_subject(&requester, request).map_err(refused)?;
+        // Every page has it.
+        let mut page = PreviewNoticeResponse {
+            left_known_from_ms: self.broker.registry().left_known_from_ms(now_ms()).map_err(refused)?,
+            ..PreviewNoticeResponse::default()
+        };
+        if let Subject::Lockbox(theft) = subject {
+            page.held_since_ms = theft.since_ms;
+            page.left_out = Some(self.broker.left_out(theft).await.map_err(refused)?);
+        }
         let (sender, pages) = mpsc::channel(1);
         let registry = Arc::clone(self.broker.registry());
         tokio::spawn(async move { registry.preview(subject, sender).await });
         let broker = Arc::clone(&self.broker);
-        let pages = ReceiverStream::new(pages).map(move |page| match page {
-            Ok(named) => Ok(broker.preview_page(named)),
+        let pages = ReceiverStream::new(pages).map(move |named| match named {
+            Ok(named) => Ok(PreviewNoticeResponse {
+                findings: broker.preview_findings(named),
+                ..page.clone()
+            }),
             Err(refusal) => Err(refused(refusal)),
         });
         Ok(Response::new(Box::pin(pages)))
@@ -190,9 +199,9 @@ impl Broker {
             .await
     }
 
-    fn notice_subject(&self, requester: &str, asked: Option<Asked>, held_since_ms: i64) -> Result<Subject, Refusal> {
+    fn notice_subject(&self, requester: &str, request: PreviewNoticeRequest) -> Result<Subject, Refusal> {
         decide::permitted(self.requesters(), requester, Permission::ListAll)?;
-        match asked {
+        match request.subject {
             Some(Asked::Keys(keys)) => {
                 if keys.key_ids.is_empty() || keys.key_ids.len() > MAX_SELECTED_KEYS {
                     return Err(FieldError::new("key_ids", "must be 1 to 1,024").into());
@@ -200,7 +209,10 @@ impl Broker {
                 let ids = keys.key_ids.iter().map(|id| KeyId::from_slice("key_ids", id));
                 Ok(Subject::Keys(ids.collect::<Result<_, _>>()?))
             }
-            Some(Asked::Lockbox(name)) => self.theft(name, held_since_ms).map(Subject::Lockbox),
+            Some(Asked::Lockbox(name)) => {
+                let theft = self.theft(name, request.held_since_ms, request.with_gone_at_first)?;
+                Ok(Subject::Lockbox(theft))
+            }
             Some(Asked::Materials(materials)) => {
                 if materials.material_ids.is_empty() || materials.material_ids.len() > MAX_NOTICE_MATERIALS {
                     return Err(FieldError::new("material_ids", "must be 1 to 1,024").into());
@@ -213,7 +225,7 @@ impl Broker {
         }
     }
 
-    fn preview_page(&self, named: Vec<Named>) -> PreviewNoticeResponse {
+    fn preview_findings(&self, named: Vec<Named>) -> Vec<NoticeFinding> {
         let roster = self.roster();
         let finding = |named: Named| {
             let lockbox_id = named.holding.lockbox_id;
@@ -234,10 +246,7 @@ impl Broker {
                 held_until_ms: named.held_until_ms.unwrap_or(0),
             }
         };
-        PreviewNoticeResponse {
-            left_known_from_ms: self.registry().left_known_from_ms(now_ms()),
-            findings: named.into_iter().map(finding).collect(),
-        }
+        named.into_iter().map(finding).collect()
     }
 
     fn notice_info(&self, turn: &Turn<'_>, notice: &Notice) -> NoticeInfo {

@@ -3,8 +3,8 @@
 use clap::{Args, ValueEnum};
 use lockbox_authz::impact::Remedy;
 use lockbox_authz::inventory::InventoryState;
-use lockbox_authz::roster::{Change, Roster};
-use lockbox_authz::{AuthorizationId, KeyId};
+use lockbox_authz::roster::{Change, LockboxMember, Roster};
+use lockbox_authz::{AuthorizationId, KeyId, LockboxId};
 use lockbox_rpc::api::control::get_impact_request::Subject;
 use lockbox_rpc::api::control::{
     GetImpactRequest, GetTransferRequest, ImpactFinding, ListTransfersRequest, RevokeTransferRequest, Transfer,
@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use super::client::{Admin, Broker, Changed};
 use super::confirm::confirm;
+use super::counted::{Asked, Counted};
 use super::error::CliError;
 use super::key::Preview;
 use super::notice;
@@ -21,7 +22,7 @@ use super::output::{Format, Table, print, print_json};
 use super::since::{Since, since};
 use super::{Global, block_on};
 use crate::clock::rfc3339;
-use crate::decide::find_lockbox;
+use crate::decide::{NotTheOnly, find_the_only};
 use crate::picture::{self, Node};
 
 /// Transfers of one request.
@@ -37,7 +38,7 @@ pub(super) struct ImpactCommand {
     lockbox: Option<String>,
     /// With --lockbox: when it was taken over at the earliest, a date or time (UTC), or how long ago, like 36h or 30d. What it
     /// held then or later counts, also what it destroyed, moved away or no longer reports since, which is shown with "held
-    /// until" [default: 7d]
+    /// until" [default: 7d before it was last heard of, or retired]
     #[arg(long, value_name = "TIME", value_parser = since, requires = "lockbox")]
     since: Option<Since>,
     /// Draw a picture instead: DOT for Graphviz, or SVG
@@ -55,8 +56,8 @@ enum Picture {
 struct Found {
     findings: Vec<ImpactFinding>,
     truncated: bool,
-    /// What lockboxes had no more before this time may be forgotten.
-    left_known_from_ms: i64,
+    /// Of a lockbox.
+    counted: Counted,
 }
 
 impl ImpactCommand {
@@ -65,20 +66,30 @@ impl ImpactCommand {
             (Some(key), _) => Subject::KeyId(key.to_vec()),
             (None, lockbox) => Subject::Lockbox(lockbox.unwrap_or_default()),
         };
-        let since = self.since.unwrap_or_default();
+        let asked = Asked::of(self.since);
         let is_lockbox = matches!(subject, Subject::Lockbox(_));
         let found = block_on(async {
             let mut broker = Broker::connect(global).await?;
-            fetch(&mut broker, subject, since).await
+            fetch(&mut broker, subject, asked).await
         })?;
         if is_lockbox {
-            warn_of_forgotten(since, found.left_known_from_ms);
+            eprintln!(
+                "what counts is everything that the lockbox held at {} or later",
+                found.counted.since()
+            );
+            found.counted.warn();
         }
         let nodes = || found.findings.iter().map(node).collect::<Vec<_>>();
         match self.picture {
             Some(Picture::Dot) => print(&picture::dot(&nodes())),
             Some(Picture::Svg) => print(&picture::svg(&nodes())),
-            None if global.output == Format::Json => print_json(&found.to_json()),
+            None if global.output == Format::Json => {
+                let mut json = found.to_json();
+                if is_lockbox {
+                    found.counted.add_to(&mut json);
+                }
+                print_json(&json)
+            }
             None => print(&found.table()),
         }
     }
@@ -88,8 +99,8 @@ impl ImpactCommand {
 pub(super) struct Theft {
     /// Its name or id.
     pub(super) lockbox: String,
-    /// What it held then or later is known to strangers.
-    pub(super) since: Since,
+    /// What it held then or later is known to strangers; `None` if nobody says.
+    pub(super) since: Option<Since>,
     pub(super) reason: String,
     /// Don't ask.
     pub(super) yes: bool,
@@ -110,11 +121,13 @@ pub(super) async fn compromise(
         reason,
         yes,
     } = theft;
-    let lockbox = lockbox.as_str();
     let roster = broker.roster().await?;
-    let member = find_lockbox(&roster, lockbox).ok_or_else(|| unknown(lockbox))?;
+    let member = the_only(&roster, &lockbox)?;
+    // Whatever follows is of this one: its name is free once it is retired, and another may have it by the next request.
+    let lockbox_id = member.lockbox.lockbox_id;
+    let lockbox = member.lockbox.name.as_str();
     if !yes && !member.retired {
-        let question = format!("Retire lockbox {lockbox} for good, and revoke what is open with it?");
+        let question = format!("Retire lockbox {lockbox} ({lockbox_id}) for good, and revoke what is open with it?");
         confirm(&question, "nothing was done")?;
     }
     // First of all, since the rest may take a while: a server may have held a million keys.
@@ -122,20 +135,21 @@ pub(super) async fn compromise(
         eprintln!("lockbox {lockbox} was retired before");
         true
     } else {
-        let changed = retire(broker, admin, lockbox, &reason).await?;
+        let changed = retire(broker, admin, lockbox_id, &reason).await?;
         changed.tell(&format!("lockbox {lockbox} is retired"));
         matches!(changed, Changed::Submitted)
     };
     let mut ended = Ended::default();
     // Before the entry is submitted nobody knows of the retirement; that is somebody else's to do.
     if is_retired {
-        revoke_open(broker, &member.lockbox.lockbox_id.to_vec(), &reason, &mut ended).await;
+        revoke_open(broker, &lockbox_id.to_vec(), &reason, &mut ended).await;
     }
-    let preview = Preview::of_lockbox(broker, lockbox, since).await?;
+    let preview = Preview::of_lockbox(broker, lockbox_id, Asked::of(since)).await?;
     let materials = preview.unnoticed();
-    let left = preview.left_at(member.lockbox.lockbox_id, since);
-    eprintln!("{}", left.text(lockbox, since));
-    warn_of_forgotten(since, preview.left_known_from_ms());
+    let left = preview.left_at(lockbox_id);
+    let counted = preview.counted();
+    eprintln!("{}", left.text(lockbox, counted.since()));
+    counted.warn();
     if !materials.is_empty() {
         eprint!("{}", preview.text());
         if !yes {
@@ -150,11 +164,11 @@ pub(super) async fn compromise(
         true => None,
         false => Some(notice::make(broker, admin, &materials, &reason).await?),
     };
-    let found = fetch(broker, Subject::Lockbox(lockbox.to_owned()), since).await?;
+    let found = fetch(broker, Subject::Lockbox(lockbox_id.to_string()), counted.again()).await?;
     if global.output == Format::Json {
         let mut json = found.to_json();
         json["retired"] = is_retired.into();
-        json["held_since_ms"] = since.0.into();
+        counted.add_to(&mut json);
         json["no_longer_held"] = left.to_json();
         json["revoked_authorizations"] = json!(ended.revoked);
         json["compromise"] = match &made {
@@ -174,19 +188,30 @@ pub(super) async fn compromise(
     ended.into_result()
 }
 
-fn unknown(lockbox: &str) -> CliError {
-    CliError::other(format!("no lockbox is called {lockbox}"))
+/// The lockbox that is meant. The name of a retired one may have been given to another, which must not be retired for it.
+fn the_only<'a>(roster: &'a Roster, name_or_id: &str) -> Result<&'a LockboxMember, CliError> {
+    find_the_only(roster, name_or_id).map_err(|error| match error {
+        NotTheOnly::Unknown => CliError::other(format!("no lockbox is called {name_or_id}")),
+        NotTheOnly::Several(all) => {
+            let one = |(id, retired): &(LockboxId, bool)| match retired {
+                true => format!("{id} (retired)"),
+                false => format!("{id} (admitted)"),
+            };
+            let all: Vec<_> = all.iter().map(one).collect();
+            CliError::usage(format!(
+                "several lockboxes have or had the name {name_or_id}: {}; name the stolen one by its id",
+                all.join(", ")
+            ))
+        }
+    })
 }
 
-async fn retire(broker: &mut Broker, admin: &Admin, lockbox: &str, reason: &str) -> Result<Changed, CliError> {
-    let change = |roster: &Roster| {
-        let member = find_lockbox(roster, lockbox).ok_or_else(|| unknown(lockbox))?;
-        Ok(Change::RetireLockbox {
-            lockbox_id: member.lockbox.lockbox_id,
-            reason: reason.to_owned(),
-        })
+async fn retire(broker: &mut Broker, admin: &Admin, lockbox_id: LockboxId, reason: &str) -> Result<Changed, CliError> {
+    let retirement = Change::RetireLockbox {
+        lockbox_id,
+        reason: reason.to_owned(),
     };
-    broker.change(admin, change).await
+    broker.change(admin, |_| Ok(retirement.clone())).await
 }
 
 /// What came of the authorizations that were open.
@@ -271,34 +296,25 @@ fn is_over(transfer: &Transfer) -> bool {
     )
 }
 
-/// The broker answers with what it knows, which may be less than what was asked for.
-fn warn_of_forgotten(since: Since, left_known_from_ms: i64) {
-    if since.0 < left_known_from_ms {
-        eprintln!(
-            "the broker remembers what a lockbox has no more since {} only (inventory.left_days in broker.toml): what it \
-             destroyed, moved away or reported no more before that is not looked at",
-            rfc3339(left_known_from_ms)
-        );
-    }
-}
-
-async fn fetch(broker: &mut Broker, subject: Subject, since: Since) -> Result<Found, CliError> {
+async fn fetch(broker: &mut Broker, subject: Subject, asked: Asked) -> Result<Found, CliError> {
     let failed = |status: tonic::Status| CliError::from_status("the impact can't be told", &status);
     let request = GetImpactRequest {
         subject: Some(subject),
-        held_since_ms: since.0,
+        held_since_ms: asked.held_since_ms,
+        with_gone_at_first: asked.with_gone_at_first,
     };
     let answer = broker.impact.get_impact(request).await;
     let mut pages = answer.map_err(failed)?.into_inner();
     let mut found = Found {
         findings: Vec::new(),
         truncated: false,
-        left_known_from_ms: 0,
+        counted: Counted::new(asked),
     };
     while let Some(page) = pages.message().await.map_err(failed)? {
         found.findings.extend(page.findings);
         found.truncated |= page.truncated;
-        found.left_known_from_ms = page.left_known_from_ms;
+        let counted = &mut found.counted;
+        counted.take(page.left_known_from_ms, page.held_since_ms, page.left_out);
     }
     // It is told family by family; what has to be done comes first.
     found

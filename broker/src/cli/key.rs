@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::client::{Admin, Broker};
 use super::confirm::{check_terminal, confirm};
+use super::counted::{Asked, Counted};
 use super::error::CliError;
 use super::impact::{state, state_for_people};
 use super::notice;
@@ -98,7 +99,7 @@ pub(super) struct Preview {
     claims: BTreeMap<KeyId, BTreeMap<MaterialId, BTreeSet<String>>>,
     /// When it was first heard of keys that lockboxes have no more, and what was said of them.
     left: Vec<(LockboxId, i64, &'static str)>,
-    left_known_from_ms: i64,
+    counted: Counted,
 }
 
 /// Keys that a lockbox has no more, by what it said of them.
@@ -139,15 +140,16 @@ struct Row {
 impl Preview {
     pub(super) async fn of_keys(broker: &mut Broker, keys: &[KeyId]) -> Result<Self, CliError> {
         let key_ids = keys.iter().map(|id| id.to_vec()).collect();
-        Self::fetch(broker, Subject::Keys(NoticeKeys { key_ids }), keys, 0).await
+        Self::fetch(broker, Subject::Keys(NoticeKeys { key_ids }), keys, Asked::default()).await
     }
 
-    pub(super) async fn of_lockbox(broker: &mut Broker, lockbox: &str, since: Since) -> Result<Self, CliError> {
-        Self::fetch(broker, Subject::Lockbox(lockbox.to_owned()), &[], since.0).await
+    pub(super) async fn of_lockbox(broker: &mut Broker, lockbox_id: LockboxId, asked: Asked) -> Result<Self, CliError> {
+        Self::fetch(broker, Subject::Lockbox(lockbox_id.to_string()), &[], asked).await
     }
 
     /// The keys that a lockbox had at a time or later, and has no more.
-    pub(super) fn left_at(&self, lockbox_id: LockboxId, since: Since) -> LeftKeys {
+    pub(super) fn left_at(&self, lockbox_id: LockboxId) -> LeftKeys {
+        let since = self.counted.since();
         let mut keys = LeftKeys::default();
         for (at, held_until_ms, state) in &self.left {
             if *at == lockbox_id && *held_until_ms >= since.0 {
@@ -161,14 +163,20 @@ impl Preview {
         keys
     }
 
-    /// What lockboxes had no more before this time may be forgotten.
-    pub(super) fn left_known_from_ms(&self) -> i64 {
-        self.left_known_from_ms
+    /// Of a lockbox.
+    pub(super) fn counted(&self) -> &Counted {
+        &self.counted
     }
 
     pub(super) async fn of_materials(broker: &mut Broker, materials: &[MaterialId]) -> Result<Self, CliError> {
         let material_ids = materials.iter().map(|id| id.to_vec()).collect();
-        let mut preview = Self::fetch(broker, Subject::Materials(NoticeMaterials { material_ids }), &[], 0).await?;
+        let mut preview = Self::fetch(
+            broker,
+            Subject::Materials(NoticeMaterials { material_ids }),
+            &[],
+            Asked::default(),
+        )
+        .await?;
         // What nobody has reported is named all the same.
         for material_id in materials {
             preview.materials.entry(*material_id).or_default();
@@ -211,22 +219,22 @@ impl Preview {
         text
     }
 
-    async fn fetch(
-        broker: &mut Broker,
-        subject: Subject,
-        keys: &[KeyId],
-        held_since_ms: i64,
-    ) -> Result<Self, CliError> {
+    async fn fetch(broker: &mut Broker, subject: Subject, keys: &[KeyId], asked: Asked) -> Result<Self, CliError> {
         let failed = |status: tonic::Status| CliError::from_status("what would be marked can't be told", &status);
         let request = PreviewNoticeRequest {
             subject: Some(subject),
-            held_since_ms,
+            held_since_ms: asked.held_since_ms,
+            with_gone_at_first: asked.with_gone_at_first,
         };
         let answer = broker.notice.preview_notice(request).await;
         let mut pages = answer.map_err(failed)?.into_inner();
-        let mut preview = Self::default();
+        let mut preview = Self {
+            counted: Counted::new(asked),
+            ..Self::default()
+        };
         while let Some(page) = pages.message().await.map_err(failed)? {
-            preview.left_known_from_ms = page.left_known_from_ms;
+            let counted = &mut preview.counted;
+            counted.take(page.left_known_from_ms, page.held_since_ms, page.left_out);
             for finding in page.findings {
                 preview.take(finding, keys)?;
             }

@@ -52,13 +52,13 @@ pub(super) enum Lockbox {
         admin: Admin,
     },
     /// Retire a stolen lockbox, revoke what is open with it, tell every lockbox that strangers know what it held, and show
-    /// everything that it opens. What it held within the last seven days counts (--since), also what it destroyed, moved away
+    /// everything that it opens. What it held within its last seven days counts (--since), also what it destroyed, moved away
     /// or no longer reports since: whoever has taken it over knew that, too
     Compromise {
         /// Its name or id
         lockbox: String,
         /// When it was taken over at the earliest: a date or time (UTC), or how long ago, like 36h or 30d. 0s: only what it
-        /// says that it holds now [default: 7d]
+        /// says that it holds now [default: 7d before it was last heard of, or retired]
         #[arg(long, value_name = "TIME", value_parser = since)]
         since: Option<Since>,
         /// For people
@@ -117,7 +117,6 @@ impl Lockbox {
                     yes,
                     admin,
                 } => {
-                    let since = since.unwrap_or_default();
                     let theft = Theft {
                         lockbox,
                         since,
@@ -138,15 +137,14 @@ async fn retire(
     lockbox: &str,
     reason: String,
 ) -> Result<(), CliError> {
-    let changed = broker
-        .change(admin, |roster| {
-            let member = find_lockbox(roster, lockbox).ok_or_else(|| unknown(lockbox))?;
-            Ok(Change::RetireLockbox {
-                lockbox_id: member.lockbox.lockbox_id,
-                reason: reason.clone(),
-            })
-        })
-        .await?;
+    // Looked up once: if the change has to be made again, the name may be another's by then.
+    let roster = broker.roster().await?;
+    let member = find_lockbox(&roster, lockbox).ok_or_else(|| unknown(lockbox))?;
+    let retirement = Change::RetireLockbox {
+        lockbox_id: member.lockbox.lockbox_id,
+        reason,
+    };
+    let changed = broker.change(admin, |_| Ok(retirement.clone())).await?;
     changed.report(
         global,
         &format!("lockbox {lockbox} is retired; its keys stay there and can't be transferred any more"),

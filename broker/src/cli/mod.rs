@@ -4,6 +4,7 @@ mod client;
 mod client_file;
 mod cluster;
 mod confirm;
+mod counted;
 mod error;
 mod evidence;
 mod head_file;

@@ -283,6 +283,22 @@ fn a_retired_name_can_be_used_again() {
     assert_eq!(world.decide(&request).unwrap().target.lockbox_id, id(13));
 }
 
+/// Whoever has an unused token takes the name of a lockbox that was just retired; what is done about a theft must not be done
+/// to the newcomer instead.
+#[test]
+fn rejects_a_name_that_several_lockboxes_have_had_where_one_is_meant() {
+    let mut world = World::new();
+    let found = |world: &World, name: &str| find_the_only(&world.roster, name).map(|member| member.lockbox.lockbox_id);
+    assert_eq!(found(&world, "gone"), Ok(id(12)));
+    world.admit(13, "gone", &[]);
+    let mut both = vec![(id(12), true), (id(13), false)];
+    both.sort_unstable();
+    assert_eq!(found(&world, "gone"), Err(NotTheOnly::Several(both)));
+    assert_eq!(found(&world, &id(12).to_string()), Ok(id(12)));
+    assert_eq!(found(&world, &id(13).to_string()), Ok(id(13)));
+    assert_eq!(found(&world, "nobody"), Err(NotTheOnly::Unknown));
+}
+
 #[test]
 fn rejects_a_transfer_to_the_source_itself() {
     assert_eq!(

@@ -12,8 +12,9 @@ use lockbox_authz::{FieldError, InventoryReport, KeyId, LockboxId};
 use lockbox_store::Store;
 use prost::Message;
 
+use super::changes::Changes;
 use super::keys::LeftPlace;
-use super::left::{Changes, Known};
+use super::left::Known;
 use super::{Registry, Turn, joined, keys};
 use crate::limits::{MAX_IMPACT_KEYS, MAX_RANGE_KEYS, SCAN_PAGE};
 use crate::refusal::Refusal;
@@ -33,6 +34,8 @@ pub struct Theft {
     pub lockbox_id: LockboxId,
     /// What it held then or later was known to whoever took it, also what it says since that it has no more.
     pub since_ms: i64,
+    /// Whether what was gone when the broker met the lockbox counts as well: nobody knows since when it is.
+    pub with_gone_at_first: bool,
 }
 
 /// What that opens, of one family of keys: those that are tied by a material or by descent.
@@ -56,14 +59,17 @@ impl Turn<'_> {
     pub fn take_inventory(&mut self, report: &InventoryReport, now_ms: i64) -> Result<(), Refusal> {
         let lockbox_id = report.lockbox_id;
         let before = self.get(&keys::inventory_time(lockbox_id))?;
+        let first_round = before.is_none() || self.get(&keys::inventory_first(lockbox_id))?.is_some();
         let before_ms = before.and_then(|bytes| bytes.try_into().ok()).map(i64::from_be_bytes);
         // A time that is still to come was a wrong clock's: it must not keep every report out until then.
         if before_ms.is_some_and(|before_ms| (report.reported_at_ms.saturating_add(1)..=now_ms).contains(&before_ms)) {
             return Err(Refusal::OlderReport);
         }
-        self.forget_old(now_ms)?;
+        self.count_once(lockbox_id)?;
+        let (clock, is_clock_written) = self.clock(now_ms)?;
+        self.forget_old(clock.forgets_until_ms(now_ms, self.registry.inventory_bounds.left_kept_ms))?;
         let (mut known, mut more) = self.inventory_between(report)?;
-        let mut changes = Changes::begin(self, lockbox_id, now_ms);
+        let mut changes = Changes::begin(self, lockbox_id, first_round, clock.left_at_ms());
         for entry in &report.entries {
             let before = match known.remove(&entry.key_id) {
                 None if more => self.get(&keys::inventory_key(lockbox_id, entry.key_id))?,
@@ -72,28 +78,40 @@ impl Turn<'_> {
             // Nearly all of what is told on a new connection is known.
             if before.as_ref() != Some(&entry.to_wire().encode_to_vec()) {
                 let before = before.map(|bytes| decode(&bytes)).transpose()?;
-                changes.replace(before, entry)?;
+                changes.replace(entry.key_id, before, Some(entry))?;
             }
         }
-        for bytes in known.values() {
+        for (key_id, bytes) in known {
             more |= changes.is_full();
             if changes.is_full() {
                 break;
             }
-            changes.remove(decode(bytes)?)?;
+            changes.replace(key_id, Some(decode(&bytes)?), None)?;
         }
+        let remembers = changes.remembers();
         let mut batch = changes.finish()?;
+        let is_new = !batch.is_empty();
+        if is_clock_written || remembers {
+            batch.put(keys::CLOCK.to_vec(), clock.encode());
+        }
         if more {
             // So much is gone only if a store was lost. What is removed by now is not looked at again.
             self.commit(batch)?;
             return Err(Refusal::MuchIsGone);
         }
-        if report.last.is_none() || !batch.is_empty() {
+        if report.last.is_none() || is_new {
             batch.put(
                 keys::inventory_time(lockbox_id),
                 report.reported_at_ms.to_be_bytes().to_vec(),
             );
         }
+        if first_round {
+            match report.last {
+                Some(_) => batch.put(keys::inventory_first(lockbox_id), Vec::new()),
+                None => batch.remove(keys::inventory_first(lockbox_id)),
+            }
+        }
+        self.begin_to_remember(clock.left_at_ms(), &mut batch)?;
         self.commit(batch)
     }
 
@@ -167,7 +185,9 @@ impl Reader {
     /// A server may hold a million keys, and a family is seldom larger than ten.
     fn impact_of_lockbox(&self, theft: Theft, mut take: impl FnMut(Impact) -> ControlFlow<()>) -> Result<(), Refusal> {
         let mut seen = HashSet::new();
-        for prefix in [keys::inventory(theft.lockbox_id), keys::lefts(theft.lockbox_id)] {
+        let reported = keys::inventory(theft.lockbox_id);
+        // What leaves meanwhile is in the second, and what comes back in the third.
+        for prefix in [reported.clone(), keys::lefts(theft.lockbox_id), reported] {
             let mut after: Option<Vec<u8>> = None;
             loop {
                 let page = self.store.scan(&prefix, after.as_deref(), SCAN_PAGE);
@@ -206,7 +226,10 @@ impl Reader {
             size += 1;
             seen.insert(key_id);
             let known = self.known(key_id)?;
-            for entry in known.iter().map(|known| &known.holding.entry) {
+            // What a lockbox said of a key when it had it may be more than it says now.
+            let lefts = known.iter().filter_map(|known| known.left.as_ref());
+            let said = known.iter().map(|known| &known.holding.entry);
+            for entry in said.chain(lefts.map(|left| &left.entry)) {
                 waiting.extend(ancestors(entry));
                 if materials.insert(entry.material_id) {
                     waiting.extend(self.ids(&keys::materials(entry.material_id))?);
@@ -235,9 +258,13 @@ impl Reader {
                 impact.held_until_ms.insert(place, left.left_at_ms);
             }
             let mut holding = known.holding.clone();
-            if let Some(entry) = as_judged(&known, theft) {
-                let before = known.left.map_or(known.holding.entry, |left| left.entry);
-                shown.insert(place, before);
+            if let (Some(entry), Some(left)) = (as_judged(&known, theft), known.left) {
+                // As it was, and as it is said to be.
+                let state = match known.is_reported {
+                    true => known.holding.entry.state,
+                    false => left.entry.state,
+                };
+                shown.insert(place, InventoryEntry { state, ..left.entry });
                 holding.entry = entry;
             }
             judged.push(holding);
@@ -278,11 +305,11 @@ impl Theft {
     /// Whether the lockbox had the key at the time of the theft, or later, and says that it has it no more.
     fn left_since(self, known: &Known) -> bool {
         let left = known.left.as_ref();
-        known.holding.lockbox_id == self.lockbox_id && left.is_some_and(|left| left.left_at_ms >= self.since_ms)
+        known.holding.lockbox_id == self.lockbox_id && left.is_some_and(|left| self.counts(left))
     }
 }
 
-/// What a key is judged as that a lockbox has no more; `None`: as it is reported.
+/// What a key is judged as that a lockbox has no more, by what it said of it when it had it; `None`: as it is reported.
 ///
 /// What a lockbox that was taken over says since then does not count, neither that it destroyed a key nor that it moved it away.
 /// At any other there is nothing left to do about a key that it reports no more.
@@ -291,7 +318,7 @@ fn as_judged(known: &Known, theft: Option<Theft>) -> Option<InventoryEntry> {
     let state = match theft.is_some_and(|theft| theft.left_since(known)) {
         true if left.entry.state.is_held() => left.entry.state,
         true => InventoryState::Active,
-        false if known.is_reported => return None,
+        false if known.is_reported => known.holding.entry.state,
         false => InventoryState::Destroyed,
     };
     Some(InventoryEntry {

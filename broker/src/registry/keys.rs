@@ -18,9 +18,12 @@
 //! | `restoration/` predecessor's id, lockbox id | envelope of the restoration record |
 //! | `inventory/` lockbox id, key id | `InventoryEntry` |
 //! | `inventory-at/` lockbox id | when the lockbox last reported |
+//! | `inventory-first/` lockbox id | nothing: its first round has not come to its end |
 //! | `inventory-weight/` lockbox id | what it has below `inventory/` and `left/`, a large record counted as several |
+//! | `inventory-clock` | `ClockRecord` |
 //! | `left/` lockbox id, key id, material id | `LeftRecord` |
 //! | `left-at/` time, lockbox id, key id, material id | nothing: what left, the oldest first |
+//! | `left-known-from` | since when everything that left is remembered, as far as the broker has forgotten or was not there |
 //! | `holder/` key id, lockbox id | nothing: the lockboxes that have, or had, a key |
 //! | `material/` material id, key id | nothing: the keys of a material |
 //! | `child/` key id, key id | nothing: the keys whose parent one is, or that lie on it |
@@ -35,6 +38,7 @@
 //! that of `left-at/`.
 
 use lockbox_authz::impact::Holding;
+use lockbox_authz::inventory::InventoryEntry;
 use lockbox_authz::{AuthorizationId, Hash, KeyId, LockboxId, MaterialId, PublicKey};
 
 pub(super) const ROSTER: &[u8] = b"roster/";
@@ -43,7 +47,10 @@ pub(super) const LOCKBOX: &[u8] = b"lockbox/";
 pub(super) const PENDING: &[u8] = b"pending/";
 pub(super) const NOTICE: &[u8] = b"notice/";
 pub(super) const LAST_NOTICE: &[u8] = b"notice-last";
+pub(super) const CLOCK: &[u8] = b"inventory-clock";
 pub(super) const LEFT_AT: &[u8] = b"left-at/";
+
+pub(super) const LEFT_KNOWN_FROM: &[u8] = b"left-known-from";
 
 /// A transfer's place in a list: its time and its id, 24 bytes.
 pub(super) const PLACE_BYTES: usize = 24;
@@ -141,6 +148,10 @@ pub(super) fn inventory_time(lockbox_id: LockboxId) -> Vec<u8> {
     [b"inventory-at/", &lockbox_id.0[..]].concat()
 }
 
+pub(super) fn inventory_first(lockbox_id: LockboxId) -> Vec<u8> {
+    [b"inventory-first/", &lockbox_id.0[..]].concat()
+}
+
 pub(super) fn inventory_weight(lockbox_id: LockboxId) -> Vec<u8> {
     [b"inventory-weight/", &lockbox_id.0[..]].concat()
 }
@@ -163,10 +174,14 @@ pub(super) fn lefts_of_key(lockbox_id: LockboxId, key_id: KeyId) -> Vec<u8> {
 
 impl LeftPlace {
     pub fn of(holding: &Holding) -> Self {
+        Self::new(holding.lockbox_id, &holding.entry)
+    }
+
+    pub(super) fn new(lockbox_id: LockboxId, entry: &InventoryEntry) -> Self {
         Self {
-            lockbox_id: holding.lockbox_id,
-            key_id: holding.entry.key_id,
-            material_id: holding.entry.material_id,
+            lockbox_id,
+            key_id: entry.key_id,
+            material_id: entry.material_id,
         }
     }
 

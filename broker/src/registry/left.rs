@@ -6,18 +6,15 @@ use std::sync::Arc;
 
 use lockbox_authz::impact::Holding;
 use lockbox_authz::inventory::InventoryEntry;
-use lockbox_authz::{FieldError, KeyId, LockboxId};
+use lockbox_authz::{FieldError, KeyId, LockboxId, MaterialId};
 use lockbox_store::Batch;
 use prost::Message;
 
 use super::inventory::{Reader, ancestors, decode};
 use super::keys::LeftPlace;
 use super::records::{self, LeftRecord};
-use super::{Registry, Turn, keys};
-use crate::limits::{
-    DEFAULT_LEFT_DAYS, ENTRY_BYTES, FORGOTTEN_AT_ONCE, MAX_LEFT_BYTES, MAX_LOCKBOX_KEYS, MAX_MATERIALS_OF_KEY,
-    SCAN_PAGE,
-};
+use super::{Turn, keys};
+use crate::limits::{DEFAULT_LEFT_DAYS, ENTRY_BYTES, FORGOTTEN_AT_ONCE, MAX_LOCKBOX_KEYS, SCAN_PAGE};
 use crate::refusal::Refusal;
 
 const DAY_MS: i64 = 24 * 60 * 60 * 1_000;
@@ -32,12 +29,22 @@ pub struct InventoryBounds {
 }
 
 /// A key that a lockbox had, and has no more.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Left {
     /// As it was when the lockbox had it. Its state is what was said when it left, destroyed or moved; a held one if nothing was.
     pub(super) entry: InventoryEntry,
     /// When the broker first heard of it.
     pub(super) left_at_ms: i64,
+    /// Nobody knows when it left: it was gone when the broker met the lockbox.
+    pub(super) gone_at_first: bool,
+}
+
+/// All that a lockbox says of a key, and what is remembered that it had under the key's id: one, unless it says that the key's
+/// material has changed.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Said {
+    pub(super) entry: Option<InventoryEntry>,
+    pub(super) lefts: Vec<Left>,
 }
 
 /// A key at a lockbox that has it or had it.
@@ -66,57 +73,119 @@ impl Default for InventoryBounds {
     }
 }
 
-impl Registry {
-    /// What left before this may be forgotten.
-    pub fn left_known_from_ms(&self, now_ms: i64) -> i64 {
-        now_ms.saturating_sub(self.inventory_bounds.left_kept_ms)
-    }
-}
-
 impl Left {
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, Refusal> {
         let record: LeftRecord = records::decode("left record", bytes).map_err(Refusal::Record)?;
         Ok(Self {
             entry: InventoryEntry::from_wire(record.entry.unwrap_or_default()).map_err(Refusal::Record)?,
             left_at_ms: record.left_at_ms,
+            gone_at_first: record.gone_at_first,
         })
     }
 
-    fn encode(&self) -> Vec<u8> {
+    pub(super) fn encode(&self) -> Vec<u8> {
         let record = LeftRecord {
             entry: Some(self.entry.to_wire()),
             left_at_ms: self.left_at_ms,
+            gone_at_first: self.gone_at_first,
         };
         record.encode_to_vec()
     }
+}
+
+impl Said {
+    /// What leads to the key by all of this.
+    pub(super) fn leads(&self, lockbox_id: LockboxId) -> BTreeSet<Vec<u8>> {
+        let lefts = self.lefts.iter().map(|left| &left.entry);
+        let entries = self.entry.iter().chain(lefts);
+        entries.flat_map(|entry| leads(lockbox_id, entry)).collect()
+    }
+
+    /// The materials of what left at this time or later.
+    pub(super) fn since(&self, from_ms: i64) -> BTreeSet<MaterialId> {
+        let lefts = self.lefts.iter().filter(|left| left.left_at_ms >= from_ms);
+        lefts.map(|left| left.entry.material_id).collect()
+    }
+
+    /// Told once for each material.
+    fn known(self, lockbox_id: LockboxId) -> impl Iterator<Item = Known> {
+        let mut lefts = self.lefts;
+        let reported = self.entry.map(|entry| {
+            let same = |left: &Left| left.entry.material_id == entry.material_id;
+            let left = lefts.iter().position(same).map(|place| lefts.swap_remove(place));
+            Known {
+                holding: Holding { lockbox_id, entry },
+                is_reported: true,
+                left,
+            }
+        });
+        let lefts = lefts.into_iter().map(move |left| Known {
+            holding: Holding {
+                lockbox_id,
+                entry: left.entry.clone(),
+            },
+            is_reported: false,
+            left: Some(left),
+        });
+        reported.into_iter().chain(lefts)
+    }
+}
+
+/// What leads to a key by what a lockbox says, or said, of it.
+pub(super) fn leads(lockbox_id: LockboxId, entry: &InventoryEntry) -> impl Iterator<Item = Vec<u8>> {
+    let key_id = entry.key_id;
+    let here = [
+        keys::holder(key_id, lockbox_id),
+        keys::material(entry.material_id, key_id),
+    ];
+    let ancestors = ancestors(entry).map(move |ancestor| keys::child(ancestor, key_id));
+    here.into_iter().chain(ancestors)
 }
 
 impl Reader {
     /// Every lockbox that has a key or had it. One that says of a key that it has another material now is told twice.
     pub(super) fn known(&self, key_id: KeyId) -> Result<Vec<Known>, Refusal> {
         let mut all = Vec::new();
-        for id in self.ids(&keys::holders(key_id))? {
-            let lockbox_id = LockboxId(id.0);
-            let mut lefts = self.lefts(lockbox_id, key_id)?;
-            if let Some(entry) = self.reported(lockbox_id, key_id)? {
-                let same = |left: &Left| left.entry.material_id == entry.material_id;
-                let left = lefts.iter().position(same).map(|place| lefts.swap_remove(place));
-                all.push(Known {
-                    holding: Holding { lockbox_id, entry },
-                    is_reported: true,
-                    left,
-                });
-            }
-            all.extend(lefts.into_iter().map(|left| Known {
-                holding: Holding {
-                    lockbox_id,
-                    entry: left.entry.clone(),
-                },
-                is_reported: false,
-                left: Some(left),
-            }));
+        for lockbox_id in self.holders(key_id)? {
+            all.extend(self.said(lockbox_id, key_id)?.known(lockbox_id));
         }
         Ok(all)
+    }
+
+    fn holders(&self, key_id: KeyId) -> Result<impl Iterator<Item = LockboxId>, Refusal> {
+        let ids = self.ids(&keys::holders(key_id))?;
+        Ok(ids.into_iter().map(|id| LockboxId(id.0)))
+    }
+
+    /// A report may be taken meanwhile, and what leaves or comes back by it be in neither when that is read.
+    pub(super) fn said(&self, lockbox_id: LockboxId, key_id: KeyId) -> Result<Said, Refusal> {
+        let mut entry = self.reported(lockbox_id, key_id)?;
+        loop {
+            let lefts = self.lefts(lockbox_id, key_id)?;
+            let again = self.reported(lockbox_id, key_id)?;
+            if again == entry {
+                return Ok(Said { entry, lefts });
+            }
+            entry = again;
+        }
+    }
+
+    /// Those of the rows that lead to a key which lead to nothing that is kept, of what each lockbox has said of it.
+    pub(super) fn leading_nowhere(
+        &self,
+        key_id: KeyId,
+        mut rows: BTreeSet<Vec<u8>>,
+        kept: impl Fn(LockboxId, Said) -> Said,
+    ) -> Result<BTreeSet<Vec<u8>>, Refusal> {
+        for lockbox_id in self.holders(key_id)? {
+            // A large part of what is said may have to be read for nothing else.
+            if rows.is_empty() {
+                break;
+            }
+            let others = kept(lockbox_id, self.said(lockbox_id, key_id)?).leads(lockbox_id);
+            rows.retain(|row| !others.contains(row));
+        }
+        Ok(rows)
     }
 
     /// A key, as a lockbox reports it.
@@ -125,19 +194,18 @@ impl Reader {
         bytes.map_err(Refusal::Store)?.map(|bytes| decode(&bytes)).transpose()
     }
 
-    /// What a lockbox had under a key's id: one, unless it says that the key's material has changed.
+    /// What a lockbox had under a key's id: all of it, of which there is no more than was taken.
     pub(super) fn lefts(&self, lockbox_id: LockboxId, key_id: KeyId) -> Result<Vec<Left>, Refusal> {
         let prefix = keys::lefts_of_key(lockbox_id, key_id);
-        let rows = self.store.scan(&prefix, None, MAX_MATERIALS_OF_KEY);
+        let rows = self.store.scan(&prefix, None, usize::MAX);
         let rows = rows.map_err(Refusal::Store)?;
         rows.iter().map(|(_, bytes)| Left::decode(bytes)).collect()
     }
 }
 
 impl Turn<'_> {
-    /// Forgets what left longer ago than is remembered, a part of it with each report.
-    pub(super) fn forget_old(&mut self, now_ms: i64) -> Result<(), Refusal> {
-        let until_ms = self.registry.left_known_from_ms(now_ms);
+    /// Forgets what left before a time, a part of it with each report.
+    pub(super) fn forget_old(&mut self, until_ms: i64) -> Result<(), Refusal> {
         let is_old = |by_time: &[u8]| LeftPlace::from_time(by_time).is_some_and(|(at_ms, _)| at_ms < until_ms);
         // Most reports find nothing to forget.
         let first = self.scan(keys::LEFT_AT, None, 1)?;
@@ -156,11 +224,19 @@ impl Turn<'_> {
             batch.remove(by_time);
             batch.remove(place.record());
             forgotten.insert(place);
+            self.note_forgotten(left_at_ms, &mut batch)?;
             if let Some(bytes) = self.get(&place.record())? {
                 *weights.entry(place.lockbox_id).or_default() += weight(bytes.len());
                 let gone = Left::decode(&bytes)?.entry;
-                let rest = self.said_of(place.key_id, |known| forgotten.contains(&known))?;
-                unlink(place.lockbox_id, &gone, &rest, &mut batch);
+                let kept = |lockbox_id, mut said: Said| {
+                    said.lefts
+                        .retain(|left| !forgotten.contains(&LeftPlace::new(lockbox_id, &left.entry)));
+                    said
+                };
+                let rows = leads(place.lockbox_id, &gone).collect();
+                for row in self.reader().leading_nowhere(place.key_id, rows, kept)? {
+                    batch.remove(row);
+                }
             }
         }
         for (lockbox_id, weight) in weights {
@@ -170,32 +246,23 @@ impl Turn<'_> {
         self.commit(batch)
     }
 
-    /// What the lockboxes say of a key and have said, but for some that left.
-    fn said_of(
-        &self,
-        key_id: KeyId,
-        is_forgotten: impl Fn(LeftPlace) -> bool,
-    ) -> Result<Vec<(LockboxId, InventoryEntry)>, Refusal> {
-        let all = self.reader().known(key_id)?.into_iter();
-        let kept = all.filter(|known| {
-            let place = LeftPlace {
-                lockbox_id: known.holding.lockbox_id,
-                key_id,
-                material_id: known.holding.entry.material_id,
-            };
-            known.is_reported || !is_forgotten(place)
-        });
-        Ok(kept
-            .map(|known| (known.holding.lockbox_id, known.holding.entry))
-            .collect())
+    /// Counts the keys of a lockbox that reported before they were counted. It takes long, and is done once, whether or not its
+    /// report is taken then.
+    pub(super) fn count_once(&mut self, lockbox_id: LockboxId) -> Result<(), Refusal> {
+        let place = keys::inventory_weight(lockbox_id);
+        if self.get(&place)?.is_some() {
+            return Ok(());
+        }
+        let mut batch = Batch::new();
+        batch.put(place, self.weight_of(lockbox_id)?.to_be_bytes().to_vec());
+        self.commit(batch)
     }
 
     /// How many keys of a lockbox are kept, with those that left. A large one counts as several.
-    fn weight_of(&self, lockbox_id: LockboxId) -> Result<u64, Refusal> {
+    pub(super) fn weight_of(&self, lockbox_id: LockboxId) -> Result<u64, Refusal> {
         if let Some(bytes) = self.get(&keys::inventory_weight(lockbox_id))? {
             return bytes.try_into().map(u64::from_be_bytes).map_err(|_| damaged());
         }
-        // Once, for a lockbox that reported before its keys were counted.
         let mut sum = 0;
         let mut after: Option<Vec<u8>> = None;
         loop {
@@ -206,226 +273,16 @@ impl Turn<'_> {
         }
     }
 
-    fn reader(&self) -> Reader {
+    pub(super) fn reader(&self) -> Reader {
         Reader {
             store: Arc::clone(&self.registry.store),
         }
     }
 }
 
-/// What one report changes of what is known of a lockbox.
-pub(super) struct Changes<'a> {
-    turn: &'a Turn<'a>,
-    reader: Reader,
-    lockbox_id: LockboxId,
-    now_ms: i64,
-    batch: Batch,
-    /// What is kept after it and was not before, as [`weight`] counts.
-    added: u64,
-    /// What was kept before and is not after it.
-    removed: u64,
-    left_bytes: usize,
-}
-
-impl<'a> Changes<'a> {
-    pub(super) fn begin(turn: &'a Turn<'a>, lockbox_id: LockboxId, now_ms: i64) -> Self {
-        Self {
-            turn,
-            reader: turn.reader(),
-            lockbox_id,
-            now_ms,
-            batch: Batch::new(),
-            added: 0,
-            removed: 0,
-            left_bytes: 0,
-        }
-    }
-
-    /// Whether the rest has to wait for another batch.
-    pub(super) fn is_full(&self) -> bool {
-        self.left_bytes >= MAX_LEFT_BYTES
-    }
-
-    /// Puts what is reported of a key in place of what was.
-    pub(super) fn replace(&mut self, before: Option<InventoryEntry>, entry: &InventoryEntry) -> Result<(), Refusal> {
-        let bytes = entry.to_wire().encode_to_vec();
-        self.added += weight(bytes.len());
-        self.removed += before.as_ref().map_or(0, weight_of_entry);
-        self.batch
-            .put(keys::inventory_key(self.lockbox_id, entry.key_id), bytes);
-        self.link(entry);
-        let Some(before) = before else {
-            return match entry.state.is_held() {
-                true => self.came_back(entry),
-                // It came and left between two reports, or before the first one.
-                false => self.leave(entry.clone()),
-            };
-        };
-        if before.material_id != entry.material_id {
-            self.drop_entry(before, Some(entry))?;
-            return match entry.state.is_held() {
-                true => self.came_back(entry),
-                false => self.leave(entry.clone()),
-            };
-        }
-        if !ancestors(&before).eq(ancestors(entry)) {
-            self.unlink_reported(&before, Some(entry))?;
-        }
-        match (before.state.is_held(), entry.state.is_held()) {
-            (true, false) => self.leave(InventoryEntry {
-                state: entry.state,
-                ..before
-            }),
-            (false, true) => self.came_back(entry),
-            (true, true) | (false, false) => Ok(()),
-        }
-    }
-
-    /// The lockbox reports a key no more.
-    pub(super) fn remove(&mut self, before: InventoryEntry) -> Result<(), Refusal> {
-        self.batch.remove(keys::inventory_key(self.lockbox_id, before.key_id));
-        self.removed += weight_of_entry(&before);
-        self.drop_entry(before, None)
-    }
-
-    /// The batch, with the number of keys that are known after it.
-    pub(super) fn finish(mut self) -> Result<Batch, Refusal> {
-        if self.added == self.removed {
-            return Ok(self.batch);
-        }
-        let before = self.turn.weight_of(self.lockbox_id)?;
-        let after = (before + self.added).saturating_sub(self.removed);
-        let at_most = self.turn.registry.inventory_bounds.keys_of_one;
-        if after > at_most && after > before {
-            return Err(Refusal::TooManyKeys { at_most });
-        }
-        self.batch
-            .put(keys::inventory_weight(self.lockbox_id), after.to_be_bytes().to_vec());
-        Ok(self.batch)
-    }
-
-    /// What leads to a key. It is kept for as long as the key's entry is, and what is remembered of it.
-    fn link(&mut self, entry: &InventoryEntry) {
-        self.batch.put(keys::holder(entry.key_id, self.lockbox_id), Vec::new());
-        // A key's material and ancestors never change, whoever holds it.
-        self.batch
-            .put(keys::material(entry.material_id, entry.key_id), Vec::new());
-        for ancestor in ancestors(entry) {
-            self.batch.put(keys::child(ancestor, entry.key_id), Vec::new());
-        }
-    }
-
-    /// An entry is no more, and another one may be in its place.
-    fn drop_entry(&mut self, before: InventoryEntry, instead: Option<&InventoryEntry>) -> Result<(), Refusal> {
-        match before.state.is_held() {
-            true => self.leave(before),
-            false => self.unlink_reported(&before, instead),
-        }
-    }
-
-    fn unlink_reported(&mut self, gone: &InventoryEntry, instead: Option<&InventoryEntry>) -> Result<(), Refusal> {
-        let all = self.reader.known(gone.key_id)?.into_iter();
-        let others = all.filter_map(|known| {
-            let is_gone = known.is_reported && known.holding.lockbox_id == self.lockbox_id;
-            // What is remembered of it has its material and its ancestors, too.
-            let entry = match (is_gone, known.left) {
-                (true, left) => left?.entry,
-                (false, _) => known.holding.entry,
-            };
-            Some((known.holding.lockbox_id, entry))
-        });
-        let mut rest: Vec<_> = others.collect();
-        rest.extend(instead.map(|entry| (self.lockbox_id, entry.clone())));
-        unlink(self.lockbox_id, gone, &rest, &mut self.batch);
-        Ok(())
-    }
-
-    /// Remembers a key that the lockbox had. If it was remembered before, it left then.
-    fn leave(&mut self, entry: InventoryEntry) -> Result<(), Refusal> {
-        let place = self.place(&entry);
-        let before = self.turn.get(&place.record())?;
-        let before = before.map(|bytes| Left::decode(&bytes)).transpose()?;
-        let left = match before {
-            // Why it left may be said later.
-            Some(before) => {
-                self.removed += weight(before.encode().len());
-                Left {
-                    entry: InventoryEntry {
-                        state: entry.state,
-                        ..before.entry
-                    },
-                    ..before
-                }
-            }
-            None => {
-                let others = self.turn.scan(
-                    &keys::lefts_of_key(self.lockbox_id, entry.key_id),
-                    None,
-                    MAX_MATERIALS_OF_KEY,
-                )?;
-                if others.len() == MAX_MATERIALS_OF_KEY {
-                    return Err(Refusal::TooManyMaterials(entry.key_id));
-                }
-                self.batch.put(place.by_time(self.now_ms), Vec::new());
-                Left {
-                    entry,
-                    left_at_ms: self.now_ms.max(0),
-                }
-            }
-        };
-        let bytes = left.encode();
-        self.added += weight(bytes.len());
-        self.left_bytes += bytes.len();
-        self.batch.put(place.record(), bytes);
-        Ok(())
-    }
-
-    /// The lockbox has a key again that it had.
-    fn came_back(&mut self, entry: &InventoryEntry) -> Result<(), Refusal> {
-        let place = self.place(entry);
-        if let Some(bytes) = self.turn.get(&place.record())? {
-            self.batch.remove(place.by_time(Left::decode(&bytes)?.left_at_ms));
-            self.batch.remove(place.record());
-            self.removed += weight(bytes.len());
-        }
-        Ok(())
-    }
-
-    fn place(&self, entry: &InventoryEntry) -> LeftPlace {
-        LeftPlace {
-            lockbox_id: self.lockbox_id,
-            key_id: entry.key_id,
-            material_id: entry.material_id,
-        }
-    }
-}
-
-/// Takes away what led to a key by an entry of a lockbox that is no more, but for where the rest leads to it as well.
-fn unlink(lockbox_id: LockboxId, gone: &InventoryEntry, rest: &[(LockboxId, InventoryEntry)], batch: &mut Batch) {
-    let key_id = gone.key_id;
-    if rest.iter().all(|(holder, _)| *holder != lockbox_id) {
-        batch.remove(keys::holder(key_id, lockbox_id));
-    }
-    if rest.iter().all(|(_, entry)| entry.material_id != gone.material_id) {
-        batch.remove(keys::material(gone.material_id, key_id));
-    }
-    for ancestor in ancestors(gone) {
-        if rest
-            .iter()
-            .all(|(_, entry)| ancestors(entry).all(|other| other != ancestor))
-        {
-            batch.remove(keys::child(ancestor, key_id));
-        }
-    }
-}
-
 /// What an entry counts as: a key with very many consumers takes the room of several.
-fn weight(bytes: usize) -> u64 {
+pub(super) fn weight(bytes: usize) -> u64 {
     1 + (bytes / ENTRY_BYTES) as u64
-}
-
-fn weight_of_entry(entry: &InventoryEntry) -> u64 {
-    weight(entry.to_wire().encoded_len())
 }
 
 fn damaged() -> Refusal {

@@ -5,11 +5,14 @@
 //! one sync; its answer is held back until everything that the turn could have seen is durable. So nobody is ever told of
 //! a change that a power cut could undo, and a reader needs no lock against the sync.
 
+mod changes;
+mod clock;
 mod evidence;
 mod inventory;
 mod joins;
 mod keys;
 mod left;
+mod left_out;
 mod lockboxes;
 mod notices;
 mod preview;
@@ -36,6 +39,7 @@ pub use inventory::{Exposed, Impact, Theft};
 pub use joins::{JoinOutcome, PendingJoin};
 pub use keys::LeftPlace;
 pub use left::InventoryBounds;
+pub use left_out::{Group, LeftOut};
 pub use lockboxes::LockboxFacts;
 pub use notices::{Notice, NoticeAnswer, NoticesToHear};
 pub use preview::{Named, Subject};

@@ -158,20 +158,16 @@ impl Preview {
     fn materials_at(&self, theft: Theft) -> Result<BTreeSet<MaterialId>, Refusal> {
         let mut materials = BTreeSet::new();
         let lockbox_id = theft.lockbox_id;
+        self.held_at(lockbox_id, &mut materials)?;
         self.each(&keys::lefts(lockbox_id), |(_, bytes)| {
             let left = Left::decode(bytes)?;
-            if left.left_at_ms >= theft.since_ms {
+            if theft.counts(&left) {
                 materials.insert(left.entry.material_id);
             }
             Ok(())
         })?;
-        self.each(&keys::inventory(lockbox_id), |(_, bytes)| {
-            let entry: InventoryEntry = decode(bytes)?;
-            if entry.state.is_held() {
-                materials.insert(entry.material_id);
-            }
-            Ok(())
-        })?;
+        // What left meanwhile is among those, and what came back is here.
+        self.held_at(lockbox_id, &mut materials)?;
         self.each(keys::ALL, |(place, _)| {
             let id = place.get(keys::ALL.len() + 8..).unwrap_or_default();
             let id = AuthorizationId::from_slice("place in a list", id).map_err(Refusal::Record)?;
@@ -185,16 +181,22 @@ impl Preview {
         Ok(materials)
     }
 
-    /// The materials of what a transfer brought to its target that the target has not reported yet: its receipts say that it
+    fn held_at(&self, lockbox_id: LockboxId, materials: &mut BTreeSet<MaterialId>) -> Result<(), Refusal> {
+        self.each(&keys::inventory(lockbox_id), |(_, bytes)| {
+            let entry: InventoryEntry = decode(bytes)?;
+            if entry.state.is_held() {
+                materials.insert(entry.material_id);
+            }
+            Ok(())
+        })
+    }
+
+    /// The materials of what a transfer brought to its target that the target has not reported since: its receipts say that it
     /// has the keys, and a target that withholds these has at most what the authorization names and the source has let out.
-    /// Of their materials the source's word counts, also if the target says of such a key that it has another one.
     fn received_since(&self, transfer: &Transfer, materials: &mut BTreeSet<MaterialId>) -> Result<(), Refusal> {
         let mut take = |key_ids: Vec<KeyId>| -> Result<(), Refusal> {
             for key_id in key_ids {
-                let said = self.reader.reported(transfer.target_id, key_id)?;
-                let sent = self.sent(transfer.source_id, key_id)?;
-                let is_said = |sent: &MaterialId| said.as_ref().is_some_and(|said| said.material_id == *sent);
-                materials.extend(sent.filter(|sent| !is_said(sent)));
+                materials.extend(self.sent(transfer, key_id)?);
             }
             Ok(())
         };
@@ -211,14 +213,29 @@ impl Preview {
         })
     }
 
-    /// The material of a key that a source had.
-    fn sent(&self, source_id: LockboxId, key_id: KeyId) -> Result<Option<MaterialId>, Refusal> {
-        if let Some(entry) = self.reader.reported(source_id, key_id)? {
-            return Ok(Some(entry.material_id));
+    /// The material of a key that a source sent, unless its target has spoken of it.
+    ///
+    /// Where the two contradict each other, the source's word counts, too, if it has been the same since the transfer: one that was
+    /// taken over later could have the notice name another's material. Whether it has, is known for as long as what left is.
+    fn sent(&self, transfer: &Transfer, key_id: KeyId) -> Result<Option<MaterialId>, Refusal> {
+        let (sent_ms, target) = (transfer.created_at_ms, self.reader.said(transfer.target_id, key_id)?);
+        let is_remembered = sent_ms >= self.registry.forgotten_until_ms()?;
+        let mut answered = target.since(sent_ms);
+        if let Some(entry) = &target.entry
+            && (entry.state.is_held() || !is_remembered)
+        {
+            answered.insert(entry.material_id);
         }
-        let lefts = self.reader.lefts(source_id, key_id)?;
-        let last = lefts.iter().max_by_key(|left| left.left_at_ms);
-        Ok(last.map(|left| left.entry.material_id))
+        let source = self.reader.said(transfer.source_id, key_id)?;
+        let mut sent = source.since(sent_ms);
+        sent.extend(source.entry.as_ref().map(|entry| entry.material_id));
+        if answered.is_empty() {
+            let last = source.lefts.iter().max_by_key(|left| left.left_at_ms);
+            let entry = source.entry.as_ref().or(last.map(|left| &left.entry));
+            return Ok(entry.map(|entry| entry.material_id));
+        }
+        let is_one = is_remembered && sent.len() == 1;
+        Ok(sent.into_iter().find(|sent| is_one && !answered.contains(sent)))
     }
 
     /// The keys that an authorization names; none if it selects them otherwise.

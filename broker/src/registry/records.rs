@@ -142,6 +142,22 @@ pub(super) struct LeftRecord {
     /// By this machine's clock.
     #[prost(int64, tag = "2")]
     pub(super) left_at_ms: i64,
+    /// It was never heard of otherwise, and the lockbox neither.
+    #[prost(bool, tag = "3")]
+    pub(super) gone_at_first: bool,
+}
+
+/// What this machine's clock has said.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct ClockRecord {
+    /// At a report, but for that of a jump that was taken back.
+    #[prost(int64, tag = "1")]
+    pub(super) newest_ms: i64,
+    /// Between which times it jumped ahead; both 0: it did not.
+    #[prost(int64, tag = "2")]
+    pub(super) jumped_from_ms: i64,
+    #[prost(int64, tag = "3")]
+    pub(super) jumped_to_ms: i64,
 }
 
 /// Decodes a record that this broker wrote.

@@ -16,6 +16,7 @@ mod custody;
 mod inventory;
 mod joins;
 mod left;
+mod received;
 
 const NOW_MS: i64 = 1_800_000_000_000;
 const ADMIN: u8 = 1;

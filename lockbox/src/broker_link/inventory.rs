@@ -12,8 +12,8 @@ use lockbox_core::lifecycle::inventory::{InventoryRange, InventoryWatch};
 use lockbox_rpc::api::node::ReportInventoryRequest;
 use lockbox_rpc::api::node::inventory_service_client::InventoryServiceClient;
 use tokio::time::Instant;
-use tonic::Code;
 use tonic::transport::Channel;
+use tonic::{Code, Status};
 
 use super::LinkError;
 use crate::clock::now_ms;
@@ -43,6 +43,8 @@ struct Teller<'a> {
     full_from: Option<Instant>,
     /// Before this a round that tells everything would take more than its share of the time.
     not_before: Instant,
+    /// How the broker has first refused a range in this round for want of room: the room of a key, or of all of them.
+    no_room: Option<Status>,
 }
 
 /// Runs for as long as the connection lasts. A broker that does not take inventories is left in peace.
@@ -54,6 +56,7 @@ pub(super) async fn run(node: &Arc<Node>, channel: Channel) -> Result<Infallible
         watch: None,
         full_from: Some(Instant::now()),
         not_before: Instant::now(),
+        no_room: None,
     };
     let mut after_refusal = AFTER_REFUSAL;
     loop {
@@ -71,7 +74,7 @@ pub(super) async fn run(node: &Arc<Node>, channel: Channel) -> Result<Infallible
                     error = crate::chain(&error),
                     "the inventory was not told; it is tried again"
                 );
-                teller.full_from = Some(Instant::now() + after_refusal);
+                teller.full_from = Some(teller.not_before.max(Instant::now() + after_refusal));
                 // A broker that has no room has none for what changes meanwhile; all of it is told then.
                 if let LinkError::Status(status) = &error
                     && status.code() == Code::ResourceExhausted
@@ -93,6 +96,7 @@ pub(super) async fn run(node: &Arc<Node>, channel: Channel) -> Result<Infallible
 impl Teller<'_> {
     /// Tells what has changed; and everything if that is due, which covers what was too much to be told by itself.
     async fn round(&mut self) -> Result<(), LinkError> {
+        self.no_room = None;
         if let Some(watch) = self.watch.clone() {
             let noted = Arc::clone(&watch);
             let changed = self.node.engine.read(move |lockbox| lockbox.changed_keys(&noted));
@@ -105,10 +109,10 @@ impl Teller<'_> {
                 }
             }
         }
-        match self.full_from {
-            Some(from) if from <= Instant::now() => self.tell_everything().await,
-            _ => Ok(()),
+        if self.full_from.is_some_and(|from| from <= Instant::now()) {
+            self.tell_everything().await?;
         }
+        self.no_room.take().map_or(Ok(()), |status| Err(status.into()))
     }
 
     async fn full_is_due(&self) {
@@ -173,10 +177,17 @@ impl Teller<'_> {
         Ok(())
     }
 
+    /// A range that there is no room for is told again in a later round. The next ones may be taken: what the broker knows of them
+    /// would else grow old.
     async fn tell(&mut self, range: &InventoryRange) -> Result<(), LinkError> {
         let Some(report) = &range.report else { return Ok(()) };
         let report = report.envelope().to_bytes();
-        self.client.report_inventory(ReportInventoryRequest { report }).await?;
-        Ok(())
+        match self.client.report_inventory(ReportInventoryRequest { report }).await {
+            Err(status) if status.code() == Code::ResourceExhausted => {
+                self.no_room.get_or_insert(status);
+                Ok(())
+            }
+            told => Ok(told.map(drop)?),
+        }
     }
 }

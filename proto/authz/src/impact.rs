@@ -101,7 +101,7 @@ impl Progress {
 /// the exposed materials are left out of the answer, but for what `stolen` has had.
 ///
 /// A holding is judged by what its own lockbox reports. What that does not report is taken from the others, and where they
-/// disagree, at the worst.
+/// disagree, at the worst. A lockbox may have had one key with several materials: each of them is a holding.
 ///
 /// The answer has the deep ones first, then by key and lockbox.
 pub fn assess(
@@ -125,7 +125,7 @@ pub fn assess(
         .filter_map(|holding| {
             let key_id = holding.entry.key_id;
             let why = deep
-                .get(&(holding.lockbox_id, key_id))
+                .get(&Place::of(holding.lockbox_id, &holding.entry))
                 .and_then(BTreeMap::first_key_value);
             let kinship = match why {
                 Some((kinship, _)) => *kinship,
@@ -155,6 +155,7 @@ pub fn assess(
             finding.kinship,
             holding.entry.key_id,
             holding.lockbox_id,
+            holding.entry.material_id,
         )
     });
     findings
@@ -163,13 +164,32 @@ pub fn assess(
 type Edges = BTreeMap<KeyId, BTreeSet<KeyId>>;
 
 /// The holdings with data under the exposed material: each reason, and the job that ends it. The first reason counts.
-type Deep = BTreeMap<(LockboxId, KeyId), BTreeMap<Kinship, Option<JobProgress>>>;
+type Deep = BTreeMap<Place, BTreeMap<Kinship, Option<JobProgress>>>;
+
+/// What tells a holding from all others.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Place {
+    lockbox_id: LockboxId,
+    key_id: KeyId,
+    material_id: MaterialId,
+}
 
 /// Who descends from whom, and who says so.
 struct Family<'a> {
     parents: Edges,
     children: Edges,
-    reports: BTreeMap<KeyId, BTreeMap<LockboxId, &'a InventoryEntry>>,
+    /// Nothing that a lockbox says of a key, with whatever material, takes the place of what it said with another one.
+    reports: BTreeMap<KeyId, BTreeMap<LockboxId, Vec<&'a InventoryEntry>>>,
+}
+
+impl Place {
+    fn of(lockbox_id: LockboxId, entry: &InventoryEntry) -> Self {
+        Self {
+            lockbox_id,
+            key_id: entry.key_id,
+            material_id: entry.material_id,
+        }
+    }
 }
 
 /// Everything that is reached over the edges, the start included. A cycle, which only a lie could make, ends it.
@@ -192,7 +212,7 @@ impl<'a> Family<'a> {
         };
         for Holding { lockbox_id, entry } in holdings {
             let reports = family.reports.entry(entry.key_id).or_default();
-            reports.insert(*lockbox_id, entry);
+            reports.entry(*lockbox_id).or_default().push(entry);
             // Nobody may have reported the keys between one and what it lies on.
             let above = entry
                 .parent
@@ -208,58 +228,65 @@ impl<'a> Family<'a> {
 
     fn reports_of(&self, key_id: KeyId) -> impl Iterator<Item = (LockboxId, &'a InventoryEntry)> {
         let reports = self.reports.get(&key_id).into_iter().flatten();
-        reports.map(|(lockbox_id, entry)| (*lockbox_id, *entry))
+        reports.flat_map(|(lockbox_id, entries)| entries.iter().map(|entry| (*lockbox_id, *entry)))
     }
 
-    fn report(&self, lockbox_id: LockboxId, key_id: KeyId) -> Option<&'a InventoryEntry> {
-        self.reports.get(&key_id)?.get(&lockbox_id).copied()
+    /// What a lockbox says of a key: one entry for each material.
+    fn reports_at(&self, lockbox_id: LockboxId, key_id: KeyId) -> &[&'a InventoryEntry] {
+        let reports = self.reports.get(&key_id);
+        let at = reports.and_then(|reports| reports.get(&lockbox_id));
+        at.map_or(&[], Vec::as_slice)
     }
 
     /// What a key at a lockbox descends from, and how: as that lockbox says, else as anybody says.
-    fn claims(&self, lockbox_id: LockboxId, key_id: KeyId) -> Vec<&'a Parent> {
-        let own = self.report(lockbox_id, key_id).and_then(|entry| entry.parent.as_ref());
-        let others = self.reports_of(key_id).filter_map(|(_, entry)| entry.parent.as_ref());
-        own.map_or_else(|| others.collect(), |own| vec![own])
+    fn claims(&self, entry: &'a InventoryEntry) -> Vec<&'a Parent> {
+        match &entry.parent {
+            Some(own) => vec![own],
+            None => self.claims_of_all(entry.key_id),
+        }
     }
 
-    fn relations(&self, lockbox_id: LockboxId, key_id: KeyId, parent: KeyId) -> Vec<&'a str> {
-        let claims = self.claims(lockbox_id, key_id).into_iter();
-        let of_parent = claims.filter(|claim| claim.key_id == parent);
-        of_parent.map(|claim| claim.relation.as_str()).collect()
+    fn claims_of_all(&self, key_id: KeyId) -> Vec<&'a Parent> {
+        let claims = self.reports_of(key_id);
+        claims.filter_map(|(_, entry)| entry.parent.as_ref()).collect()
     }
 
     /// The job between two keys, as it concerns a lockbox: what that lockbox reports, else the least that is reported by those
     /// that report both keys.
-    fn job(&self, lockbox_id: LockboxId, key_id: KeyId, parent: KeyId) -> Option<JobProgress> {
-        let own = self.report(lockbox_id, key_id).and_then(|entry| entry.job);
+    fn job(&self, entry: &InventoryEntry, parent: KeyId) -> Option<JobProgress> {
+        entry.job.or_else(|| self.job_of_others(entry.key_id, parent))
+    }
+
+    fn job_of_others(&self, key_id: KeyId, parent: KeyId) -> Option<JobProgress> {
         let others = self.reports_of(key_id).filter(|(other, entry)| {
             let is_between = entry.parent.as_ref().is_some_and(|claim| claim.key_id == parent);
-            is_between && self.report(*other, parent).is_some()
+            is_between && !self.reports_at(*other, parent).is_empty()
         });
-        own.or_else(|| others.filter_map(|(_, entry)| entry.job).min_by_key(advance))
+        others.filter_map(|(_, entry)| entry.job).min_by_key(advance)
     }
 
     fn deep(&self, exposed: &BTreeSet<MaterialId>) -> Deep {
         let mut deep = Deep::new();
         let mut waiting = Vec::new();
-        for (key_id, reports) in &self.reports {
-            for (lockbox_id, entry) in reports {
+        for key_id in self.reports.keys() {
+            for (lockbox_id, entry) in self.reports_of(*key_id) {
                 if exposed.contains(&entry.material_id) {
-                    let place = (*lockbox_id, *key_id);
+                    let place = Place::of(lockbox_id, entry);
                     deep.insert(place, BTreeMap::from([(Kinship::Material, None)]));
                     waiting.push(place);
                 }
             }
         }
-        while let Some((at, parent)) = waiting.pop() {
-            let lies_on_exposed = deep[&(at, parent)].contains_key(&Kinship::Layer);
+        while let Some(at) = waiting.pop() {
+            let parent = at.key_id;
+            let lies_on_exposed = deep[&at].contains_key(&Kinship::Layer);
             for child in self.children.get(&parent).into_iter().flatten() {
-                for (lockbox_id, _) in self.reports_of(*child) {
+                for (lockbox_id, entry) in self.reports_of(*child) {
                     // A lockbox that reports the parent itself is judged by that.
-                    let concerns = lockbox_id == at || self.report(lockbox_id, parent).is_none();
-                    let place = (lockbox_id, *child);
+                    let concerns = lockbox_id == at.lockbox_id || self.reports_at(lockbox_id, parent).is_empty();
+                    let place = Place::of(lockbox_id, entry);
                     if concerns
-                        && let Some((why, job)) = self.inherits(lockbox_id, *child, parent, lies_on_exposed)
+                        && let Some((why, job)) = self.inherits(entry, parent, lies_on_exposed)
                         && let Entry::Vacant(reason) = deep.entry(place).or_default().entry(why)
                     {
                         reason.insert(job);
@@ -274,19 +301,18 @@ impl<'a> Family<'a> {
     /// Why data under a key at a lockbox is under what the data of an ancestor is under.
     fn inherits(
         &self,
-        lockbox_id: LockboxId,
-        key_id: KeyId,
+        entry: &'a InventoryEntry,
         parent: KeyId,
         lies_on_exposed: bool,
     ) -> Option<(Kinship, Option<JobProgress>)> {
-        let relations = self.relations(lockbox_id, key_id, parent);
-        let claims = self.claims(lockbox_id, key_id);
+        let claims = self.claims(entry);
+        let relations = relations(&claims, parent);
         // What is made of a layer lies where that does, also if an older lockbox did not keep what says so.
         let lies_with_parent = lies_on_exposed && relations.iter().any(|relation| *relation != REKEY);
         if lies_with_parent || claims.iter().any(|claim| claim.lies_on() == Some(parent)) {
             return Some((Kinship::Layer, None));
         }
-        let job = self.job(lockbox_id, key_id, parent);
+        let job = self.job(entry, parent);
         // A job that was given up, or that nobody has reported, proves nothing.
         let is_over = job.is_some_and(|job| matches!(job.state, JobState::Verified | JobState::Done));
         let is_rekeyed = relations.iter().any(|relation| matches!(*relation, "rekey" | "rotate"));
@@ -307,14 +333,21 @@ impl<'a> Family<'a> {
             return Progress::Open;
         }
         let children = self.children.get(&key_id).into_iter().flatten();
-        let rotations: Vec<KeyId> = children
-            .filter(|child| self.relations(lockbox_id, **child, key_id).contains(&"rotate"))
-            .copied()
-            .collect();
-        let own = |child: &KeyId| self.report(lockbox_id, *child).and_then(|entry| entry.job);
+        let rotates = |child: &KeyId| {
+            let claims = match self.reports_at(lockbox_id, *child) {
+                [] => self.claims_of_all(*child),
+                own => own.iter().flat_map(|entry| self.claims(entry)).collect(),
+            };
+            relations(&claims, key_id).contains(&"rotate")
+        };
+        let rotations: Vec<KeyId> = children.copied().filter(rotates).collect();
+        let own = |child: &KeyId| {
+            let entries = self.reports_at(lockbox_id, *child).iter();
+            entries.filter_map(|entry| entry.job).min_by_key(advance)
+        };
         let mut jobs: Vec<JobProgress> = rotations.iter().filter_map(own).collect();
         if jobs.is_empty() {
-            let of_others = |child: &KeyId| self.job(lockbox_id, *child, key_id);
+            let of_others = |child: &KeyId| self.job_of_others(*child, key_id);
             jobs = rotations.iter().filter_map(of_others).collect();
         }
         match jobs.into_iter().max_by_key(advance) {
@@ -323,6 +356,12 @@ impl<'a> Family<'a> {
             _ => Progress::Open,
         }
     }
+}
+
+/// How a key descends from another one, by those claims that say so.
+fn relations<'a>(claims: &[&'a Parent], parent: KeyId) -> Vec<&'a str> {
+    let of_parent = claims.iter().filter(|claim| claim.key_id == parent);
+    of_parent.map(|claim| claim.relation.as_str()).collect()
 }
 
 /// How far a job has come, as a number: nothing if it was given up.

@@ -188,3 +188,34 @@ fn what_is_made_of_a_layer_is_deep_also_if_its_report_lacks_what_it_lies_on() {
     ];
     assert_eq!(judge(&of_no_layer, OTHER, ABOVE).1, Remedy::Shallow);
 }
+
+/// A lockbox may have had one key with several materials, since an id was used again, or since it lies: whichever is told
+/// last, what it has of the exposed one is deep, and so is what lies on that elsewhere.
+#[test]
+fn a_key_with_another_material_does_not_hide_the_one_with_the_exposed_material() {
+    let mut fake = root(LIAR, OLD);
+    fake.entry.material_id = MaterialId([99; 16]);
+    fake.entry.state = InventoryState::Destroyed;
+    let layer = child(OTHER, ABOVE, OLD, "layer", None);
+    for both in [[root(LIAR, OLD), fake.clone()], [fake.clone(), root(LIAR, OLD)]] {
+        let holdings = [&both[..], std::slice::from_ref(&layer)].concat();
+        let found = assess(&BTreeSet::from([MaterialId(OLD.0)]), None, holdings);
+        let told: Vec<_> = found
+            .iter()
+            .map(|finding| {
+                (
+                    finding.holding.clone(),
+                    finding.kinship,
+                    finding.remedy,
+                    finding.progress,
+                )
+            })
+            .collect();
+        let expected = [
+            (root(LIAR, OLD), Kinship::Material, Remedy::Deep, Progress::Open),
+            (layer.clone(), Kinship::Layer, Remedy::Deep, Progress::Open),
+            (fake.clone(), Kinship::Ancestor, Remedy::Shallow, Progress::Done),
+        ];
+        assert_eq!(told, expected);
+    }
+}

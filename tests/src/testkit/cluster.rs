@@ -53,6 +53,16 @@ impl Cluster {
         lockbox
     }
 
+    /// The same, in a folder of another name: a lockbox that gets the name of one that was retired.
+    pub fn add_lockbox_in(&self, folder: &str, name: &str) -> Lockbox {
+        let lockbox = Lockbox::init(&self.folder.path().join(folder), name, "sled");
+        self.lockboxes().push(lockbox.clone());
+        lockbox.start();
+        lockbox.join(&self.broker.token(&[]));
+        lockbox.wait_until_connected();
+        lockbox
+    }
+
     /// Makes a lockbox and starts it, outside of the cluster.
     pub fn new_lockbox(&self, name: &str) -> Lockbox {
         self.new_lockbox_on("sled", name)

@@ -3,7 +3,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use lockbox_authz::{Head, PublicKey, SecretKey, UnverifiedEnvelope};
 use lockbox_rpc::api::node::inventory_service_server::{InventoryService, InventoryServiceServer};
@@ -45,7 +45,16 @@ struct Heard {
     syncs: usize,
     reports: Vec<TransferReport>,
     notice_reports: Vec<NoticeReport>,
-    inventory_reports: Vec<Instant>,
+    connections: usize,
+    inventory_reports: Vec<InventoryHeard>,
+}
+
+/// One report of a lockbox's keys.
+#[derive(Clone, Copy, Debug)]
+struct InventoryHeard {
+    at: Instant,
+    /// How many connections there have been by then.
+    connection: usize,
 }
 
 #[derive(Debug)]
@@ -133,7 +142,18 @@ impl FakeBroker {
     pub fn wait_for_inventory_reports(&self, count: usize) -> Vec<Instant> {
         eventually("the fake broker is told of keys", || {
             let heard = self.said.heard();
-            (heard.inventory_reports.len() >= count).then(|| heard.inventory_reports.clone())
+            let times = heard.inventory_reports.iter().map(|heard| heard.at);
+            (heard.inventory_reports.len() >= count).then(|| times.collect())
+        })
+    }
+
+    /// Waits until a lockbox has told it of its keys twice on one connection, and gives the pause between.
+    pub fn wait_for_inventory_again(&self) -> Duration {
+        eventually("the fake broker is told of keys again on one connection", || {
+            let heard = self.said.heard();
+            let pairs = heard.inventory_reports.windows(2);
+            let mut again = pairs.filter(|pair| pair[0].connection == pair[1].connection);
+            again.next().map(|pair| pair[1].at - pair[0].at)
         })
     }
 }
@@ -158,7 +178,12 @@ impl InventoryService for Port {
         &self,
         _: Request<ReportInventoryRequest>,
     ) -> Result<Response<ReportInventoryResponse>, Status> {
-        self.0.heard().inventory_reports.push(Instant::now());
+        let mut heard = self.0.heard();
+        let connection = heard.connections;
+        heard.inventory_reports.push(InventoryHeard {
+            at: Instant::now(),
+            connection,
+        });
         Err(Status::resource_exhausted("no room"))
     }
 }
@@ -189,6 +214,7 @@ impl NodeService for Port {
             return Err(Status::permission_denied("no key"));
         };
         PublicKey::from_slice("peer key", key).map_err(|_| Status::permission_denied("no key"))?;
+        self.0.heard().connections += 1;
         let (outbound, messages) = mpsc::channel(16 + self.0.offers.len() + self.0.notices.len());
         tokio::spawn(talk(Arc::clone(&self.0), request.into_inner(), outbound));
         Ok(Response::new(ReceiverStream::new(messages)))

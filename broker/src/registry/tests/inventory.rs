@@ -64,6 +64,7 @@ pub(super) fn theft(ago_ms: i64) -> Theft {
     Theft {
         lockbox_id: id(ALPHA),
         since_ms: NOW_MS - ago_ms,
+        with_gone_at_first: false,
     }
 }
 
