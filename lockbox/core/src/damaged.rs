@@ -46,7 +46,11 @@ impl Lockbox {
         changes.erase_key(tombstone.clone());
         custody::note_destroyed(key, &mut changes);
         let remaining = self.others_of_material(&tombstone)?;
+        changes.settle();
+        let settles = self.vault.is_settled_with(key);
+        let alarm = settles.then(|| self.note_alarm(settled(key), &[], now_ms, &mut changes));
         let batches = self.vault.stage(changes, rng)?;
+        self.alarms.extend(alarm.flatten());
         Ok(Step::new(
             batches,
             Destroyed {
@@ -124,6 +128,16 @@ impl Lockbox {
         others.sort();
         Ok(others)
     }
+}
+
+/// A record that was exchanged for an older one, or removed while an older one was put back, is in the difference that a
+/// damaged record makes, and nothing tells the two apart.
+fn settled(key: KeyId) -> String {
+    format!(
+        "the store was taken as it was found when key {key}, which was damaged, was destroyed: if somebody may have written to \
+         the store, other records may have been exchanged for older ones beside it, or removed with older ones put back, and \
+         authorizations that were spent may pass for new; then restore a backup, else clear this alarm"
+    )
 }
 
 #[cfg(test)]

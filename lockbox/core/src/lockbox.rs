@@ -355,7 +355,25 @@ impl Lockbox {
         now_ms: i64,
         rng: &mut dyn CryptoRng,
     ) -> Result<Step<()>, LockboxError> {
+        let mut changes = Changes::default();
+        let alarm = self.note_alarm(what, evidence, now_ms, &mut changes);
+        let batches = self.vault.stage(changes, rng)?;
+        self.alarms.extend(alarm);
+        Ok(Step::new(batches, ()))
+    }
+
+    /// Raises an alarm with other changes. Gives it, to be taken up when they are staged; nothing if it was raised already.
+    pub(crate) fn note_alarm(
+        &self,
+        what: String,
+        evidence: &[u8],
+        now_ms: i64,
+        changes: &mut Changes,
+    ) -> Option<(u64, Alarm)> {
         const MAX_EVIDENCE: usize = 16 * 1024;
+        if self.alarms.values().any(|alarm| alarm.what == what) {
+            return None;
+        }
         let number = self.alarms.keys().next_back().map_or(1, |last| last + 1);
         let record = wire::AlarmRecord {
             version: 1,
@@ -363,22 +381,9 @@ impl Lockbox {
             raised_at_ms: now_ms,
             evidence: evidence[..evidence.len().min(MAX_EVIDENCE)].to_vec(),
         };
-        let already_raised = self.alarms.values().any(|alarm| alarm.what == what);
-        let mut changes = Changes::default();
-        if !already_raised {
-            changes.put(Row::Alarm(number), record.encode_to_vec());
-        }
-        let batches = self.vault.stage(changes, rng)?;
-        if !already_raised {
-            self.alarms.insert(
-                number,
-                Alarm {
-                    what,
-                    raised_at_ms: now_ms,
-                },
-            );
-        }
-        Ok(Step::new(batches, ()))
+        changes.put(Row::Alarm(number), record.encode_to_vec());
+        let raised_at_ms = now_ms;
+        Some((number, Alarm { what, raised_at_ms }))
     }
 
     /// Scans the next page of the store. Gives what was found with the last one.
@@ -401,7 +406,7 @@ impl Lockbox {
         if verification.is_clean() {
             return Ok(Step::new(Vec::new(), ()));
         }
-        self.raise_alarm(format!("the store is damaged: {verification}"), &[], now_ms, rng)
+        self.raise_alarm(damage_alarm(verification), &[], now_ms, rng)
     }
 
     /// Lets transfers go on.
@@ -503,6 +508,18 @@ impl Membership {
                 .collect(),
         }
     }
+}
+
+/// A difference that no damaged record explains stays until somebody takes the store as it is.
+fn damage_alarm(verification: &Verification) -> String {
+    let advice = match (verification.damaged_count, verification.mismatch) {
+        (0, Some(_)) => {
+            "; restore a backup, or, if it was done on purpose, look at it with `lockbox store verify` and take it as it is with \
+             `lockbox store accept`"
+        }
+        _ => "",
+    };
+    format!("the store is damaged: {verification}{advice}")
 }
 
 /// Verifies the stored chain again: what is at rest is trusted no more than what arrives.

@@ -9,7 +9,7 @@ use lockbox_authz::id::{AuthorizationId, KeyId, LockboxId};
 use lockbox_authz::keys::{SecretKey, Signer};
 use lockbox_authz::roster::{self, Admins, Change, Genesis, Roster, RosterEntry};
 use lockbox_authz::{ErasureClass, UnverifiedEnvelope, Verified};
-use lockbox_store::{Anchor, EffaceableRoot, MemoryStore, Store};
+use lockbox_store::{Anchor, Batch, EffaceableRoot, MemoryStore, Store};
 use rand_core::{CryptoRng, TryCryptoRng, TryRng};
 use sha2::{Digest, Sha256};
 
@@ -149,6 +149,25 @@ impl Node {
         self.damage_at(crate::rows::key_record(key_id));
     }
 
+    /// Changes what stands in the store, as whoever has the disk can.
+    pub(crate) fn change_store(&self, change: impl FnOnce(&std::collections::BTreeMap<Vec<u8>, Vec<u8>>, &mut Batch)) {
+        let mut batch = Batch::new();
+        change(&self.store.durable_after(0), &mut batch);
+        self.store.commit(batch).expect("memory does not fail");
+    }
+
+    /// Takes a key's record away, and leaves its data-encryption key.
+    pub(crate) fn lose(&self, key_id: KeyId) {
+        self.change_store(|_, batch| batch.remove(crate::rows::key_record(key_id)));
+    }
+
+    /// Damages a key's data-encryption key.
+    pub(crate) fn damage_data_key(&self, key_id: KeyId) {
+        let mut places = self.store.durable_after(0).into_keys();
+        let place = places.find(|place| place[0] == crate::rows::DATA_KEY_KIND && place.ends_with(&key_id.0));
+        self.damage_at(place.expect("it is here"));
+    }
+
     /// The same of what remains of a key.
     pub(crate) fn damage_tombstone(&self, key_id: KeyId) {
         self.damage_at(crate::rows::Row::Tombstone(key_id).key());
@@ -161,7 +180,7 @@ impl Node {
             .expect("memory does not fail")
             .expect("it is here");
         *record.last_mut().expect("a record has bytes") ^= 1;
-        let mut batch = lockbox_store::Batch::new();
+        let mut batch = Batch::new();
         batch.put(place, record);
         self.store.commit(batch).expect("memory does not fail");
     }

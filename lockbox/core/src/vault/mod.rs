@@ -9,6 +9,7 @@
 //! The vault stages changes as batches and assumes that they are submitted in order. If one is not, the caller must drop
 //! the vault: what it has in memory runs ahead of the store.
 
+mod amiss;
 mod anchor;
 mod book;
 mod readable;
@@ -25,12 +26,13 @@ use lockbox_store::{Batch, Durable, Store, StoreFailure};
 use rand_core::CryptoRng;
 use zeroize::Zeroizing;
 
+use self::amiss::Amiss;
 use self::anchor::{Anchor, Before};
 use self::book::Book;
 use self::readable::key_id_of;
 pub(crate) use self::readable::{Each, lost_record};
 use self::tree::KeyTree;
-use self::verify::{Amiss, Scan};
+use self::verify::Scan;
 pub use self::verify::{Finding, Mismatch, Verification};
 pub(crate) use self::watch::Watch;
 use self::watch::Watches;
@@ -74,6 +76,7 @@ pub(crate) struct Changes {
     removes: Vec<Row>,
     put_keys: Vec<Key>,
     erase_keys: Vec<Tombstone>,
+    settles: bool,
 }
 
 impl Changes {
@@ -106,6 +109,11 @@ impl Changes {
     /// here leaves no tombstone.
     pub(crate) fn erase_key(&mut self, tombstone: Tombstone) {
         self.erase_keys.push(tombstone);
+    }
+
+    /// Says that what goes may be damaged, and that the digest is to be [settled](Vault::is_settled_with) with it.
+    pub(crate) fn settle(&mut self) {
+        self.settles = true;
     }
 }
 
@@ -269,6 +277,7 @@ impl Vault {
         self.watches.note(&changes);
         let doomed: Vec<KeyId> = changes.erase_keys.iter().map(|tombstone| tombstone.key_id).collect();
         let erasure = self.tree.plan_erasure(self.store.as_ref(), &doomed)?;
+        let taken: Vec<_> = erasure.takes().map(rows::key_record).collect();
         let mut before = Before::new();
         let mut previous = |place: &[u8]| -> Result<Option<Vec<u8>>, VaultError> {
             let stored = self.store.get(place)?;
@@ -318,10 +327,10 @@ impl Vault {
             append(&mut batches, [Write::Put(place, sealed)]);
         }
         if let Some(amiss) = &mut self.amiss {
-            amiss.settle(&doomed, &mut self.anchor.extent);
+            amiss.settle(&taken, changes.settles, &mut self.anchor.extent);
         }
         if let Some(scan) = &mut self.scan {
-            scan.forget(&doomed);
+            scan.forget(&taken);
         }
         for batch in &mut batches {
             for delta in self.anchor.advance(batch, &mut before, &self.book, rng) {

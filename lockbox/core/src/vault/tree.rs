@@ -50,6 +50,13 @@ pub(super) struct Erasure {
     buckets: Vec<BucketErasure>,
 }
 
+impl Erasure {
+    /// The keys that it takes.
+    pub(super) fn takes(&self) -> impl Iterator<Item = KeyId> {
+        self.buckets.iter().flat_map(|plan| plan.going.iter().copied())
+    }
+}
+
 struct BucketErasure {
     bucket: usize,
     going: Vec<KeyId>,
@@ -344,6 +351,11 @@ impl KeyTree {
     fn wrap_data_key(&self, bucket: usize, key_id: KeyId, data_key: &[u8; 32], rng: &mut dyn CryptoRng) -> Vec<u8> {
         let aad = labeled(labels::DATA_KEY, self.store_id, &rows::data_key(bucket, key_id));
         aead_seal(self.buckets[bucket].expose(), data_key, &aad, rng)
+    }
+
+    /// Whether this is a key's data-encryption key.
+    pub(super) fn has_data_key(&self, key_id: KeyId, wrapped: &[u8]) -> bool {
+        self.unwrap_data_key(self.bucket_of(key_id), key_id, wrapped).is_some()
     }
 
     fn unwrap_data_key(&self, bucket: usize, key_id: KeyId, wrapped: &[u8]) -> Option<DataKey> {
