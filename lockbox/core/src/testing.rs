@@ -161,11 +161,20 @@ impl Node {
         self.change_store(|_, batch| batch.remove(crate::rows::key_record(key_id)));
     }
 
+    /// Takes a key's data-encryption key away.
+    pub(crate) fn lose_data_key(&self, key_id: KeyId) {
+        self.change_store(|_, batch| batch.remove(self.data_key_place(key_id)));
+    }
+
     /// Damages a key's data-encryption key.
     pub(crate) fn damage_data_key(&self, key_id: KeyId) {
+        self.damage_at(self.data_key_place(key_id));
+    }
+
+    fn data_key_place(&self, key_id: KeyId) -> Vec<u8> {
         let mut places = self.store.durable_after(0).into_keys();
         let place = places.find(|place| place[0] == crate::rows::DATA_KEY_KIND && place.ends_with(&key_id.0));
-        self.damage_at(place.expect("it is here"));
+        place.expect("it is here")
     }
 
     /// The same of what remains of a key.

@@ -43,6 +43,8 @@ pub(super) struct Amiss {
     more: bool,
     /// What was committed and not found.
     lacking: Extent,
+    /// Whether the scan has found nothing amiss. Nothing that happens later changes what is known then.
+    was_clean: bool,
 }
 
 impl Amiss {
@@ -56,6 +58,7 @@ impl Amiss {
 
     pub(super) fn end(&mut self, lacking: Extent) {
         self.lacking = lacking;
+        self.was_clean = !self.more && self.places.is_empty() && lacking.has_same_records(&Extent::default());
     }
 
     /// Learns that records go while the scan is under way.
@@ -92,6 +95,10 @@ impl Amiss {
         }
     }
 
+    fn lost_count(&self) -> u64 {
+        self.places.values().filter(|fault| **fault == Fault::Lost).count() as u64
+    }
+
     /// Where records stand, or stood, whose part in the digest is unknown.
     fn unknown(&self) -> impl Iterator<Item = &[u8]> {
         let unknown = self.places.iter().filter(|(_, fault)| fault.is_unknown());
@@ -106,7 +113,7 @@ impl Amiss {
 
     /// Whether the records that are lost are those that the counts lack.
     fn is_explained(&self) -> bool {
-        let lost = self.places.values().filter(|fault| **fault == Fault::Lost).count() as u64;
+        let lost = self.lost_count();
         !self.more && (self.lacking.records, self.lacking.keys) == (lost, lost)
     }
 }
@@ -120,10 +127,25 @@ impl Vault {
             .is_some_and(|amiss| amiss.places.contains_key(&place))
     }
 
-    pub(crate) fn knows_of_damage(&self) -> bool {
+    /// Whether a key that is not found here, and not among the lost ones either, is gone. Not before a scan has ended, and not
+    /// while fewer keys are here than were committed, or more.
+    pub(crate) fn knows_every_key(&self) -> bool {
         self.amiss
             .as_ref()
-            .is_some_and(|amiss| amiss.more || !amiss.places.is_empty())
+            .is_some_and(|amiss| !amiss.more && amiss.lacking.keys == amiss.lost_count())
+    }
+
+    /// Takes over what a scan has found from the vault that was open before, on the same store. Gives whether another scan is
+    /// needed, as something was amiss, and changes that were refused may have made it look settled.
+    pub(crate) fn take_over_scan(&mut self, before: &mut Self) -> bool {
+        match before.amiss.take() {
+            Some(amiss) if amiss.was_clean => {
+                self.amiss = Some(amiss);
+                false
+            }
+            // One that is under way begins anew.
+            amiss => amiss.is_some() && before.scan.is_none(),
+        }
     }
 
     /// Whether the digest is taken as it is found when this key is destroyed.

@@ -203,6 +203,11 @@ impl Vault {
         sealed.map(|sealed| self.book.open(&key, &sealed)).transpose()
     }
 
+    /// Whether something stands at a place, be it whole or not.
+    pub(crate) fn has(&self, row: Row) -> Result<bool, VaultError> {
+        Ok(self.store.get(&row.key())?.is_some())
+    }
+
     /// Records of the book of one kind, after `after`, with the keys that they stand at.
     pub(crate) fn scan(
         &self,
