@@ -6,6 +6,7 @@ use rand_core::CryptoRng;
 use zeroize::Zeroizing;
 
 use crate::custody;
+use crate::damaged::Traces;
 use crate::lifecycle::LifecycleError;
 use crate::lifecycle::change::consumer_text;
 use crate::lifecycle::derive::new_ids;
@@ -207,11 +208,23 @@ impl Lockbox {
         now_ms: i64,
         rng: &mut dyn CryptoRng,
     ) -> Result<Step<Destroyed>, LockboxError> {
+        self.destroy_traced_key(key_id, force, None, now_ms, rng)
+    }
+
+    /// The same. If the key can't be read, what tells what it was need not be looked for in this step.
+    pub fn destroy_traced_key(
+        &mut self,
+        key_id: KeyId,
+        force: bool,
+        traces: Option<Traces>,
+        now_ms: i64,
+        rng: &mut dyn CryptoRng,
+    ) -> Result<Step<Destroyed>, LockboxError> {
         let key = match self.key_or_lost(key_id) {
             Ok(Some(key)) => key,
             Ok(None) => return self.destroyed_before(key_id),
             Err(error) if error.is_of_one_record() => {
-                return self.destroy_damaged(key_id, &error, force, now_ms, rng);
+                return self.destroy_damaged(key_id, &error, force, traces, now_ms, rng);
             }
             Err(error) => return Err(error),
         };

@@ -182,7 +182,7 @@ impl Node {
         self.damage_at(crate::rows::Row::Tombstone(key_id).key());
     }
 
-    fn damage_at(&self, place: Vec<u8>) {
+    pub(crate) fn damage_at(&self, place: Vec<u8>) {
         let mut record = self
             .store
             .get(&place)

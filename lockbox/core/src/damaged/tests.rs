@@ -305,3 +305,56 @@ fn damaged_keys_may_go_one_by_one_with_a_restart_after_each() {
     assert!(scan(&mut node).is_clean());
     assert_eq!(node.lockbox().key_count(), 2);
 }
+
+/// Rows at places that no key has are passed over, wherever keys are looked for, and found by a scan.
+#[test]
+fn a_row_that_stands_where_no_key_does_keeps_no_key_from_anything() {
+    let mut node = Node::new("a", 1);
+    let mut keys: Vec<KeyId> = (0..20).map(|_| make(&mut node)).collect();
+    keys.sort();
+    let gone = keys.pop().expect("there are 20");
+    destroy(&mut node, gone, false).expect("nothing needs it");
+    node.change_store(|rows, batch| {
+        for place in rows.keys().filter(|place| matches!(place[0], b'R' | b'W' | b'x')) {
+            batch.put([place, &b"junk"[..]].concat(), vec![0; 60]);
+            batch.put(place[..place.len() - 1].to_vec(), vec![0; 60]);
+        }
+    });
+    let list = |node: &Node| {
+        let mut ids: Vec<KeyId> = Vec::new();
+        loop {
+            let page = node
+                .lockbox()
+                .keys_after(ids.last().copied(), 3)
+                .expect("keys are listed");
+            ids.extend(page.iter().map(KeyEntry::key_id));
+            if page.len() < 3 {
+                return ids;
+            }
+        }
+    };
+    assert_eq!(list(&node), keys);
+    let departed = node.lockbox().departed_after(None, 3).expect("they are listed");
+    assert_eq!(departed.len(), 1);
+    let found = scan(&mut node);
+    assert_eq!(found.damaged_count, 2 * (19 + 19 + 1));
+    destroy(&mut node, keys[7], false).expect("nothing needs it");
+    assert_eq!(list(&node).len(), 18);
+    assert_eq!(node.lockbox().key_count(), 18);
+}
+
+/// How the key came to be is not worth keeping it for.
+#[test]
+fn what_a_damaged_key_descends_from_may_be_damaged_too() {
+    let mut node = Node::new("a", 1);
+    let parent = make(&mut node);
+    let key = derive(&mut node, parent, Relation::Layer);
+    cancel(&mut node, key);
+    node.damage(key);
+    node.damage_at(Row::Descendant(parent, key).key());
+    scan(&mut node);
+    let destroyed = destroy(&mut node, key, true).expect("nothing needs it");
+    assert_eq!(destroyed.tombstone.lineage, None);
+    // It lies on its parent no more.
+    destroy(&mut node, parent, false).expect("nothing lies on it");
+}

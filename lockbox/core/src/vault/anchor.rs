@@ -190,7 +190,7 @@ impl Extent {
     /// The counts wrap around as the digest does: a record that somebody has put into the store was never counted, and may be
     /// the one that goes.
     pub(super) fn apply(&mut self, delta: &Delta) {
-        let is_key = delta.place.first() == Some(&rows::KEY_RECORD_KIND);
+        let is_key = rows::is_key_record(&delta.place);
         if let Some(old) = delta.old {
             self.digest = self.digest.minus(old);
             self.records = self.records.wrapping_sub(1);

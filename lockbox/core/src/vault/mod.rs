@@ -255,18 +255,22 @@ impl Vault {
         after: Option<&[u8]>,
         limit: usize,
     ) -> Result<Vec<(Vec<u8>, KeyId)>, VaultError> {
-        let pairs = self.store.scan(&[rows::DATA_KEY_KIND], after, limit)?;
-        let id_of = |place: &[u8]| {
-            let id = place.last_chunk::<16>().ok_or_else(|| VaultError::Damaged {
-                what: "a data-encryption key".to_owned(),
-                why: "its place is too short",
-            });
-            id.map(|id| KeyId(*id))
-        };
-        pairs
-            .into_iter()
-            .map(|(place, _)| id_of(&place).map(|id| (place, id)))
-            .collect()
+        let mut ids = Vec::new();
+        let mut after = after.map(<[u8]>::to_vec);
+        loop {
+            let page = self.store.scan(&[rows::DATA_KEY_KIND], after.as_deref(), limit)?;
+            let is_last = page.len() < limit;
+            after = page.last().map(|(place, _)| place.clone());
+            // What stands where no key has one is passed over: a scan finds it.
+            let with_id = |(place, _): (Vec<u8>, _)| {
+                let key_id = rows::data_key_id(&place)?;
+                (place == rows::data_key(self.tree.bucket_of(key_id), key_id)).then_some((place, key_id))
+            };
+            ids.extend(page.into_iter().filter_map(with_id));
+            if is_last || !ids.is_empty() {
+                return Ok(ids);
+            }
+        }
     }
 
     /// How many volume keys there are.

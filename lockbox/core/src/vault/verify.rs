@@ -239,8 +239,7 @@ impl Vault {
     /// A data-encryption key that opens shows that its key is here: an older one is sealed under a bucket's key that is gone. Of
     /// one that does not open, and has no key record, nothing is known: anybody can put it there.
     fn verify_data_key(&self, seen: &mut Verification, place: &[u8]) -> Result<Option<(Vec<u8>, Fault)>, VaultError> {
-        let key_id = place.last_chunk::<16>().map(|id| KeyId(*id));
-        let Some(key_id) = key_id.filter(|key_id| place == self.data_key_place(*key_id)) else {
+        let Some(key_id) = rows::data_key_id(place).filter(|key_id| place == self.data_key_place(*key_id)) else {
             seen.note(describe(place), "its place is not that of a data-encryption key");
             return Ok(Some((place.to_vec(), Fault::Stray)));
         };
