@@ -115,6 +115,33 @@ fn a_damaged_key_keeps_no_other_from_being_listed_and_told() {
     assert_eq!(a.scanned().store_state(), StoreState::Damaged);
 }
 
+/// Nothing in the store names it any more, but that it is missing is known.
+#[test]
+fn a_key_that_is_lost_altogether_is_missed_and_not_told_as_gone() {
+    let cluster = Cluster::start();
+    let a = cluster.add_lockbox("a");
+    let mut keys = a.create_keys(3);
+    keys.sort();
+    eventually("the broker knows all", || {
+        keys.iter().all(|key| reported(&cluster, *key).is_some()).then_some(())
+    });
+    a.stop();
+    lose(&a, b"RW", keys[1]);
+    a.start();
+    for _ in 0..2 {
+        let list = a.command(["key", "list"]);
+        assert_eq!(list.status.code(), DAMAGE);
+        assert!(list.stderr.contains("1 keys are missing"), "{}", list.stderr);
+        a.scanned();
+    }
+    a.wait_until_connected();
+    a.ask(&["key", "set", &keys[0].to_string(), "--state", "suspended"]);
+    eventually("the broker hears of what changes", || {
+        (reported(&cluster, keys[0])? == "suspended").then_some(())
+    });
+    assert_eq!(reported(&cluster, keys[1]).as_deref(), Some("active"));
+}
+
 /// A key of each damage is destroyed: nothing is left that would be reported, and the broker hears of it as of any destroy.
 #[test]
 fn damaged_keys_can_be_destroyed_and_leave_the_store_whole() {

@@ -358,3 +358,22 @@ fn what_a_damaged_key_descends_from_may_be_damaged_too() {
     // It lies on its parent no more.
     destroy(&mut node, parent, false).expect("nothing lies on it");
 }
+
+/// It is served, and nobody should be told to destroy it.
+#[test]
+fn a_key_whose_mark_of_a_transfer_is_damaged_is_listed_as_it_is() {
+    let mut node = Node::new("a", 1);
+    let key = make(&mut node);
+    let mark = Row::OutgoingKey(key).key();
+    node.change_store(|_, batch| batch.put(mark, vec![0; 60]));
+    let listed = node.lockbox().keys_after(None, 1).expect("memory does not fail");
+    let KeyEntry::Here { info, damage, .. } = &listed[0] else {
+        panic!("it is served: {listed:?}");
+    };
+    assert!(info.key_id == key && damage.is_some());
+    let gone = make(&mut node);
+    destroy(&mut node, gone, false).expect("nothing needs it");
+    node.damage_tombstone(gone);
+    let departed = node.lockbox().departed_after(None, 1).expect("memory does not fail");
+    assert!(matches!(&departed[0], KeyEntry::Damaged(damaged) if damaged.departed));
+}
