@@ -274,6 +274,18 @@ impl Engine {
         scanning.await.flatten().ok_or(Sealed)
     }
 
+    /// Stops transfers at once if a scan has found the store damaged, whatever the store has room for.
+    pub async fn note_verification(self: &Arc<Self>, found: Verification) -> Result<(), Sealed> {
+        let noting = self.blocking(move |engine| {
+            let mut state = engine.write();
+            let unsealed = state.as_mut()?;
+            unsealed.lockbox.note_verification(&found, now_ms());
+            engine.publish(&unsealed.lockbox);
+            Some(())
+        });
+        noting.await.flatten().ok_or(Sealed)
+    }
+
     /// What is seen, and the ticket after which it is durable.
     async fn look<T, F>(self: &Arc<Self>, look: F) -> Result<(T, u64), Sealed>
     where
@@ -356,18 +368,17 @@ impl Engine {
     /// Memory may run ahead of the store after a refusal, so what the store has is read again.
     fn reopen(&self, unsealed: &mut Unsealed) {
         let opened = open_lockbox(&unsealed.store, &unsealed.folder, &unsealed.header, &unsealed.root);
-        let knew_of_damage = unsealed.lockbox.knows_of_damage();
-        let outcome = opened.and_then(|(lockbox, completing)| {
+        let outcome = opened.and_then(|(mut lockbox, completing)| {
             unsealed.store.commit(completing)?;
+            let is_scan_needed = lockbox.take_over(&mut unsealed.lockbox);
             unsealed.lockbox = lockbox;
             unsealed.lockbox.set_caps(self.caps());
-            Ok(())
+            Ok(is_scan_needed)
         });
         match outcome {
-            Ok(()) => {
+            Ok(is_scan_needed) => {
                 self.publish(&unsealed.lockbox);
-                // What a scan has found is forgotten with the lockbox that found it.
-                if knew_of_damage {
+                if is_scan_needed {
                     self.scan_again();
                 }
             }

@@ -12,6 +12,7 @@ use lockbox_authz::field::FieldError;
 use lockbox_authz::id::{AuthorizationId, ClusterId, KeyId};
 use lockbox_authz::keys::PublicKey;
 use lockbox_authz::limits::MAX_ROSTER_PAGE;
+use lockbox_core::damaged::Traces;
 use lockbox_core::lockbox::{BrokerAddress, LockboxError, Membership};
 use lockbox_core::secrets::KeyMaterial;
 use lockbox_core::slots::SlotSecret;
@@ -231,10 +232,11 @@ impl LocalService for LocalPort {
         let peer = self.unsealed(&request)?;
         let request = request.into_inner();
         let (key_id, force) = (key_id(&request.key_id)?, request.force);
+        let traces = if force { self.traces(key_id).await? } else { None };
         let step = self
             .node
             .engine
-            .step(move |lockbox, now_ms, rng| lockbox.destroy_key(key_id, force, now_ms, rng));
+            .step(move |lockbox, now_ms, rng| lockbox.destroy_traced_key(key_id, force, traces, now_ms, rng));
         let destroyed = match step.await {
             Err(StepError::Refused(error @ LockboxError::NotScanned(_))) => {
                 self.node.engine.scan_again();
@@ -336,6 +338,25 @@ impl LocalService for LocalPort {
 }
 
 impl LocalPort {
+    /// What tells what a damaged key was, looked for while others go on; nothing of a key that is not known to be damaged.
+    async fn traces(&self, key_id: KeyId) -> Result<Option<Traces>, Status> {
+        let engine = &self.node.engine;
+        let is_damaged = engine.read(move |lockbox| lockbox.is_known_damaged(key_id));
+        if !is_damaged.await.map_err(status::local)? {
+            return Ok(None);
+        }
+        let (mut traces, mut is_complete) = (Traces::of(key_id), false);
+        while !is_complete {
+            let looked = engine.read(move |lockbox| {
+                let is_complete = lockbox.trace(&mut traces)?;
+                Ok((traces, is_complete))
+            });
+            let looked = looked.await.map_err(status::local)?;
+            (traces, is_complete) = looked.map_err(|error: LockboxError| status::local(error))?;
+        }
+        Ok(Some(traces))
+    }
+
     /// The caller, if the configuration lets it in.
     fn allow<T>(&self, request: &Request<T>) -> Result<LocalPeer, Status> {
         let refused =

@@ -6,6 +6,7 @@ use rand_core::CryptoRng;
 use zeroize::Zeroizing;
 
 use crate::custody;
+use crate::damaged::Traces;
 use crate::lifecycle::LifecycleError;
 use crate::lifecycle::change::consumer_text;
 use crate::lifecycle::derive::new_ids;
@@ -42,6 +43,8 @@ pub enum KeyEntry {
     Here {
         info: KeyInfo,
         open_transfer: Option<AuthorizationId>,
+        /// Why it can't be told whether it is part of one, if that is so. The key itself is whole.
+        damage: Option<String>,
     },
     Gone(Tombstone),
     /// A record of it, or of what remains of it, can't be read. Nothing but its id is known.
@@ -54,6 +57,8 @@ pub struct DamagedKey {
     pub key_id: KeyId,
     /// Which record is damaged, and how.
     pub why: String,
+    /// Whether it is gone, and what can't be read is what remains of it.
+    pub departed: bool,
 }
 
 impl KeyEntry {
@@ -143,11 +148,7 @@ impl Lockbox {
     /// A key without its material, or what remains of it.
     pub fn key(&self, key_id: KeyId) -> Result<KeyEntry, LockboxError> {
         if let Some(key) = self.vault.key(key_id)? {
-            let open_transfer = self.open_transfer_of(key_id)?;
-            return Ok(KeyEntry::Here {
-                info: key.info,
-                open_transfer,
-            });
+            return self.entry_of_key(key.info);
         }
         match self.tombstone(key_id)? {
             Some(tombstone) => Ok(KeyEntry::Gone(tombstone)),
@@ -159,15 +160,25 @@ impl Lockbox {
     pub fn keys_after(&self, after: Option<KeyId>, limit: usize) -> Result<Vec<KeyEntry>, LockboxError> {
         let keys = self.vault.each_key_after(after, limit)?;
         let entry = |Each { key_id, read }: Each<Key>| {
-            let entry = read.map_err(LockboxError::from).and_then(|key| {
-                Ok(KeyEntry::Here {
-                    open_transfer: self.open_transfer_of(key_id)?,
-                    info: key.info,
-                })
-            });
-            or_damaged(key_id, entry)
+            let entry = read
+                .map_err(LockboxError::from)
+                .and_then(|key| self.entry_of_key(key.info));
+            or_damaged(key_id, false, entry)
         };
         keys.into_iter().map(entry).collect()
+    }
+
+    /// A key whose mark of a transfer is damaged is served all the same, so it is no damaged key.
+    fn entry_of_key(&self, info: KeyInfo) -> Result<KeyEntry, LockboxError> {
+        let (open_transfer, damage) = match self.open_transfer_of(info.key_id) {
+            Err(error) if error.is_of_one_record() => (None, Some(error.to_string())),
+            open_transfer => (open_transfer?, None),
+        };
+        Ok(KeyEntry::Here {
+            info,
+            open_transfer,
+            damage,
+        })
     }
 
     /// What remains of keys that are gone, in the order of their ids, as [`Lockbox::tombstones_after`] has it; but one that is
@@ -180,7 +191,7 @@ impl Lockbox {
             let tombstone = read
                 .map_err(LockboxError::from)
                 .and_then(|bytes| decode_tombstone(&bytes));
-            or_damaged(key_id, tombstone.map(KeyEntry::Gone))
+            or_damaged(key_id, true, tombstone.map(KeyEntry::Gone))
         };
         records.into_iter().map(entry).collect()
     }
@@ -207,11 +218,23 @@ impl Lockbox {
         now_ms: i64,
         rng: &mut dyn CryptoRng,
     ) -> Result<Step<Destroyed>, LockboxError> {
+        self.destroy_traced_key(key_id, force, None, now_ms, rng)
+    }
+
+    /// The same. If the key can't be read, what tells what it was need not be looked for in this step.
+    pub fn destroy_traced_key(
+        &mut self,
+        key_id: KeyId,
+        force: bool,
+        traces: Option<Traces>,
+        now_ms: i64,
+        rng: &mut dyn CryptoRng,
+    ) -> Result<Step<Destroyed>, LockboxError> {
         let key = match self.key_or_lost(key_id) {
             Ok(Some(key)) => key,
             Ok(None) => return self.destroyed_before(key_id),
             Err(error) if error.is_of_one_record() => {
-                return self.destroy_damaged(key_id, &error, force, now_ms, rng);
+                return self.destroy_damaged(key_id, &error, force, traces, now_ms, rng);
             }
             Err(error) => return Err(error),
         };
@@ -356,11 +379,11 @@ impl Lockbox {
 }
 
 /// A key that can't be read is an entry, too. What the store itself refuses is an error.
-fn or_damaged(key_id: KeyId, entry: Result<KeyEntry, LockboxError>) -> Result<KeyEntry, LockboxError> {
+fn or_damaged(key_id: KeyId, departed: bool, entry: Result<KeyEntry, LockboxError>) -> Result<KeyEntry, LockboxError> {
     match entry {
         Err(error) if error.is_of_one_record() => {
             let why = error.to_string();
-            Ok(KeyEntry::Damaged(DamagedKey { key_id, why }))
+            Ok(KeyEntry::Damaged(DamagedKey { key_id, why, departed }))
         }
         entry => entry,
     }

@@ -5,7 +5,7 @@
 
 pub mod backup;
 pub mod custody;
-mod damaged;
+pub mod damaged;
 pub mod keys;
 pub mod labels;
 mod ledger;

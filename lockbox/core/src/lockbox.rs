@@ -36,6 +36,8 @@ pub struct Lockbox {
     pub(crate) membership: Option<Membership>,
     pub(crate) roster: Option<Roster>,
     pub(crate) alarms: BTreeMap<u64, Alarm>,
+    /// Alarms, and when they were raised, that there may have been no room for in the store.
+    held_alarms: BTreeMap<String, i64>,
     pub(crate) erasure_class: ErasureClass,
     pub(crate) chunk_keys: usize,
     pub(crate) caps: Caps,
@@ -197,6 +199,7 @@ impl Lockbox {
             membership,
             roster,
             alarms,
+            held_alarms: BTreeMap::new(),
             erasure_class,
             chunk_keys: MAX_CHUNK_KEYS,
             caps: Caps::default(),
@@ -355,30 +358,31 @@ impl Lockbox {
         now_ms: i64,
         rng: &mut dyn CryptoRng,
     ) -> Result<Step<()>, LockboxError> {
-        const MAX_EVIDENCE: usize = 16 * 1024;
-        let number = self.alarms.keys().next_back().map_or(1, |last| last + 1);
-        let record = wire::AlarmRecord {
-            version: 1,
-            what: what.clone(),
-            raised_at_ms: now_ms,
-            evidence: evidence[..evidence.len().min(MAX_EVIDENCE)].to_vec(),
-        };
-        let already_raised = self.alarms.values().any(|alarm| alarm.what == what);
         let mut changes = Changes::default();
-        if !already_raised {
-            changes.put(Row::Alarm(number), record.encode_to_vec());
-        }
+        let alarm = self.note_alarm(what, evidence, now_ms, &mut changes);
         let batches = self.vault.stage(changes, rng)?;
-        if !already_raised {
-            self.alarms.insert(
-                number,
-                Alarm {
-                    what,
-                    raised_at_ms: now_ms,
-                },
-            );
-        }
+        self.alarms.extend(alarm);
         Ok(Step::new(batches, ()))
+    }
+
+    /// Raises an alarm with other changes. Gives it, to be taken up when they are staged; nothing if it was raised already.
+    pub(crate) fn note_alarm(
+        &self,
+        what: String,
+        evidence: &[u8],
+        now_ms: i64,
+        changes: &mut Changes,
+    ) -> Option<(u64, Alarm)> {
+        if self.alarms.values().any(|alarm| alarm.what == what) {
+            return None;
+        }
+        let number = self.alarms.keys().next_back().map_or(1, |last| last + 1);
+        let alarm = Alarm {
+            what,
+            raised_at_ms: now_ms,
+        };
+        changes.put(Row::Alarm(number), alarm.to_wire(evidence).encode_to_vec());
+        Some((number, alarm))
     }
 
     /// Scans the next page of the store. Gives what was found with the last one.
@@ -386,22 +390,59 @@ impl Lockbox {
         Ok(self.vault.verify_page(limit)?)
     }
 
-    /// Whether the last scan has found a record damaged or lost.
-    pub fn knows_of_damage(&self) -> bool {
-        self.vault.knows_of_damage()
+    /// Takes over what is in memory alone from the lockbox that was open before, on the same store: the alarms that had no room,
+    /// and what a scan has found. Gives whether another scan is needed.
+    pub fn take_over(&mut self, before: &mut Self) -> bool {
+        for (what, raised_at_ms) in std::mem::take(&mut before.held_alarms) {
+            self.hold_alarm(what, raised_at_ms);
+        }
+        self.vault.take_over_scan(&mut before.vault)
     }
 
-    /// Stops transfers if a scan has found the store damaged: an older ledger may take for new what was spent.
-    pub fn note_verification(
-        &mut self,
-        verification: &Verification,
-        now_ms: i64,
-        rng: &mut dyn CryptoRng,
-    ) -> Result<Step<()>, LockboxError> {
-        if verification.is_clean() {
-            return Ok(Step::new(Vec::new(), ()));
+    /// Stops transfers if a scan has found the store damaged: an older ledger may take for new what was spent. From now on,
+    /// whether or not there is room for the alarm; see [`Lockbox::save_alarms`].
+    pub fn note_verification(&mut self, verification: &Verification, now_ms: i64) {
+        if !verification.is_clean() {
+            self.hold_alarm(damage_alarm(verification), now_ms);
         }
-        self.raise_alarm(format!("the store is damaged: {verification}"), &[], now_ms, rng)
+    }
+
+    fn hold_alarm(&mut self, what: String, raised_at_ms: i64) {
+        if !self.alarms.values().any(|alarm| alarm.what == what) {
+            let number = self.alarms.keys().next_back().map_or(1, |last| last + 1);
+            let alarm = Alarm {
+                what: what.clone(),
+                raised_at_ms,
+            };
+            self.alarms.insert(number, alarm);
+        }
+        self.held_alarms.insert(what, raised_at_ms);
+    }
+
+    /// Whether there are alarms that are only in memory.
+    pub fn has_unsaved_alarms(&self) -> Result<bool, LockboxError> {
+        Ok(!self.unsaved_alarms()?.is_empty())
+    }
+
+    /// Puts the alarms into the store that are only in memory.
+    pub fn save_alarms(&mut self, rng: &mut dyn CryptoRng) -> Result<Step<()>, LockboxError> {
+        let mut changes = Changes::default();
+        for (row, alarm) in self.unsaved_alarms()? {
+            changes.put(row, alarm.to_wire(&[]).encode_to_vec());
+        }
+        let batches = self.vault.stage(changes, rng)?;
+        Ok(Step::new(batches, ()))
+    }
+
+    fn unsaved_alarms(&self) -> Result<Vec<(Row, &Alarm)>, LockboxError> {
+        let mut unsaved = Vec::new();
+        for (number, alarm) in &self.alarms {
+            let row = Row::Alarm(*number);
+            if self.held_alarms.contains_key(&alarm.what) && !self.vault.has(row)? {
+                unsaved.push((row, alarm));
+            }
+        }
+        Ok(unsaved)
     }
 
     /// Lets transfers go on.
@@ -412,7 +453,9 @@ impl Lockbox {
         let mut changes = Changes::default();
         changes.remove(Row::Alarm(number));
         let batches = self.vault.stage(changes, rng)?;
-        self.alarms.remove(&number);
+        if let Some(alarm) = self.alarms.remove(&number) {
+            self.held_alarms.remove(&alarm.what);
+        }
         Ok(Step::new(batches, ()))
     }
 }
@@ -505,6 +548,18 @@ impl Membership {
     }
 }
 
+/// A difference that no damaged record explains stays until somebody takes the store as it is.
+fn damage_alarm(verification: &Verification) -> String {
+    let advice = match (verification.damaged_count, verification.mismatch) {
+        (0, Some(_)) => {
+            "; restore a backup, or, if it was done on purpose, look at it with `lockbox store verify` and take it as it is with \
+             `lockbox store accept`"
+        }
+        _ => "",
+    };
+    format!("the store is damaged: {verification}{advice}")
+}
+
 /// Verifies the stored chain again: what is at rest is trusted no more than what arrives.
 fn read_roster(vault: &Vault, membership: Option<&Membership>) -> Result<Option<Roster>, LockboxError> {
     const PAGE: usize = 1_000;
@@ -564,6 +619,16 @@ fn read_alarms(vault: &Vault, damaged: &mut Vec<String>) -> Result<BTreeMap<u64,
 }
 
 impl Alarm {
+    fn to_wire(&self, evidence: &[u8]) -> wire::AlarmRecord {
+        const MAX_EVIDENCE: usize = 16 * 1024;
+        wire::AlarmRecord {
+            version: 1,
+            what: self.what.clone(),
+            raised_at_ms: self.raised_at_ms,
+            evidence: evidence[..evidence.len().min(MAX_EVIDENCE)].to_vec(),
+        }
+    }
+
     fn read(vault: &Vault, number: u64) -> Result<Option<Self>, LockboxError> {
         let damaged = |source| LockboxError::Record {
             what: "an alarm",

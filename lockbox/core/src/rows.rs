@@ -148,6 +148,17 @@ pub(crate) fn data_keys_of(bucket: usize) -> Vec<u8> {
     prefixed(DATA_KEY_KIND, &bucket.to_be_bytes())
 }
 
+/// The key whose data-encryption key stands at a place of this form.
+pub(crate) fn data_key_id(place: &[u8]) -> Option<KeyId> {
+    let (prefix, id) = place.split_last_chunk::<16>()?;
+    (prefix.len() == 3 && prefix[0] == DATA_KEY_KIND).then_some(KeyId(*id))
+}
+
+/// Whether a key's record may stand here.
+pub(crate) fn is_key_record(place: &[u8]) -> bool {
+    place.len() == 17 && place[0] == KEY_RECORD_KIND
+}
+
 pub(crate) const DATA_KEY_KIND: u8 = b'W';
 
 fn prefixed(kind: u8, rest: &[u8]) -> Vec<u8> {

@@ -9,7 +9,7 @@ use lockbox_authz::id::{AuthorizationId, KeyId, LockboxId};
 use lockbox_authz::keys::{SecretKey, Signer};
 use lockbox_authz::roster::{self, Admins, Change, Genesis, Roster, RosterEntry};
 use lockbox_authz::{ErasureClass, UnverifiedEnvelope, Verified};
-use lockbox_store::{Anchor, EffaceableRoot, MemoryStore, Store};
+use lockbox_store::{Anchor, Batch, EffaceableRoot, MemoryStore, Store};
 use rand_core::{CryptoRng, TryCryptoRng, TryRng};
 use sha2::{Digest, Sha256};
 
@@ -149,19 +149,47 @@ impl Node {
         self.damage_at(crate::rows::key_record(key_id));
     }
 
+    /// Changes what stands in the store, as whoever has the disk can.
+    pub(crate) fn change_store(&self, change: impl FnOnce(&std::collections::BTreeMap<Vec<u8>, Vec<u8>>, &mut Batch)) {
+        let mut batch = Batch::new();
+        change(&self.store.durable_after(0), &mut batch);
+        self.store.commit(batch).expect("memory does not fail");
+    }
+
+    /// Takes a key's record away, and leaves its data-encryption key.
+    pub(crate) fn lose(&self, key_id: KeyId) {
+        self.change_store(|_, batch| batch.remove(crate::rows::key_record(key_id)));
+    }
+
+    /// Takes a key's data-encryption key away.
+    pub(crate) fn lose_data_key(&self, key_id: KeyId) {
+        self.change_store(|_, batch| batch.remove(self.data_key_place(key_id)));
+    }
+
+    /// Damages a key's data-encryption key.
+    pub(crate) fn damage_data_key(&self, key_id: KeyId) {
+        self.damage_at(self.data_key_place(key_id));
+    }
+
+    fn data_key_place(&self, key_id: KeyId) -> Vec<u8> {
+        let mut places = self.store.durable_after(0).into_keys();
+        let place = places.find(|place| place[0] == crate::rows::DATA_KEY_KIND && place.ends_with(&key_id.0));
+        place.expect("it is here")
+    }
+
     /// The same of what remains of a key.
     pub(crate) fn damage_tombstone(&self, key_id: KeyId) {
         self.damage_at(crate::rows::Row::Tombstone(key_id).key());
     }
 
-    fn damage_at(&self, place: Vec<u8>) {
+    pub(crate) fn damage_at(&self, place: Vec<u8>) {
         let mut record = self
             .store
             .get(&place)
             .expect("memory does not fail")
             .expect("it is here");
         *record.last_mut().expect("a record has bytes") ^= 1;
-        let mut batch = lockbox_store::Batch::new();
+        let mut batch = Batch::new();
         batch.put(place, record);
         self.store.commit(batch).expect("memory does not fail");
     }

@@ -1,6 +1,7 @@
 //! The inventory: what the broker is told of the keys, so that it can answer what a stolen one opens. SPEC section 13.6.
 //!
-//! Nothing here has to be remembered: on each connection everything is told once, and after that what has changed.
+//! Nothing here has to be remembered: on each connection everything is told once, as soon as a scan of the store has shown
+//! that no key is missing, and after that what has changed.
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
@@ -9,6 +10,7 @@ use std::time::Duration;
 
 use lockbox_authz::KeyId;
 use lockbox_core::lifecycle::inventory::{InventoryRange, InventoryWatch};
+use lockbox_core::lockbox::Lockbox;
 use lockbox_rpc::api::node::ReportInventoryRequest;
 use lockbox_rpc::api::node::inventory_service_client::InventoryServiceClient;
 use tokio::time::Instant;
@@ -110,7 +112,7 @@ impl Teller<'_> {
             }
         }
         if self.full_from.is_some_and(|from| from <= Instant::now()) {
-            self.tell_everything().await?;
+            self.tell_everything_known().await?;
         }
         self.no_room.take().map_or(Ok(()), |status| Err(status.into()))
     }
@@ -122,8 +124,21 @@ impl Teller<'_> {
         }
     }
 
+    /// Everything, or nothing before a scan has shown that the keys that are not found are gone. Until then, and for as long as
+    /// keys are missing, the broker keeps what it knew, and what changes is told key by key.
+    async fn tell_everything_known(&mut self) -> Result<(), LinkError> {
+        if self.node.engine.read(Lockbox::knows_every_key).await? {
+            return self.tell_everything().await;
+        }
+        if self.watch.is_none() {
+            self.begin_watch().await?;
+        }
+        self.full_from = Some(Instant::now() + BETWEEN_ROUNDS);
+        Ok(())
+    }
+
     async fn begin_watch(&mut self) -> Result<(), LinkError> {
-        let watch = self.node.engine.read(lockbox_core::lockbox::Lockbox::watch_inventory);
+        let watch = self.node.engine.read(Lockbox::watch_inventory);
         self.watch = Some(Arc::new(watch.await?));
         Ok(())
     }
@@ -154,11 +169,14 @@ impl Teller<'_> {
         let mut after = None;
         let mut damaged_count = 0;
         loop {
-            let range = self
-                .node
-                .engine
-                .read(move |lockbox| lockbox.inventory_report(after, now_ms()));
-            let range = range.await?.map_err(StepError::Refused)?;
+            let range = self.node.engine.read(move |lockbox| {
+                let range = || lockbox.inventory_report(after, now_ms());
+                lockbox.knows_every_key().then(range).transpose()
+            });
+            let Some(range) = range.await?.map_err(StepError::Refused)? else {
+                // The store was read anew meanwhile.
+                return Ok(());
+            };
             self.tell(&range).await?;
             damaged_count += range.damaged_count;
             after = range.next;

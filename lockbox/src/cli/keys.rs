@@ -8,8 +8,8 @@ use lockbox_core::keys::DAMAGED;
 use lockbox_core::lifecycle::derive::policy_text;
 use lockbox_core::record::ClonePolicy;
 use lockbox_rpc::api::local::{
-    CreateKeyRequest, DestroyKeyRequest, GetKeyRequest, ImportKeyRequest, Key, ListKeysRequest, RevealKeyRequest,
-    TransferPolicy,
+    CreateKeyRequest, DestroyKeyRequest, GetKeyRequest, GetStatusRequest, ImportKeyRequest, Key, ListKeysRequest,
+    RevealKeyRequest, TransferPolicy,
 };
 use serde_json::{Value, json};
 
@@ -49,10 +49,11 @@ pub(super) async fn run(command: KeyCommand, mut client: Client, output: &Output
             print(output, &key.unwrap_or_default())
         }
         KeyCommand::List { name, all } => {
-            let keys = list(&mut client, name.unwrap_or_default(), all).await?;
+            let listed = list_completely(&mut client, name, all).await?;
+            let keys = &listed.keys;
             let json = json!({ "keys": keys.iter().map(key_json).collect::<Vec<_>>() });
-            output.print(&json, || keys_text(&keys))?;
-            check_undamaged(&keys)
+            output.print(&json, || keys_text(keys))?;
+            check_whole(&listed)
         }
         KeyCommand::Show { key } => {
             let key_id = resolve(&mut client, key, true).await?.to_vec();
@@ -145,19 +146,90 @@ async fn list(client: &mut Client, name: String, include_departed: bool) -> Resu
     }
 }
 
-/// Whoever counts on the list must not overlook what is missing in it; so the list is there, and the command fails.
-fn check_undamaged(keys: &[Key]) -> Result<(), CliError> {
-    let damaged = ids(keys.iter().filter(|key| is_damaged(key)));
-    if damaged.is_empty() {
-        return Ok(());
+struct Listed {
+    keys: Vec<Key>,
+    /// How many keys that are here the list lacks.
+    missing: u64,
+    /// What a scan of the store has found, if that is damage.
+    finding: String,
+}
+
+/// Lists keys; without a name, all of them, and compares their number with the one that the lockbox has. Once more if that
+/// differs: keys may have come and gone meanwhile.
+async fn list_completely(client: &mut Client, name: Option<String>, all: bool) -> Result<Listed, CliError> {
+    const ATTEMPTS: usize = 3;
+    let is_filtered = name.is_some();
+    let name = name.unwrap_or_default();
+    let mut listed = Listed {
+        keys: Vec::new(),
+        missing: 0,
+        finding: String::new(),
+    };
+    for _ in 0..ATTEMPTS {
+        let before = client.service.get_status(GetStatusRequest {}).await?.into_inner();
+        listed.keys = list(client, name.clone(), all).await?;
+        if is_filtered {
+            break;
+        }
+        let after = client.service.get_status(GetStatusRequest {}).await?.into_inner();
+        let here = listed.keys.iter().filter(|key| !key.departed).count() as u64;
+        listed.missing = before.key_count.min(after.key_count).saturating_sub(here);
+        listed.finding = after.store_finding;
+        if listed.missing == 0 {
+            break;
+        }
     }
-    Err(CliError::store(format!(
-        "{} of these keys can't be read, as their records are damaged:\n  {}\n\
-         all others are served; to have these again, restore a backup (see `lockbox backup restore --help`), and to be rid of \
+    Ok(listed)
+}
+
+/// Whoever counts on the list must not overlook what is missing in it; so the list is there, and the command fails.
+fn check_whole(listed: &Listed) -> Result<(), CliError> {
+    let (damaged, marks): (Vec<&Key>, Vec<&Key>) = listed
+        .keys
+        .iter()
+        .filter(|key| !key.damage.is_empty())
+        .partition(|key| is_damaged(key));
+    let (gone, here): (Vec<&Key>, Vec<&Key>) = damaged.into_iter().partition(|key| key.departed);
+    let mut texts = Vec::new();
+    let mut say = |keys: &[&Key], what: &str, advice: &str| {
+        if !keys.is_empty() {
+            let ids = ids(keys.iter().copied()).join("\n  ");
+            texts.push(format!("{} of these keys {what}:\n  {ids}\n{advice}", keys.len()));
+        }
+    };
+    say(
+        &here,
+        "can't be read, as their records are damaged",
+        "all others are served; to have these again, restore a backup (see `lockbox backup restore --help`), and to be rid of \
          one, destroy it: lockbox key destroy ID --force",
-        damaged.len(),
-        damaged.join("\n  ")
-    )))
+    );
+    say(
+        &marks,
+        "are served, and whether they are part of a transfer can't be told, as that record is damaged",
+        "they can be neither moved nor destroyed; restore a backup (see `lockbox backup restore --help`) to be able to",
+    );
+    say(
+        &gone,
+        "are gone, and what remains of them can't be read",
+        "there is nothing to destroy; to know again what they were, restore a backup (see `lockbox backup restore --help`)",
+    );
+    if listed.missing > 0 {
+        texts.push(format!(
+            "{} keys are missing in this list, as their records are not in the store: look at `lockbox status` when the scan \
+             of the store has ended",
+            listed.missing
+        ));
+    }
+    if !listed.finding.is_empty() && texts.is_empty() {
+        texts.push(format!(
+            "the store is damaged ({}), so this list may not be what it was: look at `lockbox status`",
+            listed.finding
+        ));
+    }
+    match texts.is_empty() {
+        true => Ok(()),
+        false => Err(CliError::store(texts.join("\n"))),
+    }
 }
 
 fn is_damaged(key: &Key) -> bool {

@@ -128,6 +128,51 @@ async fn a_full_disk_refuses_new_keys_and_goes_on() {
     assert_eq!(keys(&engine).await, 1);
 }
 
+/// A full disk is no reason to let transfers go on with a damaged store, nor does what is refused forget what a scan has found.
+#[tokio::test]
+async fn a_full_disk_keeps_no_alarm_of_damage_from_stopping_transfers() {
+    const MIB: u64 = 1024 * 1024;
+    let dir = tempfile::tempdir().unwrap();
+    let (folder, _) = Folder::init(&dir.path().join("box"), "a", &secret()).unwrap();
+    let folder = folder.with_options(Options {
+        low_water_bytes: available_bytes(dir.path()) - 256 * MIB,
+        ..Options::default()
+    });
+    let engine = engine();
+    open(&engine, &folder);
+    let doomed = create(&engine).await.unwrap();
+    while engine.verify_page(100).await.unwrap().unwrap().is_none() {}
+    let filler = File::create(dir.path().join("filler")).unwrap();
+    fallocate(&filler, FallocateFlags::empty(), 0, 512 * MIB).unwrap();
+    // The store measures whenever it has written.
+    destroy(&engine, doomed).await;
+
+    let found = Verification {
+        damaged_count: 1,
+        ..Verification::default()
+    };
+    engine.note_verification(found).await.unwrap();
+    let save = |engine: &Arc<Engine>| {
+        let engine = Arc::clone(engine);
+        async move { engine.step(|lockbox, _, rng| lockbox.save_alarms(rng)).await }
+    };
+    for _ in 0..2 {
+        assert!(matches!(save(&engine).await, Err(StepError::NoRoom(_))));
+        assert_eq!(engine.cluster().unwrap().alarm_count, 1);
+    }
+    assert!(
+        engine.read(Lockbox::knows_every_key).await.unwrap(),
+        "what was refused has the store scanned again"
+    );
+
+    filler.set_len(0).unwrap();
+    destroy(&engine, doomed).await;
+    save(&engine).await.unwrap();
+    engine.seal();
+    open(&engine, &folder);
+    assert_eq!(engine.cluster().unwrap().alarm_count, 1);
+}
+
 /// Whoever waits for a change would otherwise miss it, and the store and memory would part.
 #[tokio::test]
 async fn a_step_is_taken_to_its_end_when_its_caller_goes_away() {

@@ -150,8 +150,13 @@ pub(super) fn consumer(wire: InventoryConsumer) -> Consumer {
 
 pub(super) fn key_entry(entry: &KeyEntry) -> local::Key {
     match entry {
-        KeyEntry::Here { info, open_transfer } => local::Key {
+        KeyEntry::Here {
+            info,
+            open_transfer,
+            damage,
+        } => local::Key {
             open_transfer: open_transfer.map(|id| id.to_vec()).unwrap_or_default(),
+            damage: damage.clone().unwrap_or_default(),
             ..key_info(info)
         },
         KeyEntry::Gone(gone) => tombstone(gone),
@@ -159,6 +164,7 @@ pub(super) fn key_entry(entry: &KeyEntry) -> local::Key {
             key_id: damaged.key_id.to_vec(),
             state: DAMAGED.to_owned(),
             damage: damaged.why.clone(),
+            departed: damaged.departed,
             ..local::Key::default()
         },
     }
@@ -196,6 +202,7 @@ pub(super) fn tombstone(tombstone: &Tombstone) -> local::Key {
         name: tombstone.name.clone(),
         state: departure(tombstone.departure).to_owned(),
         departed_at_ms: tombstone.departed_at_ms,
+        departed: true,
         moved_to: tombstone.moved.map(|(_, target)| target.to_vec()).unwrap_or_default(),
         parent_key_id: parent(tombstone.lineage.as_ref()),
         relation: relation(tombstone.lineage.as_ref()),

@@ -204,3 +204,176 @@ fn rejects_destroying_a_damaged_key_that_a_job_needs() {
     cancel(&mut node, new);
     destroy(&mut node, new, true).expect("nothing needs it any more");
 }
+
+/// What is wrong with the digest stays, whatever is destroyed.
+fn stays_amiss(node: &mut Node) {
+    assert!(
+        scan(node).mismatch.is_some(),
+        "somebody's changes pass for what was committed"
+    );
+    node.restart();
+    assert!(scan(node).mismatch.is_some(), "it is over with the next start");
+}
+
+/// Takes the record of a tombstone away, as if nothing had been destroyed.
+fn remove_tombstone(node: &Node, key_id: KeyId) {
+    node.change_store(|_, batch| batch.remove(Row::Tombstone(key_id).key()));
+}
+
+/// Anybody can put a row that does not open into the store; it is not to make a deletion pass for damage.
+#[test]
+fn rejects_a_lost_key_that_nobody_had() {
+    for bucket in [0, 1, 513] {
+        let mut node = Node::new("a", 1);
+        let [kept, gone] = [make(&mut node), make(&mut node)];
+        destroy(&mut node, gone, false).expect("nothing needs it");
+        remove_tombstone(&node, gone);
+        let planted = KeyId([9; 16]);
+        node.change_store(|rows, batch| {
+            // Another key's, at a place of its own; and a row of nothing.
+            let other = rows
+                .iter()
+                .find(|(place, _)| place[0] == b'W' && place.ends_with(&kept.0));
+            let (_, wrapped) = other.expect("it is here");
+            batch.put(crate::rows::data_key(bucket, planted), wrapped.clone());
+        });
+        let found = scan(&mut node);
+        assert_eq!((found.damaged_count, found.mismatch.is_some()), (1, true));
+        let refused = destroy(&mut node, planted, true).expect_err("nobody had it");
+        assert!(matches!(refused, LockboxError::NoKey(_)), "{refused}");
+        assert_eq!(
+            node.lockbox().keys_after(None, 10).expect("memory does not fail").len(),
+            1
+        );
+        stays_amiss(&mut node);
+    }
+}
+
+/// A lost key accounts for one record, and not for others that went as well.
+#[test]
+fn a_deletion_is_not_settled_with_a_damaged_key() {
+    type Damage = fn(&Node, KeyId);
+    let damages: [Damage; 3] = [Node::damage, Node::lose, Node::damage_data_key];
+    for damage in damages {
+        let mut node = Node::new("a", 1);
+        let [key, gone] = [make(&mut node), make(&mut node)];
+        destroy(&mut node, gone, false).expect("nothing needs it");
+        remove_tombstone(&node, gone);
+        damage(&node, key);
+        scan(&mut node);
+        destroy(&mut node, key, true).expect("nothing needs it");
+        stays_amiss(&mut node);
+    }
+}
+
+/// An older record in the place of another is as one bit to a digest: whoever settles it is told so.
+#[test]
+fn what_is_settled_with_a_damaged_key_stops_transfers_until_somebody_has_looked() {
+    type Damage = fn(&Node, KeyId);
+    let damages: [(Damage, bool); 3] = [(Node::damage, true), (Node::lose, true), (Node::damage_data_key, false)];
+    for (damage, settles) in damages {
+        let mut node = Node::new("a", 1);
+        let key = make(&mut node);
+        damage(&node, key);
+        scan(&mut node);
+        destroy(&mut node, key, true).expect("nothing needs it");
+        for _ in 0..2 {
+            let alarms = node.lockbox().alarms();
+            assert_eq!(alarms.len(), usize::from(settles));
+            assert!(alarms.values().all(|alarm| alarm.what.contains("exchanged")));
+            node.restart();
+        }
+        assert!(scan(&mut node).is_clean());
+    }
+}
+
+/// Each restart begins a new scan, which knows nothing of the keys that are destroyed already.
+#[test]
+fn damaged_keys_may_go_one_by_one_with_a_restart_after_each() {
+    let mut node = Node::new("a", 1);
+    let keys: Vec<KeyId> = (0..7).map(|_| make(&mut node)).collect();
+    node.lose(keys[0]);
+    node.lose(keys[1]);
+    node.damage(keys[2]);
+    node.damage_data_key(keys[3]);
+    node.lose(keys[4]);
+    for key in &keys[..5] {
+        assert!(!scan(&mut node).is_clean());
+        destroy(&mut node, *key, true).expect("nothing needs it");
+        node.restart();
+    }
+    assert!(scan(&mut node).is_clean());
+    assert_eq!(node.lockbox().key_count(), 2);
+}
+
+/// Rows at places that no key has are passed over, wherever keys are looked for, and found by a scan.
+#[test]
+fn a_row_that_stands_where_no_key_does_keeps_no_key_from_anything() {
+    let mut node = Node::new("a", 1);
+    let mut keys: Vec<KeyId> = (0..20).map(|_| make(&mut node)).collect();
+    keys.sort();
+    let gone = keys.pop().expect("there are 20");
+    destroy(&mut node, gone, false).expect("nothing needs it");
+    node.change_store(|rows, batch| {
+        for place in rows.keys().filter(|place| matches!(place[0], b'R' | b'W' | b'x')) {
+            batch.put([place, &b"junk"[..]].concat(), vec![0; 60]);
+            batch.put(place[..place.len() - 1].to_vec(), vec![0; 60]);
+        }
+    });
+    let list = |node: &Node| {
+        let mut ids: Vec<KeyId> = Vec::new();
+        loop {
+            let page = node
+                .lockbox()
+                .keys_after(ids.last().copied(), 3)
+                .expect("keys are listed");
+            ids.extend(page.iter().map(KeyEntry::key_id));
+            if page.len() < 3 {
+                return ids;
+            }
+        }
+    };
+    assert_eq!(list(&node), keys);
+    let departed = node.lockbox().departed_after(None, 3).expect("they are listed");
+    assert_eq!(departed.len(), 1);
+    let found = scan(&mut node);
+    assert_eq!(found.damaged_count, 2 * (19 + 19 + 1));
+    destroy(&mut node, keys[7], false).expect("nothing needs it");
+    assert_eq!(list(&node).len(), 18);
+    assert_eq!(node.lockbox().key_count(), 18);
+}
+
+/// How the key came to be is not worth keeping it for.
+#[test]
+fn what_a_damaged_key_descends_from_may_be_damaged_too() {
+    let mut node = Node::new("a", 1);
+    let parent = make(&mut node);
+    let key = derive(&mut node, parent, Relation::Layer);
+    cancel(&mut node, key);
+    node.damage(key);
+    node.damage_at(Row::Descendant(parent, key).key());
+    scan(&mut node);
+    let destroyed = destroy(&mut node, key, true).expect("nothing needs it");
+    assert_eq!(destroyed.tombstone.lineage, None);
+    // It lies on its parent no more.
+    destroy(&mut node, parent, false).expect("nothing lies on it");
+}
+
+/// It is served, and nobody should be told to destroy it.
+#[test]
+fn a_key_whose_mark_of_a_transfer_is_damaged_is_listed_as_it_is() {
+    let mut node = Node::new("a", 1);
+    let key = make(&mut node);
+    let mark = Row::OutgoingKey(key).key();
+    node.change_store(|_, batch| batch.put(mark, vec![0; 60]));
+    let listed = node.lockbox().keys_after(None, 1).expect("memory does not fail");
+    let KeyEntry::Here { info, damage, .. } = &listed[0] else {
+        panic!("it is served: {listed:?}");
+    };
+    assert!(info.key_id == key && damage.is_some());
+    let gone = make(&mut node);
+    destroy(&mut node, gone, false).expect("nothing needs it");
+    node.damage_tombstone(gone);
+    let departed = node.lockbox().departed_after(None, 1).expect("memory does not fail");
+    assert!(matches!(&departed[0], KeyEntry::Damaged(damaged) if damaged.departed));
+}

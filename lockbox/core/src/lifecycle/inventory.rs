@@ -48,6 +48,12 @@ impl Lockbox {
         self.report_range(range, now_ms)
     }
 
+    /// Whether a report may tell that keys are gone: a range that names a key not tells this of it. Else a lost record would be
+    /// told as a key that is nowhere.
+    pub fn knows_every_key(&self) -> bool {
+        self.vault.knows_every_key()
+    }
+
     /// Begins to note which keys change.
     pub fn watch_inventory(&self) -> InventoryWatch {
         let watch = self.vault.watch();
@@ -72,6 +78,10 @@ impl Lockbox {
         let (Some(first), Some(last)) = (changed.first(), changed.last()) else {
             return Ok(None);
         };
+        if !self.vault.knows_every_key() {
+            let range = self.range_of_one(*first)?;
+            return self.report_range(range, now_ms).map(Some);
+        }
         let mut range = self.range_after(before(*first), NEAREST_ENTRIES)?;
         // Otherwise the first can't be read itself, and the range begins after it.
         if range.after < Some(*first) {
@@ -102,6 +112,21 @@ impl Lockbox {
             report: (!is_empty).then(|| Verified::sign(report, &self.identity.identity_key)),
             next: range.next,
             damaged_count: range.damaged_count,
+        })
+    }
+
+    /// A key by itself; nothing of it if it is not found.
+    fn range_of_one(&self, key_id: KeyId) -> Result<Range, LockboxError> {
+        let (found, entry) = match self.entries_after(before(key_id), 1)?.pop() {
+            Some((found, entry)) if found == key_id => (true, entry),
+            _ => (false, None),
+        };
+        Ok(Range {
+            after: if entry.is_some() { before(key_id) } else { Some(key_id) },
+            last: Some(key_id),
+            next: Some(key_id),
+            damaged_count: u64::from(found && entry.is_none()),
+            entries: entry.into_iter().collect(),
         })
     }
 

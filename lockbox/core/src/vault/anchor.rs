@@ -175,10 +175,22 @@ pub(super) struct Delta {
 }
 
 impl Extent {
+    /// One key record, its part in the digest aside.
+    pub(super) const ONE_KEY: Self = Self {
+        commit: 0,
+        records: 1,
+        keys: 1,
+        digest: Sum([0; 4]),
+    };
+
+    pub(super) fn has_same_records(&self, other: &Self) -> bool {
+        (self.records, self.digest) == (other.records, other.digest)
+    }
+
     /// The counts wrap around as the digest does: a record that somebody has put into the store was never counted, and may be
     /// the one that goes.
     pub(super) fn apply(&mut self, delta: &Delta) {
-        let is_key = delta.place.first() == Some(&rows::KEY_RECORD_KIND);
+        let is_key = rows::is_key_record(&delta.place);
         if let Some(old) = delta.old {
             self.digest = self.digest.minus(old);
             self.records = self.records.wrapping_sub(1);

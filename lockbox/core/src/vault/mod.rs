@@ -9,6 +9,7 @@
 //! The vault stages changes as batches and assumes that they are submitted in order. If one is not, the caller must drop
 //! the vault: what it has in memory runs ahead of the store.
 
+mod amiss;
 mod anchor;
 mod book;
 mod readable;
@@ -25,12 +26,13 @@ use lockbox_store::{Batch, Durable, Store, StoreFailure};
 use rand_core::CryptoRng;
 use zeroize::Zeroizing;
 
+use self::amiss::Amiss;
 use self::anchor::{Anchor, Before};
 use self::book::Book;
 use self::readable::key_id_of;
 pub(crate) use self::readable::{Each, lost_record};
 use self::tree::KeyTree;
-use self::verify::{Amiss, Scan};
+use self::verify::Scan;
 pub use self::verify::{Finding, Mismatch, Verification};
 pub(crate) use self::watch::Watch;
 use self::watch::Watches;
@@ -74,6 +76,7 @@ pub(crate) struct Changes {
     removes: Vec<Row>,
     put_keys: Vec<Key>,
     erase_keys: Vec<Tombstone>,
+    settles: bool,
 }
 
 impl Changes {
@@ -106,6 +109,11 @@ impl Changes {
     /// here leaves no tombstone.
     pub(crate) fn erase_key(&mut self, tombstone: Tombstone) {
         self.erase_keys.push(tombstone);
+    }
+
+    /// Says that what goes may be damaged, and that the digest is to be [settled](Vault::is_settled_with) with it.
+    pub(crate) fn settle(&mut self) {
+        self.settles = true;
     }
 }
 
@@ -195,6 +203,11 @@ impl Vault {
         sealed.map(|sealed| self.book.open(&key, &sealed)).transpose()
     }
 
+    /// Whether something stands at a place, be it whole or not.
+    pub(crate) fn has(&self, row: Row) -> Result<bool, VaultError> {
+        Ok(self.store.get(&row.key())?.is_some())
+    }
+
     /// Records of the book of one kind, after `after`, with the keys that they stand at.
     pub(crate) fn scan(
         &self,
@@ -242,18 +255,22 @@ impl Vault {
         after: Option<&[u8]>,
         limit: usize,
     ) -> Result<Vec<(Vec<u8>, KeyId)>, VaultError> {
-        let pairs = self.store.scan(&[rows::DATA_KEY_KIND], after, limit)?;
-        let id_of = |place: &[u8]| {
-            let id = place.last_chunk::<16>().ok_or_else(|| VaultError::Damaged {
-                what: "a data-encryption key".to_owned(),
-                why: "its place is too short",
-            });
-            id.map(|id| KeyId(*id))
-        };
-        pairs
-            .into_iter()
-            .map(|(place, _)| id_of(&place).map(|id| (place, id)))
-            .collect()
+        let mut ids = Vec::new();
+        let mut after = after.map(<[u8]>::to_vec);
+        loop {
+            let page = self.store.scan(&[rows::DATA_KEY_KIND], after.as_deref(), limit)?;
+            let is_last = page.len() < limit;
+            after = page.last().map(|(place, _)| place.clone());
+            // What stands where no key has one is passed over: a scan finds it.
+            let with_id = |(place, _): (Vec<u8>, _)| {
+                let key_id = rows::data_key_id(&place)?;
+                (place == rows::data_key(self.tree.bucket_of(key_id), key_id)).then_some((place, key_id))
+            };
+            ids.extend(page.into_iter().filter_map(with_id));
+            if is_last || !ids.is_empty() {
+                return Ok(ids);
+            }
+        }
     }
 
     /// How many volume keys there are.
@@ -269,6 +286,7 @@ impl Vault {
         self.watches.note(&changes);
         let doomed: Vec<KeyId> = changes.erase_keys.iter().map(|tombstone| tombstone.key_id).collect();
         let erasure = self.tree.plan_erasure(self.store.as_ref(), &doomed)?;
+        let taken: Vec<_> = erasure.takes().map(rows::key_record).collect();
         let mut before = Before::new();
         let mut previous = |place: &[u8]| -> Result<Option<Vec<u8>>, VaultError> {
             let stored = self.store.get(place)?;
@@ -318,10 +336,10 @@ impl Vault {
             append(&mut batches, [Write::Put(place, sealed)]);
         }
         if let Some(amiss) = &mut self.amiss {
-            amiss.settle(&doomed, &mut self.anchor.extent);
+            amiss.settle(&taken, changes.settles, &mut self.anchor.extent);
         }
         if let Some(scan) = &mut self.scan {
-            scan.forget(&doomed);
+            scan.forget(&taken);
         }
         for batch in &mut batches {
             for delta in self.anchor.advance(batch, &mut before, &self.book, rng) {

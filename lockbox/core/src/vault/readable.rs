@@ -13,6 +13,13 @@ pub(crate) struct Each<T> {
     pub(crate) read: Result<T, VaultError>,
 }
 
+/// A record that names a key, as it stands.
+struct Placed {
+    key_id: KeyId,
+    place: Vec<u8>,
+    stored: Vec<u8>,
+}
+
 impl VaultError {
     /// Whether one record can't be read, while the store as a whole can.
     pub(crate) fn is_of_one_record(&self) -> bool {
@@ -25,14 +32,13 @@ impl Vault {
     pub(crate) fn each_key_after(&self, after: Option<KeyId>, limit: usize) -> Result<Vec<Each<Key>>, VaultError> {
         let after_id = after;
         let after = after.map(rows::key_record);
-        let pairs = self.store.scan(&[rows::KEY_RECORD_KIND], after.as_deref(), limit)?;
-        let is_last = pairs.len() < limit;
-        let open = |(place, sealed): (Vec<u8>, Vec<u8>)| {
-            let key_id = key_id_of(&place)?;
-            let read = or_damaged(self.open_key(key_id, &sealed))?;
+        let records = self.records_of_keys(rows::KEY_RECORD_KIND, after, limit)?;
+        let is_last = records.len() < limit;
+        let open = |Placed { key_id, stored, .. }| {
+            let read = or_damaged(self.open_key(key_id, &stored))?;
             Ok(Each { key_id, read })
         };
-        let mut keys = pairs.into_iter().map(open).collect::<Result<Vec<_>, VaultError>>()?;
+        let mut keys = records.into_iter().map(open).collect::<Result<Vec<_>, VaultError>>()?;
         let last = keys.last().filter(|_| !is_last).map(|last| last.key_id);
         let lost = self.lost_keys(after_id, last)?;
         if !lost.is_empty() {
@@ -53,13 +59,31 @@ impl Vault {
         after: Option<&[u8]>,
         limit: usize,
     ) -> Result<Vec<Each<Zeroizing<Vec<u8>>>>, VaultError> {
-        let pairs = self.store.scan(&[kind], after, limit)?;
-        let open = |(place, sealed): (Vec<u8>, Vec<u8>)| {
-            let key_id = key_id_of(&place)?;
-            let read = or_damaged(self.book.open(&place, &sealed))?;
+        let records = self.records_of_keys(kind, after.map(<[u8]>::to_vec), limit)?;
+        let open = |Placed { key_id, place, stored }| {
+            let read = or_damaged(self.book.open(&place, &stored))?;
             Ok(Each { key_id, read })
         };
-        pairs.into_iter().map(open).collect()
+        records.into_iter().map(open).collect()
+    }
+
+    /// Records of one kind, each of which names a key, as they stand; fewer than `limit` only if there are no others. What stands
+    /// where no key has its record is passed over: a scan finds it.
+    fn records_of_keys(&self, kind: u8, mut after: Option<Vec<u8>>, limit: usize) -> Result<Vec<Placed>, VaultError> {
+        let mut records = Vec::new();
+        loop {
+            let wanted = limit - records.len();
+            let page = self.store.scan(&[kind], after.as_deref(), wanted)?;
+            let (count, last) = (page.len(), page.last().map(|(place, _)| place.clone()));
+            records.extend(page.into_iter().filter_map(|(place, stored)| {
+                let key_id = key_id_of(&place).ok()?;
+                Some(Placed { key_id, place, stored })
+            }));
+            if records.len() == limit || count < wanted {
+                return Ok(records);
+            }
+            after = last;
+        }
     }
 }
 

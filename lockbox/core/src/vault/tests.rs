@@ -514,6 +514,25 @@ fn what_is_accepted_opens_again_and_is_whole() {
     assert!(verify(&mut vault).is_clean());
 }
 
+/// What opens nothing would be reported for ever, and raise an alarm with each start.
+#[test]
+fn stray_data_encryption_keys_go_when_the_store_is_accepted() {
+    let mut fixture = Fixture::new();
+    let mut vault = fixture.open().expect("opens");
+    put(&mut fixture, &mut vault, 1);
+    let mut planted = Batch::new();
+    planted.put(rows::data_key(7, KeyId([9; 16])), vec![0; 60]);
+    planted.put(vec![rows::DATA_KEY_KIND, 0], vec![0; 60]);
+    fixture.store.commit(planted).expect("memory does not fail");
+    assert_eq!(verify(&mut vault).damaged_count, 2);
+    let (_, batches) = vault.accept(0, &mut fixture.rng).expect("memory does not fail");
+    for batch in batches {
+        fixture.store.commit(batch).expect("memory does not fail");
+    }
+    let mut vault = fixture.open().expect("opens");
+    assert!(holds(&vault, 1) && verify(&mut vault).is_clean());
+}
+
 /// Whoever can write to the store puts a record where a key will be made: that is found out, and stops nothing.
 #[test]
 fn a_record_that_nobody_committed_is_found_out_and_can_be_replaced() {

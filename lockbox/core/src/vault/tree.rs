@@ -50,6 +50,13 @@ pub(super) struct Erasure {
     buckets: Vec<BucketErasure>,
 }
 
+impl Erasure {
+    /// The keys that it takes.
+    pub(super) fn takes(&self) -> impl Iterator<Item = KeyId> {
+        self.buckets.iter().flat_map(|plan| plan.going.iter().copied())
+    }
+}
+
 struct BucketErasure {
     bucket: usize,
     going: Vec<KeyId>,
@@ -261,11 +268,10 @@ impl KeyTree {
             };
             after = Some(last.clone());
             for (place, wrapped) in page {
-                let key_id =
-                    KeyId::from_slice("key_id", &place[prefix.len()..]).map_err(|source| VaultError::Field {
-                        what: format!("bucket {bucket}"),
-                        source,
-                    })?;
+                // What stands where no key has one is of no use, and a scan finds it.
+                let Some(key_id) = rows::data_key_id(&place) else {
+                    continue;
+                };
                 if doomed.contains(&key_id) {
                     plan.going.push(key_id);
                 } else if let Some(data_key) = self.unwrap_data_key(bucket, key_id, &wrapped) {
@@ -344,6 +350,11 @@ impl KeyTree {
     fn wrap_data_key(&self, bucket: usize, key_id: KeyId, data_key: &[u8; 32], rng: &mut dyn CryptoRng) -> Vec<u8> {
         let aad = labeled(labels::DATA_KEY, self.store_id, &rows::data_key(bucket, key_id));
         aead_seal(self.buckets[bucket].expose(), data_key, &aad, rng)
+    }
+
+    /// Whether this is a key's data-encryption key.
+    pub(super) fn has_data_key(&self, key_id: KeyId, wrapped: &[u8]) -> bool {
+        self.unwrap_data_key(self.bucket_of(key_id), key_id, wrapped).is_some()
     }
 
     fn unwrap_data_key(&self, bucket: usize, key_id: KeyId, wrapped: &[u8]) -> Option<DataKey> {

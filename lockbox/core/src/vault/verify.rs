@@ -3,7 +3,6 @@
 //! Each record is opened at its place, and what the digest spans is summed up anew. A record that is changed behind the
 //! scan's place changes the scan's sum, too, so at the end the sum is that of all records as they are then.
 
-use std::collections::BTreeSet;
 use std::{fmt, mem};
 
 use lockbox_authz::id::KeyId;
@@ -12,8 +11,10 @@ use lockbox_store::Batch;
 use prost::Message;
 use rand_core::CryptoRng;
 
+use super::amiss::{Amiss, Fault};
 use super::anchor::{Delta, Extent, is_spanned};
 use super::book::describe;
+use super::readable::key_id_of;
 use super::{Changes, Vault, VaultError};
 use crate::limits::MAX_FINDINGS;
 use crate::rows::{self, Row};
@@ -121,79 +122,11 @@ impl Scan {
 
     /// Learns which records go: what it has found amiss of them is no more.
     pub(super) fn forget(&mut self, going: &[Vec<u8>]) {
-        for place in going {
-            self.amiss.places.remove(place);
-        }
-    }
-}
-
-/// What a full scan has found amiss of the records that the digest spans.
-///
-/// The digest is a sum, and a damaged record's part in it is unknown. What the sum of all records lacked at the scan's end is
-/// the parts of all that were damaged, and no change of other records alters it. So with the last damaged record that goes,
-/// the rest of it is settled: then the digest is that of the records that are there.
-#[derive(Default)]
-pub(super) struct Amiss {
-    /// Where they stand, or stood.
-    places: BTreeSet<Vec<u8>>,
-    /// Whether there are more than are noted.
-    more: bool,
-    /// What was committed and not found.
-    lacking: Extent,
-}
-
-impl Amiss {
-    fn note(&mut self, place: Vec<u8>) {
-        if self.places.len() < MAX_FINDINGS {
-            self.places.insert(place);
-        } else {
-            self.more = true;
-        }
-    }
-
-    /// Learns which records go with the batches that are being made.
-    pub(super) fn settle(&mut self, going: &[Vec<u8>], extent: &mut Extent) {
-        let before = self.places.len();
-        for place in going {
-            self.places.remove(place);
-        }
-        if self.places.len() < before && self.places.is_empty() && !self.more {
-            *extent = extent.without(mem::take(&mut self.lacking));
-        }
+        self.amiss.forget(going);
     }
 }
 
 impl Vault {
-    /// Whether the last full scan has found a key's record damaged or lost, or its data-encryption key.
-    pub(crate) fn is_known_damaged(&self, key_id: KeyId) -> bool {
-        let place = rows::key_record(key_id);
-        self.amiss.as_ref().is_some_and(|amiss| amiss.places.contains(&place))
-    }
-
-    pub(crate) fn knows_of_damage(&self) -> bool {
-        self.amiss
-            .as_ref()
-            .is_some_and(|amiss| amiss.more || !amiss.places.is_empty())
-    }
-
-    /// Whether a key is here that has no record any more, as far as the last full scan has found.
-    pub(crate) fn is_lost(&self, key_id: KeyId) -> Result<bool, VaultError> {
-        Ok(self.is_known_damaged(key_id) && !self.has_key(key_id)?)
-    }
-
-    /// The keys after one, up to and with another, that have no record any more, ascending.
-    pub(super) fn lost_keys(&self, after: Option<KeyId>, last: Option<KeyId>) -> Result<Vec<KeyId>, VaultError> {
-        let mut lost = Vec::new();
-        for place in self.amiss.iter().flat_map(|amiss| &amiss.places) {
-            let Some(key_id) = key_record_id(place) else { continue };
-            let is_in = Some(key_id) > after && last.is_none_or(|last| key_id <= last);
-            if is_in && !self.has_key(key_id)? {
-                lost.push(key_id);
-            }
-        }
-        Ok(lost)
-    }
-
     /// Scans the next page. Gives what was found when there is no other, and begins anew after that.
     pub fn verify_page(&mut self, limit: usize) -> Result<Option<Verification>, VaultError> {
         let scanned = self.scan_page(limit)?;
@@ -214,7 +147,7 @@ impl Vault {
         };
         let commit = self.anchor.extent.commit;
         self.anchor.extent = Extent { commit, ..found };
-        self.amiss = None;
+        let strays = self.amiss.take().map(|amiss| amiss.strays()).unwrap_or_default();
         let alarms = self.places(&[Row::Alarm(0).kind()], None, usize::MAX)?;
         let numbers = alarms.iter().filter_map(|place| place.last_chunk::<8>());
         let number = numbers.map(|number| u64::from_be_bytes(*number)).max().unwrap_or(0);
@@ -226,7 +159,11 @@ impl Vault {
         };
         let mut changes = Changes::default();
         changes.put(Row::Alarm(number.saturating_add(1)), alarm.encode_to_vec());
-        let batches = self.stage(changes, rng)?;
+        let mut batches = self.stage(changes, rng)?;
+        // One batch with one alarm, and few of these: what opens nothing need not be reported for ever.
+        if let Some(batch) = batches.last_mut() {
+            strays.into_iter().for_each(|place| batch.remove(place));
+        }
         Ok((verification, batches))
     }
 
@@ -236,9 +173,9 @@ impl Vault {
         let Some((last, _)) = page.last() else {
             let mut verification = mem::take(&mut scan.verification);
             let (found, committed) = (scan.found, self.anchor.extent);
-            scan.amiss.lacking = committed.without(found);
+            scan.amiss.end(committed.without(found));
             self.amiss = Some(mem::take(&mut scan.amiss));
-            if (found.records, found.digest) != (committed.records, committed.digest) {
+            if !found.has_same_records(&committed) {
                 verification.mismatch = Some(Mismatch {
                     found: found.records,
                     committed: committed.records,
@@ -248,8 +185,8 @@ impl Vault {
         };
         scan.place = Some(last.clone());
         for (place, stored) in page {
-            if let Some(damaged) = self.verify_record(&mut scan.verification, &place, &stored)? {
-                scan.amiss.note(damaged);
+            if let Some((damaged, fault)) = self.verify_record(&mut scan.verification, &place, &stored)? {
+                scan.amiss.note(damaged, fault);
             }
             if is_spanned(&place) {
                 let contribution = self.anchor.contribution(&place, &stored);
@@ -260,52 +197,69 @@ impl Vault {
         Ok(None)
     }
 
-    /// Gives where a record stands that is damaged or lost, of those that the digest spans.
+    /// Gives where a record stands that is damaged or lost, of those that the digest spans or that open one of them.
     fn verify_record(
         &self,
         seen: &mut Verification,
         place: &[u8],
         stored: &[u8],
-    ) -> Result<Option<Vec<u8>>, VaultError> {
-        let key_id = || place.last_chunk::<16>().map(|id| KeyId(*id));
-        let before = seen.damaged_count;
-        let mut stands_at = place.to_vec();
-        match place.first() {
+    ) -> Result<Option<(Vec<u8>, Fault)>, VaultError> {
+        let opened = match place.first() {
             Some(&rows::KEY_RECORD_KIND) => {
-                let Some(key_id) = key_id() else {
-                    seen.note(describe(place), "its place is too short");
-                    return Ok(Some(stands_at));
+                let Ok(key_id) = key_id_of(place) else {
+                    seen.note(describe(place), "its place is not that of a key");
+                    return Ok(Some((place.to_vec(), Fault::Record)));
                 };
                 match self.open_key(key_id, stored) {
                     Ok(_) => seen.keys += 1,
-                    Err(error) => seen.note_error(error)?,
+                    Err(error) => {
+                        seen.note_error(error)?;
+                        let data_key = self.data_key_opens(key_id)?;
+                        let fault = if data_key { Fault::Record } else { Fault::DataKey };
+                        return Ok(Some((place.to_vec(), fault)));
+                    }
                 }
+                return Ok(None);
             }
-            Some(&rows::DATA_KEY_KIND) => match key_id() {
-                Some(key_id) if self.has_key(key_id)? => {}
-                Some(key_id) => {
-                    seen.note(format!("key {key_id}"), "its record is missing");
-                    stands_at = rows::key_record(key_id);
-                }
-                None => {
-                    seen.note(describe(place), "its place is too short");
-                    return Ok(None);
-                }
-            },
+            Some(&rows::DATA_KEY_KIND) => return self.verify_data_key(seen, place),
             // The table and the steps between epochs were opened with the vault; so was the anchor.
-            _ if !is_spanned(place) => {}
-            _ => match self.book.open(place, stored) {
-                Ok(_) => seen.records += 1,
-                Err(error) => seen.note_error(error)?,
-            },
+            _ if !is_spanned(place) => return Ok(None),
+            _ => self.book.open(place, stored),
+        };
+        match opened {
+            Ok(_) => seen.records += 1,
+            Err(error) => {
+                seen.note_error(error)?;
+                return Ok(Some((place.to_vec(), Fault::Record)));
+            }
         }
-        Ok((seen.damaged_count > before).then_some(stands_at))
+        Ok(None)
     }
-}
 
-fn key_record_id(place: &[u8]) -> Option<KeyId> {
-    match place.split_first() {
-        Some((&rows::KEY_RECORD_KIND, id)) => id.try_into().ok().map(KeyId),
-        _ => None,
+    /// A data-encryption key that opens shows that its key is here: an older one is sealed under a bucket's key that is gone. Of
+    /// one that does not open, and has no key record, nothing is known: anybody can put it there.
+    fn verify_data_key(&self, seen: &mut Verification, place: &[u8]) -> Result<Option<(Vec<u8>, Fault)>, VaultError> {
+        let Some(key_id) = rows::data_key_id(place).filter(|key_id| place == self.data_key_place(*key_id)) else {
+            seen.note(describe(place), "its place is not that of a data-encryption key");
+            return Ok(Some((place.to_vec(), Fault::Stray)));
+        };
+        if self.has_key(key_id)? {
+            return Ok(None);
+        }
+        if self.data_key_opens(key_id)? {
+            seen.note(format!("key {key_id}"), "its record is missing");
+            return Ok(Some((rows::key_record(key_id), Fault::Lost)));
+        }
+        seen.note(describe(place), "it does not open at its place, and no key has it");
+        Ok(Some((place.to_vec(), Fault::Stray)))
+    }
+
+    fn data_key_place(&self, key_id: KeyId) -> Vec<u8> {
+        rows::data_key(self.tree.bucket_of(key_id), key_id)
+    }
+
+    fn data_key_opens(&self, key_id: KeyId) -> Result<bool, VaultError> {
+        let wrapped = self.store.get(&self.data_key_place(key_id))?;
+        Ok(wrapped.is_some_and(|wrapped| self.tree.has_data_key(key_id, &wrapped)))
     }
 }

@@ -36,7 +36,9 @@ impl Deferred {
     }
 
     fn push(&mut self, notice: UnverifiedEnvelope) {
-        if self.notices.len() < MAX_DEFERRED {
+        let hash = notice.hash();
+        let is_here = self.notices.iter().any(|other| other.hash() == hash);
+        if !is_here && self.notices.len() < MAX_DEFERRED {
             self.notices.push(notice);
         }
     }
@@ -60,16 +62,26 @@ impl Stream<'_> {
             tracing::warn!("the broker delivered a compromise notice that is no envelope");
             return Ok(());
         };
-        let outcome = match notices::apply(&self.node.engine, &notice).await {
+        let outcome = match self.apply_notice(&notice).await {
             Err(StepError::Refused(NoticeError::Refused(error))) if error.is_about_signers() => {
                 roster_sync::with_broker(self.node, &self.client).await?;
-                notices::apply(&self.node.engine, &notice).await
+                self.apply_notice(&notice).await
             }
             outcome => outcome,
         };
         self.judge_notice(notice, outcome).await?;
         self.deferred_notices.settle(false);
         Ok(())
+    }
+
+    /// Asks for room first: a step that is refused has the whole lockbox read anew, its roster included.
+    async fn apply_notice(&self, notice: &UnverifiedEnvelope) -> Result<Applied, StepError<NoticeError>> {
+        match self.node.engine.check_room().await {
+            Ok(()) => notices::apply(&self.node.engine, notice).await,
+            Err(StepError::NoRoom(failure)) => Err(StepError::NoRoom(failure)),
+            Err(StepError::Sealed) => Err(StepError::Sealed),
+            Err(StepError::Stopping | StepError::Refused(_)) => Err(StepError::Stopping),
+        }
     }
 
     /// Answers the broker, unless the notice is to be tried again.
@@ -116,9 +128,15 @@ impl Stream<'_> {
     /// Something has changed, or time has passed: there may be room again.
     pub(super) async fn retry_notices(&mut self) -> Result<(), LinkError> {
         let is_due = self.deferred_notices.due.is_some_and(|due| due <= Instant::now());
-        for notice in std::mem::take(&mut self.deferred_notices.notices) {
-            let outcome = notices::apply(&self.node.engine, &notice).await;
+        let mut notices = std::mem::take(&mut self.deferred_notices.notices).into_iter();
+        while let Some(notice) = notices.next() {
+            let outcome = self.apply_notice(&notice).await;
+            let is_full = matches!(outcome, Err(StepError::NoRoom(_)));
             self.judge_notice(notice, outcome).await?;
+            if is_full {
+                // The others have no room either.
+                notices.by_ref().for_each(|notice| self.deferred_notices.push(notice));
+            }
         }
         self.deferred_notices.settle(is_due);
         Ok(())

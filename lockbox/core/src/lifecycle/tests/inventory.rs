@@ -72,6 +72,7 @@ fn changes_are_told_as_everything_would_be() {
     let mut cluster = Cluster::new();
     let node = &mut cluster.a;
     let keys: Vec<KeyId> = (0..500).map(|_| make(node, ANY)).collect();
+    scan(node);
     let watch = node.lockbox().watch_inventory();
     let mut known = Known::everything(node);
     assert_eq!(known.take_changes(node, &watch), 0, "nothing has changed");
@@ -147,6 +148,57 @@ fn a_damaged_key_stays_what_the_broker_knew_of_it() {
     for key_id in damaged {
         assert_eq!(known.0[&key_id], before.0[&key_id]);
     }
+}
+
+/// A lost record is no key that is gone, before a scan has found it either; and of a key that is lost altogether nothing is
+/// known but that one is missing.
+#[test]
+fn a_lost_key_is_never_told_as_gone() {
+    for altogether in [false, true] {
+        let mut cluster = Cluster::new();
+        let node = &mut cluster.a;
+        let mut keys: Vec<KeyId> = (0..20).map(|_| make(node, ANY)).collect();
+        keys.sort();
+        let mut known = Known::everything(node);
+        let lost = keys[10];
+        node.restart();
+        node.lose(lost);
+        if altogether {
+            node.lose_data_key(lost);
+        }
+        assert!(!node.lockbox().knows_every_key(), "no scan has shown it");
+        for is_scanned in [false, true] {
+            if is_scanned {
+                scan(node);
+                assert_eq!(node.lockbox().knows_every_key(), !altogether);
+            }
+            // One on either side: what is between them is not told.
+            let watch = node.lockbox().watch_inventory();
+            let state = if is_scanned {
+                KeyState::Active
+            } else {
+                KeyState::Suspended
+            };
+            for key in [keys[9], keys[11]] {
+                set_state(node, key, state).expect("it may");
+            }
+            known.take_changes(node, &watch);
+            assert_ne!(known.0[&keys[11]].state == InventoryState::Active, !is_scanned);
+            if node.lockbox().knows_every_key() {
+                known.take_everything(node);
+            }
+            assert!(known.0.contains_key(&lost));
+        }
+    }
+}
+
+fn scan(node: &mut Node) {
+    while node
+        .lockbox_mut()
+        .verify_page(1_000)
+        .expect("memory does not fail")
+        .is_none()
+    {}
 }
 
 /// A key whose id is so much greater.
