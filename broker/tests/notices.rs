@@ -305,6 +305,7 @@ async fn what_a_stolen_lockbox_received_after_its_last_report_belongs_to_its_not
     let (a, a_link, b, mut b_link) = world.two().await;
     let request = common::request("r-1", lockbox_authz::Operation::Copy, 1);
     let key_ids = common::key_ids(1);
+    report_keys(&world, &a, &[(key_ids[0], 7), (KeyId([0xfe; 16]), 8)]).await;
     let answer = world.client().await.authorize_transfer(request).await.unwrap();
     let authorized = Authorized::from_response(answer.into_inner());
     b_link.offer().await;
@@ -316,7 +317,6 @@ async fn what_a_stolen_lockbox_received_after_its_last_report_belongs_to_its_not
         })
         .await;
     drop((a_link, b_link));
-    report_keys(&world, &a, &[(key_ids[0], 7), (KeyId([0xfe; 16]), 8)]).await;
     // Nor would one who says that what came was something else.
     report_keys(&world, &b, &[(key_ids[0], 9)]).await;
     let answer = as_admin(&world, &["lockbox", "compromise", "beta"]);

@@ -264,7 +264,7 @@ impl Lockbox {
     }
 
     /// A key; an error also if its record is lost, as far as that was found, while its data-encryption key is there.
-    fn key_or_lost(&self, key_id: KeyId) -> Result<Option<Key>, LockboxError> {
+    pub(crate) fn key_or_lost(&self, key_id: KeyId) -> Result<Option<Key>, LockboxError> {
         match self.vault.key(key_id)? {
             None if self.vault.is_lost(key_id)? => Err(lost_record(key_id).into()),
             key => Ok(key),
@@ -300,8 +300,12 @@ impl Lockbox {
         }
     }
 
-    /// Whether a new key may have this id: none here, none destroyed, none on its way.
+    /// Whether a new key may have this id: none here or lost, none destroyed, none on its way.
     pub(crate) fn check_new_id(&self, key_id: KeyId) -> Result<(), LockboxError> {
+        // Another key in its place would take away the last that opens its record, should that be found again.
+        if self.vault.is_lost(key_id)? {
+            return Err(lost_record(key_id).into());
+        }
         if let Some(tombstone) = self.tombstone(key_id)? {
             return Err(match tombstone.moved {
                 Some((_, target)) => LockboxError::WasMoved { key: key_id, target },

@@ -12,6 +12,9 @@ use zeroize::Zeroizing;
 
 use super::*;
 
+/// Held by a test that measures the room on the disk, and takes some.
+static DISK: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 fn secret() -> SlotSecret {
     SlotSecret::KeyFile(Zeroizing::new(vec![7; 32]))
 }
@@ -91,6 +94,7 @@ async fn a_destroy_that_was_cut_off_between_the_slots_of_its_root_leaves_no_old_
 #[tokio::test]
 async fn a_full_disk_refuses_new_keys_and_goes_on() {
     const MIB: u64 = 1024 * 1024;
+    let _disk = DISK.lock().await;
     let dir = tempfile::tempdir().unwrap();
     let (folder, _) = Folder::init(&dir.path().join("box"), "a", &secret()).unwrap();
     let folder = folder.with_options(Options {
@@ -132,6 +136,7 @@ async fn a_full_disk_refuses_new_keys_and_goes_on() {
 #[tokio::test]
 async fn a_full_disk_keeps_no_alarm_of_damage_from_stopping_transfers() {
     const MIB: u64 = 1024 * 1024;
+    let _disk = DISK.lock().await;
     let dir = tempfile::tempdir().unwrap();
     let (folder, _) = Folder::init(&dir.path().join("box"), "a", &secret()).unwrap();
     let folder = folder.with_options(Options {

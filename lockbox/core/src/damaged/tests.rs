@@ -377,3 +377,25 @@ fn a_key_whose_mark_of_a_transfer_is_damaged_is_listed_as_it_is() {
     let departed = node.lockbox().departed_after(None, 1).expect("memory does not fail");
     assert!(matches!(&departed[0], KeyEntry::Damaged(damaged) if damaged.departed));
 }
+
+/// Whoever repeats a request for a key of that id would be given another one, over the last that opens the record.
+#[test]
+fn rejects_a_new_key_in_the_place_of_a_lost_one() {
+    let mut node = Node::new("a", 1);
+    let key = make(&mut node);
+    node.lose(key);
+    scan(&mut node);
+    let refused = node.step(|lockbox, now_ms, rng| {
+        lockbox.create_key(
+            KeyRequest {
+                key_id: Some(key),
+                ..KeyRequest::default()
+            },
+            None,
+            now_ms,
+            rng,
+        )
+    });
+    let refused = refused.expect_err("what opens its record is still here");
+    assert!(refused.is_of_one_record(), "{refused}");
+}

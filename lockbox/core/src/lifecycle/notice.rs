@@ -135,7 +135,12 @@ impl Lockbox {
                 if looked.len() >= KEYS_PER_STEP {
                     return Ok((looked, here(None)));
                 }
-                looked.take(KeyId(material_id.0), self.namesake(material_id))?;
+                let namesake = KeyId(material_id.0);
+                let found = match self.namesake(material_id) {
+                    Ok(None) if self.vault.is_lost(namesake)? => self.key_or_lost(namesake),
+                    found => found,
+                };
+                looked.take(namesake, found)?;
             }
             loop {
                 // At least one, so that a step never ends between the namesake and the first of the others.
@@ -145,7 +150,7 @@ impl Lockbox {
                 after_key = Some(*last);
                 for key_id in ids {
                     // A row may have outlived its key in a power cut.
-                    looked.take(key_id, self.vault.key(key_id).map_err(LockboxError::from))?;
+                    looked.take(key_id, self.key_or_lost(key_id))?;
                 }
                 if looked.len() >= KEYS_PER_STEP {
                     return Ok((looked, here(after_key)));

@@ -96,7 +96,7 @@ impl Amiss {
     }
 
     fn lost_count(&self) -> u64 {
-        self.places.values().filter(|fault| **fault == Fault::Lost).count() as u64
+        self.at_fault(Fault::Lost).count() as u64
     }
 
     /// Where records stand, or stood, whose part in the digest is unknown.
@@ -106,9 +106,18 @@ impl Amiss {
     }
 
     /// Where data-encryption keys stand that are of no use.
-    pub(super) fn strays(&self) -> Vec<Vec<u8>> {
-        let strays = self.places.iter().filter(|(_, fault)| **fault == Fault::Stray);
-        strays.map(|(place, _)| place.clone()).collect()
+    pub(super) fn strays(&self) -> impl Iterator<Item = Vec<u8>> {
+        self.at_fault(Fault::Stray).cloned()
+    }
+
+    /// The keys of which nothing is left but what opened them.
+    pub(super) fn lost(&self) -> impl Iterator<Item = KeyId> {
+        self.at_fault(Fault::Lost).filter_map(|place| key_record_id(place))
+    }
+
+    fn at_fault(&self, fault: Fault) -> impl Iterator<Item = &Vec<u8>> {
+        let here = self.places.iter().filter(move |(_, found)| **found == fault);
+        here.map(|(place, _)| place)
     }
 
     /// Whether the records that are lost are those that the counts lack.

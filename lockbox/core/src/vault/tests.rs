@@ -533,6 +533,26 @@ fn stray_data_encryption_keys_go_when_the_store_is_accepted() {
     assert!(holds(&vault, 1) && verify(&mut vault).is_clean());
 }
 
+/// A key that is gone for those who have accepted that is not lost any more.
+#[test]
+fn what_opened_a_lost_record_goes_when_the_store_is_accepted() {
+    let mut fixture = Fixture::new();
+    let mut vault = fixture.open().expect("opens");
+    put(&mut fixture, &mut vault, 1);
+    put(&mut fixture, &mut vault, 2);
+    let mut removed = Batch::new();
+    removed.remove(rows::key_record(KeyId([1; 16])));
+    fixture.store.commit(removed).expect("memory does not fail");
+    assert_eq!(verify(&mut vault).damaged_count, 1);
+    let (_, batches) = vault.accept(0, &mut fixture.rng).expect("memory does not fail");
+    for batch in batches {
+        fixture.store.commit(batch).expect("memory does not fail");
+    }
+    let mut vault = fixture.open().expect("opens");
+    assert!(holds(&vault, 2) && verify(&mut vault).is_clean());
+    assert!(vault.knows_every_key());
+}
+
 /// Whoever can write to the store puts a record where a key will be made: that is found out, and stops nothing.
 #[test]
 fn a_record_that_nobody_committed_is_found_out_and_can_be_replaced() {

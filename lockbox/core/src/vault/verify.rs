@@ -147,7 +147,11 @@ impl Vault {
         };
         let commit = self.anchor.extent.commit;
         self.anchor.extent = Extent { commit, ..found };
-        let strays = self.amiss.take().map(|amiss| amiss.strays()).unwrap_or_default();
+        let amiss = self.amiss.take().unwrap_or_default();
+        let of_lost = amiss
+            .lost()
+            .map(|key_id| rows::data_key(self.tree.bucket_of(key_id), key_id));
+        let useless: Vec<_> = amiss.strays().chain(of_lost).collect();
         let alarms = self.places(&[Row::Alarm(0).kind()], None, usize::MAX)?;
         let numbers = alarms.iter().filter_map(|place| place.last_chunk::<8>());
         let number = numbers.map(|number| u64::from_be_bytes(*number)).max().unwrap_or(0);
@@ -162,7 +166,7 @@ impl Vault {
         let mut batches = self.stage(changes, rng)?;
         // One batch with one alarm, and few of these: what opens nothing need not be reported for ever.
         if let Some(batch) = batches.last_mut() {
-            strays.into_iter().for_each(|place| batch.remove(place));
+            useless.into_iter().for_each(|place| batch.remove(place));
         }
         Ok((verification, batches))
     }
