@@ -147,13 +147,17 @@ impl FakeBroker {
         })
     }
 
-    /// Waits until a lockbox has told it of its keys twice on one connection, and gives the pause between.
+    /// Waits until a lockbox has told it of its keys in two rounds on one connection, and gives the pause between.
     pub fn wait_for_inventory_again(&self) -> Duration {
+        /// A lockbox waits a second between two rounds at the least, and for nothing between the reports of one.
+        const LONGER_THAN_A_ROUND: Duration = Duration::from_millis(900);
         eventually("the fake broker is told of keys again on one connection", || {
             let heard = self.said.heard();
             let pairs = heard.inventory_reports.windows(2);
-            let mut again = pairs.filter(|pair| pair[0].connection == pair[1].connection);
-            again.next().map(|pair| pair[1].at - pair[0].at)
+            let again = pairs.filter(|pair| pair[0].connection == pair[1].connection);
+            again
+                .map(|pair| pair[1].at - pair[0].at)
+                .find(|pause| *pause > LONGER_THAN_A_ROUND)
         })
     }
 }
