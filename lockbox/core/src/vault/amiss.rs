@@ -95,6 +95,16 @@ impl Amiss {
         }
     }
 
+    /// Learns that a key is put where one was lost: it was counted before, and is not to be counted twice. The digest does not
+    /// come right by that, as what the lost record contributed stays unknown.
+    pub(super) fn replace(&mut self, place: &[u8], extent: &mut Extent) {
+        if self.places.get(place) == Some(&Fault::Lost) && self.is_explained() {
+            self.places.remove(place);
+            *extent = extent.without(Extent::ONE_KEY);
+            self.lacking = self.lacking.without(Extent::ONE_KEY);
+        }
+    }
+
     fn lost_count(&self) -> u64 {
         self.at_fault(Fault::Lost).count() as u64
     }

@@ -326,6 +326,11 @@ impl Vault {
 
         let mut batches = self.tree.erase(erasure, &mut tombstones, rng);
         for (key, stored) in put_keys {
+            if stored.is_none()
+                && let Some(amiss) = &mut self.amiss
+            {
+                amiss.replace(&rows::key_record(key.info.key_id), &mut self.anchor.extent);
+            }
             append(&mut batches, self.tree.seal(&key, stored.as_deref(), rng));
         }
         for place in removes {

@@ -533,6 +533,28 @@ fn stray_data_encryption_keys_go_when_the_store_is_accepted() {
     assert!(holds(&vault, 1) && verify(&mut vault).is_clean());
 }
 
+/// Its true copy comes back from another lockbox. That the digest is not what it was is told all the same.
+#[test]
+fn a_key_that_comes_back_where_it_was_lost_is_counted_once() {
+    let mut fixture = Fixture::new();
+    let mut vault = fixture.open().expect("opens");
+    put(&mut fixture, &mut vault, 1);
+    put(&mut fixture, &mut vault, 2);
+    let mut removed = Batch::new();
+    removed.remove(rows::key_record(KeyId([1; 16])));
+    fixture.store.commit(removed).expect("memory does not fail");
+    assert_eq!(verify(&mut vault).damaged_count, 1);
+    put(&mut fixture, &mut vault, 1);
+    let mut vault = fixture.open().expect("opens");
+    let found = verify(&mut vault);
+    assert_eq!((found.damaged_count, found.mismatch.is_some()), (0, true));
+    assert!(holds(&vault, 1) && holds(&vault, 2));
+    assert!(
+        vault.knows_every_key(),
+        "nothing would be told to the broker as a whole"
+    );
+}
+
 /// A key that is gone for those who have accepted that is not lost any more.
 #[test]
 fn what_opened_a_lost_record_goes_when_the_store_is_accepted() {
