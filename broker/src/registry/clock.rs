@@ -104,9 +104,7 @@ impl Registry {
         let clock = Clock::after(Clock::read(self.store.as_ref())?, now_ms, kept_ms);
         Ok(clock.newest_ms.saturating_sub(kept_ms))
     }
-}
 
-impl Registry {
     /// What left before this may be forgotten already, or was never heard of.
     pub(super) fn forgotten_until_ms(&self) -> Result<i64, Refusal> {
         let clock = Clock::read(self.store.as_ref())?;

@@ -9,7 +9,7 @@ use lockbox_authz::id::MaterialId;
 use lockbox_authz::impact::{Finding, assess};
 use lockbox_authz::inventory::{InventoryEntry, InventoryState};
 use lockbox_authz::{FieldError, InventoryReport, KeyId, LockboxId};
-use lockbox_store::Store;
+use lockbox_store::{Pair, Store};
 use prost::Message;
 
 use super::changes::Changes;
@@ -188,25 +188,34 @@ impl Reader {
         let reported = keys::inventory(theft.lockbox_id);
         // What leaves meanwhile is in the second, and what comes back in the third.
         for prefix in [reported.clone(), keys::lefts(theft.lockbox_id), reported] {
-            let mut after: Option<Vec<u8>> = None;
-            loop {
-                let page = self.store.scan(&prefix, after.as_deref(), SCAN_PAGE);
-                let page = page.map_err(Refusal::Store)?;
-                let Some((last, _)) = page.last() else { break };
-                after = Some(last.clone());
-                for (place, _) in &page {
-                    let key_id = id_behind(&prefix, place).map_err(Refusal::Record)?;
-                    if seen.contains(&key_id) {
-                        continue;
-                    }
-                    let family = self.family(key_id, &mut seen)?;
-                    let held = family.known.iter().filter(|known| theft.exposes(known));
-                    let materials = held.map(|known| known.holding.entry.material_id).collect();
-                    go_on(take(self.judge(family, &materials, Some(theft))?))?;
+            self.each(&prefix, |(place, _)| {
+                let key_id = id_behind(&prefix, place).map_err(Refusal::Record)?;
+                if seen.contains(&key_id) {
+                    return Ok(());
                 }
-            }
+                let family = self.family(key_id, &mut seen)?;
+                let held = family.known.iter().filter(|known| theft.exposes(known));
+                let materials = held.map(|known| known.holding.entry.material_id).collect();
+                go_on(take(self.judge(family, &materials, Some(theft))?))
+            })?;
         }
         Ok(())
+    }
+
+    /// Every pair under a prefix, page by page: nobody waits for it.
+    pub(super) fn each(
+        &self,
+        prefix: &[u8],
+        mut take: impl FnMut(&Pair) -> Result<(), Refusal>,
+    ) -> Result<(), Refusal> {
+        let mut after: Option<Vec<u8>> = None;
+        loop {
+            let page = self.store.scan(prefix, after.as_deref(), SCAN_PAGE);
+            let page = page.map_err(Refusal::Store)?;
+            let Some((last, _)) = page.last() else { return Ok(()) };
+            after = Some(last.clone());
+            page.iter().try_for_each(&mut take)?;
+        }
     }
 
     /// Everything that is tied to a key and was not seen before.

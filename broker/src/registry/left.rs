@@ -14,7 +14,7 @@ use super::inventory::{Reader, ancestors, decode};
 use super::keys::LeftPlace;
 use super::records::{self, LeftRecord};
 use super::{Turn, keys};
-use crate::limits::{DEFAULT_LEFT_DAYS, ENTRY_BYTES, FORGOTTEN_AT_ONCE, MAX_LOCKBOX_KEYS, SCAN_PAGE};
+use crate::limits::{DEFAULT_LEFT_DAYS, ENTRY_BYTES, FORGOTTEN_AT_ONCE, MAX_LOCKBOX_KEYS};
 use crate::refusal::Refusal;
 
 const DAY_MS: i64 = 24 * 60 * 60 * 1_000;
@@ -264,13 +264,11 @@ impl Turn<'_> {
             return bytes.try_into().map(u64::from_be_bytes).map_err(|_| damaged());
         }
         let mut sum = 0;
-        let mut after: Option<Vec<u8>> = None;
-        loop {
-            let page = self.scan(&keys::inventory(lockbox_id), after.as_deref(), SCAN_PAGE)?;
-            let Some((last, _)) = page.last() else { return Ok(sum) };
-            after = Some(last.clone());
-            sum += page.iter().map(|(_, bytes)| weight(bytes.len())).sum::<u64>();
-        }
+        self.reader().each(&keys::inventory(lockbox_id), |(_, bytes)| {
+            sum += weight(bytes.len());
+            Ok(())
+        })?;
+        Ok(sum)
     }
 
     pub(super) fn reader(&self) -> Reader {

@@ -9,7 +9,6 @@ use lockbox_store::Batch;
 use super::inventory::Reader;
 use super::left::Left;
 use super::{Registry, Theft, Turn, joined, keys};
-use crate::limits::SCAN_PAGE;
 use crate::refusal::Refusal;
 
 /// What is remembered of a lockbox and does not count as held by whoever took it over.
@@ -66,25 +65,17 @@ impl Registry {
 
 impl Reader {
     fn left_out(&self, theft: Theft) -> Result<LeftOut, Refusal> {
-        let prefix = keys::lefts(theft.lockbox_id);
         let mut left_out = LeftOut::default();
-        let mut after: Option<Vec<u8>> = None;
-        loop {
-            let page = self.store.scan(&prefix, after.as_deref(), SCAN_PAGE);
-            let page = page.map_err(Refusal::Store)?;
-            let Some((last, _)) = page.last() else {
-                return Ok(left_out);
-            };
-            after = Some(last.clone());
-            for (_, bytes) in &page {
-                let left = Left::decode(bytes)?;
-                match theft.counts(&left) {
-                    true => {}
-                    false if left.left_at_ms < theft.since_ms => left_out.earlier.add(&left),
-                    false => left_out.gone_at_first.add(&left),
-                }
+        self.each(&keys::lefts(theft.lockbox_id), |(_, bytes)| {
+            let left = Left::decode(bytes)?;
+            match theft.counts(&left) {
+                true => {}
+                false if left.left_at_ms < theft.since_ms => left_out.earlier.add(&left),
+                false => left_out.gone_at_first.add(&left),
             }
-        }
+            Ok(())
+        })?;
+        Ok(left_out)
     }
 }
 

@@ -11,13 +11,11 @@ use lockbox_authz::{
     UnverifiedEnvelope,
 };
 use lockbox_rpc::api::node::TransferStage;
-use lockbox_store::Pair;
 use tokio::sync::mpsc;
 
 use super::inventory::{Reader, decode, last_id};
 use super::left::{Known, Left};
 use super::{Registry, Theft, Transfer, joined, keys};
-use crate::limits::SCAN_PAGE;
 use crate::refusal::Refusal;
 
 /// Keys at lockboxes in one page.
@@ -159,7 +157,7 @@ impl Preview {
         let mut materials = BTreeSet::new();
         let lockbox_id = theft.lockbox_id;
         self.held_at(lockbox_id, &mut materials)?;
-        self.each(&keys::lefts(lockbox_id), |(_, bytes)| {
+        self.reader.each(&keys::lefts(lockbox_id), |(_, bytes)| {
             let left = Left::decode(bytes)?;
             if theft.counts(&left) {
                 materials.insert(left.entry.material_id);
@@ -168,7 +166,7 @@ impl Preview {
         })?;
         // What left meanwhile is among those, and what came back is here.
         self.held_at(lockbox_id, &mut materials)?;
-        self.each(keys::ALL, |(place, _)| {
+        self.reader.each(keys::ALL, |(place, _)| {
             let id = place.get(keys::ALL.len() + 8..).unwrap_or_default();
             let id = AuthorizationId::from_slice("place in a list", id).map_err(Refusal::Record)?;
             let record = self.reader.store.get(&keys::transfer(id)).map_err(Refusal::Store)?;
@@ -182,7 +180,7 @@ impl Preview {
     }
 
     fn held_at(&self, lockbox_id: LockboxId, materials: &mut BTreeSet<MaterialId>) -> Result<(), Refusal> {
-        self.each(&keys::inventory(lockbox_id), |(_, bytes)| {
+        self.reader.each(&keys::inventory(lockbox_id), |(_, bytes)| {
             let entry: InventoryEntry = decode(bytes)?;
             if entry.state.is_held() {
                 materials.insert(entry.material_id);
@@ -206,11 +204,12 @@ impl Preview {
         if transfer.keys_received == 0 {
             return Ok(());
         }
-        self.each(&keys::receipts(transfer.authorization_id), |(_, bytes)| {
-            let envelope = UnverifiedEnvelope::from_bytes(bytes).map_err(|_| damaged())?;
-            let receipt: Receipt = envelope.unverified_statement().map_err(|_| damaged())?;
-            take(receipt.key_ids)
-        })
+        self.reader
+            .each(&keys::receipts(transfer.authorization_id), |(_, bytes)| {
+                let envelope = UnverifiedEnvelope::from_bytes(bytes).map_err(|_| damaged())?;
+                let receipt: Receipt = envelope.unverified_statement().map_err(|_| damaged())?;
+                take(receipt.key_ids)
+            })
     }
 
     /// The material of a key that a source sent, unless its target has spoken of it.
@@ -256,22 +255,11 @@ impl Preview {
 
     fn keys_of(&self, material_id: MaterialId) -> Result<Vec<KeyId>, Refusal> {
         let mut ids = Vec::new();
-        self.each(&keys::materials(material_id), |(place, _)| {
+        self.reader.each(&keys::materials(material_id), |(place, _)| {
             ids.push(last_id(place).map_err(Refusal::Record)?);
             Ok(())
         })?;
         Ok(ids)
-    }
-
-    fn each(&self, prefix: &[u8], mut take: impl FnMut(&Pair) -> Result<(), Refusal>) -> Result<(), Refusal> {
-        let mut after: Option<Vec<u8>> = None;
-        loop {
-            let page = self.reader.store.scan(prefix, after.as_deref(), SCAN_PAGE);
-            let page = page.map_err(Refusal::Store)?;
-            let Some((last, _)) = page.last() else { return Ok(()) };
-            after = Some(last.clone());
-            page.iter().try_for_each(&mut take)?;
-        }
     }
 
     fn is_noticed(&mut self, material_id: MaterialId) -> Result<bool, Refusal> {

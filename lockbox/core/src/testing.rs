@@ -14,8 +14,9 @@ use rand_core::{CryptoRng, TryCryptoRng, TryRng};
 use sha2::{Digest, Sha256};
 
 use crate::keys::{KeyRequest, random};
-use crate::lockbox::{Lockbox, Membership};
-use crate::record::TransferPolicy;
+use crate::lifecycle::derive::{DeriveRequest, Relation};
+use crate::lockbox::{Lockbox, LockboxError, Membership};
+use crate::record::{ClonePolicy, TransferPolicy};
 use crate::secrets::RootKey;
 use crate::slots::Header;
 use crate::step::Step;
@@ -137,6 +138,35 @@ impl Node {
         self.step(|lockbox, now, rng| lockbox.create_key(request, None, now, rng))
             .expect("a good request")
             .key_id
+    }
+
+    /// A key of which anything may be made.
+    pub(crate) fn create_base(&mut self, name: &str) -> KeyId {
+        let request = KeyRequest {
+            name: name.to_owned(),
+            clone_policy: ClonePolicy {
+                share: true,
+                rekey: true,
+                layer: true,
+            },
+            ..KeyRequest::default()
+        };
+        self.step(|lockbox, now, rng| lockbox.create_key(request, None, now, rng))
+            .expect("a good request")
+            .key_id
+    }
+
+    /// A key that is made of another.
+    pub(crate) fn derive(&mut self, parent: KeyId, relation: Relation) -> Result<KeyId, LockboxError> {
+        let request = DeriveRequest {
+            parent,
+            relation,
+            key_id: None,
+            name: None,
+            labels: None,
+        };
+        let made = self.step(|lockbox, now, rng| lockbox.derive_key(request, now, rng))?;
+        Ok(made.key_id)
     }
 
     pub(crate) fn reveal(&self, key_id: KeyId) -> Vec<u8> {

@@ -93,20 +93,14 @@ async fn a_destroy_that_was_cut_off_between_the_slots_of_its_root_leaves_no_old_
 /// Destroying is possible on a full disk, and nothing that was refused is there afterwards, in memory or in the store.
 #[tokio::test]
 async fn a_full_disk_refuses_new_keys_and_goes_on() {
-    const MIB: u64 = 1024 * 1024;
     let _disk = DISK.lock().await;
     let dir = tempfile::tempdir().unwrap();
-    let (folder, _) = Folder::init(&dir.path().join("box"), "a", &secret()).unwrap();
-    let folder = folder.with_options(Options {
-        low_water_bytes: available_bytes(dir.path()) - 256 * MIB,
-        ..Options::default()
-    });
+    let folder = folder_that_can_be_full(dir.path());
     let engine = engine();
     open(&engine, &folder);
     let (kept, doomed) = (create(&engine).await.unwrap(), create(&engine).await.unwrap());
 
-    let filler = File::create(dir.path().join("filler")).unwrap();
-    fallocate(&filler, FallocateFlags::empty(), 0, 512 * MIB).unwrap();
+    let filler = fill(dir.path());
     // The store measures once a second, and whenever it has written.
     destroy(&engine, doomed).await;
     assert!(matches!(
@@ -135,20 +129,14 @@ async fn a_full_disk_refuses_new_keys_and_goes_on() {
 /// A full disk is no reason to let transfers go on with a damaged store, nor does what is refused forget what a scan has found.
 #[tokio::test]
 async fn a_full_disk_keeps_no_alarm_of_damage_from_stopping_transfers() {
-    const MIB: u64 = 1024 * 1024;
     let _disk = DISK.lock().await;
     let dir = tempfile::tempdir().unwrap();
-    let (folder, _) = Folder::init(&dir.path().join("box"), "a", &secret()).unwrap();
-    let folder = folder.with_options(Options {
-        low_water_bytes: available_bytes(dir.path()) - 256 * MIB,
-        ..Options::default()
-    });
+    let folder = folder_that_can_be_full(dir.path());
     let engine = engine();
     open(&engine, &folder);
     let doomed = create(&engine).await.unwrap();
     while engine.verify_page(100).await.unwrap().unwrap().is_none() {}
-    let filler = File::create(dir.path().join("filler")).unwrap();
-    fallocate(&filler, FallocateFlags::empty(), 0, 512 * MIB).unwrap();
+    let filler = fill(dir.path());
     // The store measures whenever it has written.
     destroy(&engine, doomed).await;
 
@@ -217,6 +205,24 @@ async fn what_is_read_is_durable() {
     engine.seal();
     open(&engine, &folder);
     assert_eq!(engine.read_durable(seen).await.unwrap().unwrap(), 1);
+}
+
+const MIB: u64 = 1024 * 1024;
+
+/// For its store the disk is full once 256 MiB more are taken.
+fn folder_that_can_be_full(dir: &Path) -> Folder {
+    let (folder, _) = Folder::init(&dir.join("box"), "a", &secret()).unwrap();
+    folder.with_options(Options {
+        low_water_bytes: available_bytes(dir) - 256 * MIB,
+        ..Options::default()
+    })
+}
+
+/// Until the file is cut.
+fn fill(dir: &Path) -> File {
+    let filler = File::create(dir.join("filler")).unwrap();
+    fallocate(&filler, FallocateFlags::empty(), 0, 512 * MIB).unwrap();
+    filler
 }
 
 fn available_bytes(path: &Path) -> u64 {

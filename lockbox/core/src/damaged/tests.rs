@@ -3,36 +3,17 @@
 use super::*;
 use crate::keys::{KeyEntry, KeyRequest};
 use crate::lifecycle::LifecycleError;
-use crate::lifecycle::derive::{DeriveRequest, Relation};
-use crate::record::{ClonePolicy, TransferPolicy};
+use crate::lifecycle::derive::Relation;
+use crate::record::TransferPolicy;
 use crate::testing::Node;
 use crate::vault::Verification;
 
 fn make(node: &mut Node) -> KeyId {
-    let request = KeyRequest {
-        clone_policy: ClonePolicy {
-            share: true,
-            rekey: true,
-            layer: true,
-        },
-        ..KeyRequest::default()
-    };
-    node.step(|lockbox, now_ms, rng| lockbox.create_key(request, None, now_ms, rng))
-        .expect("a good request")
-        .key_id
+    node.create_base("volume")
 }
 
 fn derive(node: &mut Node, parent: KeyId, relation: Relation) -> KeyId {
-    let request = DeriveRequest {
-        parent,
-        relation,
-        key_id: None,
-        name: None,
-        labels: None,
-    };
-    node.step(|lockbox, now_ms, rng| lockbox.derive_key(request, now_ms, rng))
-        .expect("the policy allows it")
-        .key_id
+    node.derive(parent, relation).expect("the policy allows it")
 }
 
 fn scan(node: &mut Node) -> Verification {

@@ -44,15 +44,7 @@ fn make(node: &mut Node, clone_policy: ClonePolicy) -> KeyId {
 }
 
 fn derive(node: &mut Node, parent: KeyId, relation: Relation) -> Result<KeyId, LockboxError> {
-    let request = DeriveRequest {
-        parent,
-        relation,
-        key_id: None,
-        name: None,
-        labels: None,
-    };
-    let info = node.step(|lockbox, now, rng| lockbox.derive_key(request, now, rng))?;
-    Ok(info.key_id)
+    node.derive(parent, relation)
 }
 
 fn set_state(node: &mut Node, key: KeyId, state: KeyState) -> Result<(), LockboxError> {

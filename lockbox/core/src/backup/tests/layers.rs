@@ -3,21 +3,12 @@
 use super::jobs::restore;
 use super::*;
 use crate::lifecycle::LifecycleError;
-use crate::lifecycle::derive::DeriveRequest;
 use crate::lifecycle::family::Relation;
 use crate::lifecycle::job::opened_proof;
 use crate::record::ClonePolicy;
 
 fn derive(node: &mut Node, parent: KeyId, relation: Relation) -> KeyId {
-    let request = DeriveRequest {
-        parent,
-        relation,
-        key_id: None,
-        name: None,
-        labels: None,
-    };
-    let made = node.step(|lockbox, now_ms, rng| lockbox.derive_key(request, now_ms, rng));
-    made.expect("nothing is wrong with it").key_id
+    node.derive(parent, relation).expect("nothing is wrong with it")
 }
 
 /// Its parent is a tombstone, which holds nothing: the base is kept by what the snapshot itself says.

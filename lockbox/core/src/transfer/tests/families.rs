@@ -1,37 +1,18 @@
 //! Transfers of keys that lie on each other, over several chunks. SPEC sections 6.3, step 17, and 7.4.
 
 use super::*;
-use crate::keys::KeyRequest;
-use crate::lifecycle::derive::{DeriveRequest, Relation};
+use crate::lifecycle::derive::Relation;
 use crate::lifecycle::family::MAX_LAYERS;
 use crate::limits::MAX_CHUNK_KEYS;
-use crate::record::{ClonePolicy, Key, Lineage};
+use crate::record::{Key, Lineage};
 use crate::transfer::target::check_layers;
 
 fn base(node: &mut Node) -> KeyId {
-    let request = KeyRequest {
-        name: "golden".to_owned(),
-        clone_policy: ClonePolicy {
-            share: true,
-            rekey: true,
-            layer: true,
-        },
-        ..KeyRequest::default()
-    };
-    let made = node.step(|lockbox, now, rng| lockbox.create_key(request, None, now, rng));
-    made.expect("a good request").key_id
+    node.create_base("golden")
 }
 
 fn derive(node: &mut Node, parent: KeyId, relation: Relation) -> KeyId {
-    let request = DeriveRequest {
-        parent,
-        relation,
-        key_id: None,
-        name: None,
-        labels: None,
-    };
-    let made = node.step(|lockbox, now, rng| lockbox.derive_key(request, now, rng));
-    let made = made.expect("the policy allows it").key_id;
+    let made = node.derive(parent, relation).expect("the policy allows it");
     if relation == Relation::Layer {
         let cancelled = node.step(|lockbox, now, rng| lockbox.job_cancel(made, false, now, rng));
         cancelled.expect("it is open");
