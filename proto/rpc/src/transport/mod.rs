@@ -24,7 +24,7 @@ pub use error::{BindError, ConnectError, LocalConnectError};
 pub use limits::{ClientTimeouts, MAX_MESSAGE_BYTES, Peer, ServerLimits, Strangers};
 pub use local::{LocalListener, connect_unix, serve_unix};
 pub use local_channel::LocalChannel;
-pub use serve::serve_tls;
+pub use serve::{SharedTls, serve_tls};
 pub use services::Services;
 
 /// Who is at the other end of a TLS connection, as proved in its handshake.

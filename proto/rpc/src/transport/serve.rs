@@ -7,7 +7,7 @@ use std::sync::Arc;
 use rustls::ServerConfig;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -20,6 +20,27 @@ use super::places::{Full, Taken, Tally, network};
 use super::{PeerIdentity, ServerLimits};
 use crate::tls::{ALPN_H2, KeyRefusal, PeerKey};
 
+/// A listener's TLS configuration. It can be replaced while the listener serves; clones share one configuration.
+#[derive(Clone, Debug)]
+pub struct SharedTls(watch::Sender<Arc<ServerConfig>>);
+
+impl SharedTls {
+    /// Uses `config` for the handshakes that begin from now on. Open connections stay as they are.
+    pub fn replace(&self, config: Arc<ServerConfig>) {
+        self.0.send_replace(config);
+    }
+
+    fn acceptor(&self) -> TlsAcceptor {
+        TlsAcceptor::from(Arc::clone(&self.0.borrow()))
+    }
+}
+
+impl From<Arc<ServerConfig>> for SharedTls {
+    fn from(config: Arc<ServerConfig>) -> Self {
+        Self(watch::Sender::new(config))
+    }
+}
+
 /// Serves the requests of the peers that `tls` lets in, until `shutdown` completes and the last connection is closed.
 ///
 /// `tls` is made by [`raw_key::server_config`](crate::tls::raw_key::server_config) or
@@ -27,13 +48,13 @@ use crate::tls::{ALPN_H2, KeyRefusal, PeerKey};
 /// [`PeerIdentity`]. Dropping the future closes the listener and all of its connections at once.
 pub async fn serve_tls<S: RequestService>(
     listener: TcpListener,
-    tls: Arc<ServerConfig>,
+    tls: impl Into<SharedTls>,
     service: S,
     limits: ServerLimits,
     shutdown: impl Future<Output = ()>,
 ) {
     let port = Arc::new(Port {
-        acceptor: TlsAcceptor::from(tls),
+        tls: tls.into(),
         gate: Gate::new(limits, true),
     });
     let stage = StageControl::new();
@@ -46,7 +67,7 @@ pub async fn serve_tls<S: RequestService>(
 
 /// What the connections of one listener share.
 struct Port {
-    acceptor: TlsAcceptor,
+    tls: SharedTls,
     gate: Gate,
 }
 
@@ -121,7 +142,7 @@ async fn prove(port: &Port, tcp: TcpStream, peer: SocketAddr) -> Option<(TlsStre
         debug!(%peer, %error, "connection lost before the handshake");
         return None;
     }
-    let handshake = port.acceptor.accept(tcp).into_fallible();
+    let handshake = port.tls.acceptor().accept(tcp).into_fallible();
     let tls = match timeout(port.gate.limits().handshake_timeout, handshake).await {
         Ok(Ok(tls)) => tls,
         Ok(Err((error, tcp))) => {
