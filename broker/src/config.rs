@@ -24,6 +24,8 @@ pub struct Config {
     pub control_certificate: PathBuf,
     pub control_key: PathBuf,
     pub control_client_ca: PathBuf,
+    /// The key of the first CA in there that it fits, for renewing client certificates.
+    pub control_ca_key: Option<PathBuf>,
     /// The broker's signing key, which is also its identity on the node port.
     pub signing_key: PathBuf,
     pub store: PathBuf,
@@ -164,6 +166,7 @@ struct RawControl {
     certificate: PathBuf,
     key: PathBuf,
     client_ca: PathBuf,
+    ca_key: Option<PathBuf>,
 }
 
 #[derive(Deserialize)]
@@ -244,6 +247,7 @@ impl RawConfig {
             control_certificate: base.join(self.control.certificate),
             control_key: base.join(self.control.key),
             control_client_ca: base.join(self.control.client_ca),
+            control_ca_key: self.control.ca_key.map(|path| base.join(path)),
             signing_key: base.join(self.signing_key),
             store: base.join(self.store),
             log: self.log,

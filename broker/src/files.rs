@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, chown};
 use std::path::{Path, PathBuf};
 
 /// The mode of a file with a secret: nobody but its owner.
@@ -40,13 +40,29 @@ pub(crate) fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileEr
     name.push(format!(".new-{}", std::process::id()));
     let fresh = path.with_file_name(name);
     write_new(&fresh, bytes, mode)?;
-    let renamed = fs::rename(&fresh, path).map_err(failed("write", path));
+    let renamed = keep_owner(&fresh, path).and_then(|()| fs::rename(&fresh, path));
+    let renamed = renamed.map_err(failed("write", path));
     if renamed.is_err() {
         // The error to report is the one above.
         let _ = fs::remove_file(&fresh);
     }
     renamed?;
     sync_folder(parent(path))
+}
+
+/// A file that root replaces stays the daemon's.
+fn keep_owner(fresh: &Path, old: &Path) -> io::Result<()> {
+    let Ok(old) = fs::metadata(old) else { return Ok(()) };
+    match fs::metadata(fresh)?.uid() == old.uid() {
+        true => Ok(()),
+        false => chown(fresh, Some(old.uid()), Some(old.gid())),
+    }
+}
+
+/// Moves a file onto another one, durably.
+pub(crate) fn rename(from: &Path, to: &Path) -> Result<(), FileError> {
+    fs::rename(from, to).map_err(failed("write", to))?;
+    sync_folder(parent(to))
 }
 
 pub(crate) fn read(path: &Path) -> Result<Vec<u8>, FileError> {

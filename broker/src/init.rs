@@ -24,7 +24,7 @@ use crate::admin::{self, AdminError};
 use crate::broker::random;
 use crate::files::{self, FileError};
 use crate::keyfile::{self, KeyFileError};
-use crate::pki::{self, Authority, PkiError, Purpose};
+use crate::pki::{self, Authority, CLIENT_DAYS, PkiError, Purpose, SERVER_CERTIFICATE, SERVER_DAYS, SERVER_KEY};
 use crate::registry;
 
 /// The requester that `init` makes, who may do everything.
@@ -199,17 +199,19 @@ fn make_pki(dir: &Path, plan: &Plan, now_ms: i64) -> Result<(), InitError> {
     let server = Purpose::Server {
         names: &plan.server_names,
     };
-    authority.issue(&server, &pki.join("server.crt"), &pki.join("server.key"), now_ms)?;
+    let (certificate, key) = (pki.join(SERVER_CERTIFICATE), pki.join(SERVER_KEY));
+    authority.issue(&server, SERVER_DAYS, &certificate, &key, now_ms)?;
     let operator = Purpose::Client {
         name: OPERATOR,
         uri: None,
     };
-    authority.issue(&operator, &pki.join("operator.crt"), &pki.join("operator.key"), now_ms)?;
+    let (certificate, key) = (pki.join("operator.crt"), pki.join("operator.key"));
+    authority.issue(&operator, CLIENT_DAYS, &certificate, &key, now_ms)?;
     Ok(files::sync_folder(&pki)?)
 }
 
 fn broker_toml(plan: &Plan) -> String {
-    let (node, control, ca) = (plan.node_listen, plan.control_listen, pki::CA_CERTIFICATE);
+    let (node, control, ca, ca_key) = (plan.node_listen, plan.control_listen, pki::CA_CERTIFICATE, pki::CA_KEY);
     format!(
         r#"# The broker's configuration. Relative paths are taken from this file's folder.
 
@@ -228,6 +230,8 @@ listen = "{control}"
 certificate = "pki/server.crt"
 key = "pki/server.key"
 client_ca = "pki/{ca}"
+# Lets clients renew their certificates through the broker. Remove the line to keep the CA's key elsewhere.
+ca_key = "pki/{ca_key}"
 
 # format: text or json. level: error, warn, info or debug.
 [log]

@@ -10,6 +10,7 @@
 //! | [`node_service`], [`control_service`] | the two ports; they parse, ask and answer |
 //! | [`inventory_service`] | what lockboxes report of their keys, and what a stolen one opens |
 //! | [`notice_service`] | what the admins tell every lockbox of keys that strangers know |
+//! | [`certificate_service`], [`port_certificates`] | the certificates of the control plane's port: in use, renewed, expiring |
 //! | [`admin`], [`init`], [`pki`] | the admins' side: changes of the roster, new clusters, certificates |
 //! | [`cli`] | the command line |
 //!
@@ -19,6 +20,7 @@
 
 pub mod admin;
 pub mod broker;
+pub mod certificate_service;
 pub mod cli;
 pub mod clock;
 pub mod config;
@@ -35,6 +37,7 @@ pub mod node_service;
 pub mod notice_service;
 pub mod picture;
 pub mod pki;
+pub mod port_certificates;
 pub mod refusal;
 pub mod registry;
 pub mod requester_name;

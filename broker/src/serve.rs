@@ -8,7 +8,6 @@ use std::sync::Arc;
 use lockbox_authz::Signer;
 use lockbox_rpc::notify;
 use lockbox_rpc::tls::raw_key::{self, NodeKey};
-use lockbox_rpc::tls::x509;
 use lockbox_rpc::transport::{ServerLimits, Services, serve_tls};
 use lockbox_store::{Media, StoreFailure};
 use lockbox_store_sled::SledStore;
@@ -18,8 +17,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::broker::Broker;
 use crate::config::{Config, ConfigError, Log, LogFormat};
 use crate::files::{self, FileError};
+use crate::port_certificates::PortCertificates;
 use crate::registry::{InventoryBounds, OpenError, Registry};
-use crate::{control_service, init, inventory_service, keyfile, node_service, notice_service};
+use crate::{certificate_service, control_service, init, inventory_service, keyfile, node_service, notice_service};
 
 /// Why the daemon did not start, or stopped by itself.
 #[derive(Debug, thiserror::Error)]
@@ -52,7 +52,7 @@ pub struct Bound {
     node_listener: TcpListener,
     control_listener: TcpListener,
     node_tls: Arc<rustls::ServerConfig>,
-    control_tls: Arc<rustls::ServerConfig>,
+    certificates: Arc<PortCertificates>,
 }
 
 /// Serves until SIGTERM or SIGINT. Prints one line when both ports are bound.
@@ -94,7 +94,7 @@ pub async fn bind(config_file: &Path, config: Config) -> Result<Bound, ServeErro
     let node_key = NodeKey::from_seed(&key.seed())
         .map_err(|error| wrong("signing_key", error.to_string(), "name the broker.key of this broker"))?;
     let node_tls = raw_key::server_config(&node_key, Arc::new(node_service::AnyKey));
-    let control_tls = control_tls(config_file, &config)?;
+    let certificates = Arc::new(PortCertificates::load(config_file, &config)?);
     let registry = open(&config)?;
     check_membership(&registry, &key, &wrong)?;
     let (node_listen, control_listen) = (config.node_listen, config.control_listen);
@@ -110,7 +110,7 @@ pub async fn bind(config_file: &Path, config: Config) -> Result<Bound, ServeErro
         node_listener,
         control_listener,
         node_tls,
-        control_tls,
+        certificates,
     })
 }
 
@@ -129,11 +129,15 @@ impl Bound {
         );
         let control = serve_tls(
             self.control_listener,
-            self.control_tls,
+            self.certificates.tls(),
             Services::new()
                 .with(control_service::service(Arc::clone(&broker)))
                 .with(inventory_service::impact(Arc::clone(&broker)))
-                .with(notice_service::service(Arc::clone(&broker))),
+                .with(notice_service::service(Arc::clone(&broker)))
+                .with(certificate_service::service(
+                    Arc::clone(&broker),
+                    Arc::clone(&self.certificates),
+                )),
             ServerLimits::default(),
             broker.stopping(),
         );
@@ -147,6 +151,7 @@ impl Bound {
             // Nothing more can be acknowledged, so nobody is kept waiting for it.
             failure = broker.failed() => Err(ServeError::Store(failure)),
             ((), ()) = async { tokio::join!(node, control) } => Ok(()),
+            () = self.certificates.watch() => Ok(()),
             () = ordered => Ok(()),
         }
     }
@@ -180,26 +185,6 @@ fn check_membership(
         }
         Some(_) => Ok(()),
     }
-}
-
-fn control_tls(config_file: &Path, config: &Config) -> Result<Arc<rustls::ServerConfig>, ConfigError> {
-    let wrong = |key: &str, problem: String| ConfigError {
-        file: config_file.to_owned(),
-        key: key.to_owned(),
-        problem,
-        mend: "name the right PEM file".to_owned(),
-    };
-    let certificate =
-        files::read(&config.control_certificate).map_err(|error| wrong("control.certificate", error.to_string()))?;
-    let key = files::read_private(&config.control_key).map_err(|error| wrong("control.key", error.to_string()))?;
-    let client_ca =
-        files::read(&config.control_client_ca).map_err(|error| wrong("control.client_ca", error.to_string()))?;
-    x509::server_config(&certificate, &key, &client_ca).map_err(|error| {
-        wrong(
-            "control.certificate, control.key or control.client_ca",
-            error.to_string(),
-        )
-    })
 }
 
 async fn listen(key: &'static str, address: SocketAddr) -> Result<TcpListener, ServeError> {

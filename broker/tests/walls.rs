@@ -123,6 +123,10 @@ const FIELDS: &[(&str, &str)] = &[
         "control.ExportEvidenceResponse.statements",
         "envelopes of the signed statements that are listed here",
     ),
+    (
+        "control.RenewCertificateRequest.signing_request",
+        "a public key, and a signature by its secret half",
+    ),
     ("control.GetImpactRequest.key_id", "identifier"),
     ("control.GetNoticeRequest.notice_hash", "hash"),
     ("control.GetNoticeResponse.envelope", "envelope of a CompromiseNotice"),

@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-const FILES: [&str; 8] = [
+const FILES: [&str; 9] = [
+    "lockbox/control/v1/certificate.proto",
     "lockbox/control/v1/control.proto",
     "lockbox/control/v1/impact.proto",
     "lockbox/control/v1/notice.proto",

@@ -161,7 +161,7 @@ fn one_crate_knows_sled_and_one_knows_how_to_open() {
 /// sight of whoever reviews it.
 #[test]
 fn no_field_of_the_brokers_ports_could_carry_a_key() {
-    const KNOWN: [&str; 38] = [
+    const KNOWN: [&str; 39] = [
         // Ids and hashes.
         "authorization_id",
         "cluster_id",
@@ -200,6 +200,8 @@ fn no_field_of_the_brokers_ports_could_carry_a_key() {
         "roster_entry",
         "statements",
         "wrapping_certificate",
+        // A PKCS#10 request: a public key.
+        "signing_request",
         // An envelope's own.
         "payload",
         "sig",
@@ -207,6 +209,7 @@ fn no_field_of_the_brokers_ports_could_carry_a_key() {
         "nonce",
     ];
     let files = [
+        "lockbox/control/v1/certificate.proto",
         "lockbox/control/v1/control.proto",
         "lockbox/control/v1/impact.proto",
         "lockbox/control/v1/notice.proto",

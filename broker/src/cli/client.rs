@@ -6,6 +6,7 @@ use clap::Args;
 use lockbox_authz::roster::file::{decode_entries, encode_entries};
 use lockbox_authz::roster::{Change, Roster};
 use lockbox_authz::{ClusterId, SecretKey, UnverifiedEnvelope};
+use lockbox_rpc::api::control::certificate_service_client::CertificateServiceClient;
 use lockbox_rpc::api::control::control_service_client::ControlServiceClient;
 use lockbox_rpc::api::control::impact_service_client::ImpactServiceClient;
 use lockbox_rpc::api::control::notice_service_client::NoticeServiceClient;
@@ -17,6 +18,7 @@ use tonic::Code;
 use tonic::transport::Channel;
 
 use super::Global;
+use super::certificate::check_own;
 use super::client_file::ClientFile;
 use super::error::{CONFIG, CliError};
 use super::head_file::HeadFile;
@@ -37,6 +39,7 @@ pub(super) struct Broker {
     pub(super) client: ControlServiceClient<Channel>,
     pub(super) impact: ImpactServiceClient<Channel>,
     pub(super) notice: NoticeServiceClient<Channel>,
+    pub(super) certificate: CertificateServiceClient<Channel>,
     seen: HeadFile,
 }
 
@@ -72,11 +75,13 @@ impl Broker {
                 format!("{}: ca, certificate or key: {error}", global.client.display()),
             )
         })?;
+        check_own(&file.certificate, &certificate)?;
         let channel = connect_x509(&file.server, &file.server_name, tls, &ClientTimeouts::default()).await?;
         let impact = ImpactServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
         let notice = NoticeServiceClient::new(channel.clone())
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
+        let certificate_client = CertificateServiceClient::new(channel.clone());
         let client = ControlServiceClient::new(channel)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
@@ -86,6 +91,7 @@ impl Broker {
             client,
             impact,
             notice,
+            certificate: certificate_client,
             seen,
         })
     }

@@ -13,7 +13,7 @@ use super::error::{CliError, OTHER};
 use super::output::{Format, print, print_json};
 use crate::clock::{now_ms, rfc3339};
 use crate::init::{self, FOUNDING_ENTRIES, Made, Plan};
-use crate::pki::{self, Authority, Purpose};
+use crate::pki::{self, Authority, CLIENT_DAYS, MAX_CLIENT_DAYS, Purpose};
 use crate::{files, serve};
 
 #[derive(Debug, Args)]
@@ -69,6 +69,9 @@ pub(super) enum Client {
         /// A SPIFFE id, which is then the requester's name
         #[arg(long, value_name = "spiffe://...")]
         uri: Option<String>,
+        /// For how many days the certificate is valid, 1 to 3650; the client can renew it before they are over
+        #[arg(long, default_value_t = CLIENT_DAYS, value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_CLIENT_DAYS)))]
+        days: u32,
     },
 }
 
@@ -108,15 +111,27 @@ impl Serve {
 
 impl Client {
     pub(super) fn run(self, global: &Global) -> Result<(), CliError> {
-        let Self::Create { name, dir, out, uri } = self;
+        let Self::Create {
+            name,
+            dir,
+            out,
+            uri,
+            days,
+        } = self;
         lockbox_authz::field::text("the name", &name, 1, 64).map_err(|error| CliError::usage(error.to_string()))?;
         if let Some(uri) = &uri {
             check_spiffe_id(uri)?;
         }
-        let authority = Authority::open(&dir.join("pki"), now_ms())?;
+        let authority = Authority::open(&dir.join("pki"))?;
         let operator = ClientFile::load(&dir.join("client.toml"))?;
         let requester = uri.clone().unwrap_or_else(|| name.clone());
-        let expires_at_ms = files::make_folder(&out, |out| issue(out, &authority, &operator, &name, uri.as_deref()))?;
+        let expires_at_ms = files::make_folder(&out, |out| {
+            let purpose = Purpose::Client {
+                name: &name,
+                uri: uri.as_deref(),
+            };
+            issue(out, &authority, &operator, &purpose, days)
+        })?;
         match global.output {
             Format::Json => print_json(&json!({
                 "requester": requester,
@@ -127,7 +142,8 @@ impl Client {
                 "Made {}: a certificate and its key, and a client.toml that uses them.\n\
                  The broker knows this client as {requester:?}. To let it do something, add to broker.toml a\n\
                  [[requester]] with this name, and restart the broker.\n\
-                 The certificate expires at {}.\n",
+                 The certificate expires at {}. From 30 days before that, this renews it (run it daily):\n\
+                 lockbox-broker certificate renew --client {0}/client.toml\n",
                 out.display(),
                 rfc3339(expires_at_ms),
             )),
@@ -139,11 +155,16 @@ fn issue(
     out: &Path,
     authority: &Authority,
     operator: &ClientFile,
-    name: &str,
-    uri: Option<&str>,
+    purpose: &Purpose<'_>,
+    days: u32,
 ) -> Result<i64, CliError> {
-    let purpose = Purpose::Client { name, uri };
-    let expires_at_ms = authority.issue(&purpose, &out.join("client.crt"), &out.join("client.key"), now_ms())?;
+    let expires_at_ms = authority.issue(
+        purpose,
+        days,
+        &out.join("client.crt"),
+        &out.join("client.key"),
+        now_ms(),
+    )?;
     files::write_new(
         &out.join(pki::CA_CERTIFICATE),
         &files::read(&operator.ca)?,

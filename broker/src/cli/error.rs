@@ -70,8 +70,47 @@ impl From<ConnectError> for CliError {
             ConnectError::Address { .. } | ConnectError::ServerName { .. } => CONFIG,
             _ => UNAVAILABLE,
         };
+        let mend = certificate_mend(&error).map(|mend| format!("; {mend}"));
         let cause = error.source().map(|cause| format!(" ({cause})"));
-        Self::new(code, format!("{error}{}", cause.unwrap_or_default()))
+        Self::new(
+            code,
+            format!("{error}{}{}", cause.unwrap_or_default(), mend.unwrap_or_default()),
+        )
+    }
+}
+
+/// What to do about a certificate that one side does not take.
+fn certificate_mend(error: &ConnectError) -> Option<&'static str> {
+    use rustls::{AlertDescription as Alert, CertificateError as Problem, Error};
+    match error {
+        ConnectError::Refused {
+            alert: Alert::CertificateExpired,
+            ..
+        } => Some(
+            "this client's certificate has expired: make a new one with `lockbox-broker client create` on the broker's \
+             machine",
+        ),
+        ConnectError::Refused {
+            alert: Alert::UnknownCA | Alert::DecryptError | Alert::BadCertificate,
+            ..
+        } => Some(
+            "if the broker's CA was replaced, make a new certificate with `lockbox-broker client create` on the broker's \
+             machine",
+        ),
+        ConnectError::Handshake {
+            source: Error::InvalidCertificate(Problem::Expired | Problem::ExpiredContext { .. }),
+            ..
+        } => Some(
+            "the broker's certificate has expired: run `lockbox-broker certificate renew --dir DIR` on the broker's machine",
+        ),
+        ConnectError::Handshake {
+            source: Error::InvalidCertificate(Problem::UnknownIssuer | Problem::BadSignature),
+            ..
+        } => Some(
+            "if the broker's CA was replaced, make a new client folder with `lockbox-broker client create` on the broker's \
+             machine",
+        ),
+        _ => None,
     }
 }
 

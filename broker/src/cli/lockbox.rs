@@ -6,6 +6,7 @@ use lockbox_authz::{Fingerprint, Labels};
 use lockbox_rpc::api::control::{ListLockboxesRequest, LockboxInfo, LockboxStatus};
 use serde_json::{Value, json};
 
+use super::certificate::warn_of_port;
 use super::client::{Admin, Broker};
 use super::confirm::{check_terminal, confirm};
 use super::error::CliError;
@@ -89,7 +90,10 @@ impl Lockbox {
         block_on(async {
             let mut broker = Broker::connect(global).await?;
             match self {
-                Self::List => show_list(global, &list(&mut broker).await?),
+                Self::List => {
+                    warn_of_port(&mut broker).await?;
+                    show_list(global, &list(&mut broker).await?)
+                }
                 Self::Show { lockbox } => show(global, &find(list(&mut broker).await?, &lockbox)?),
                 Self::Admit {
                     lockbox,

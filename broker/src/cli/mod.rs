@@ -1,5 +1,6 @@
 //! The command line.
 
+mod certificate;
 mod client;
 mod client_file;
 mod cluster;
@@ -71,6 +72,9 @@ enum Command {
     /// Certificates for those who ask the broker for transfers
     #[command(subcommand)]
     Client(cluster::Client),
+    /// Certificates of the control plane's port: how long they last, and new ones
+    #[command(subcommand)]
+    Certificate(certificate::Certificates),
     /// Tokens with which lockboxes join the cluster
     #[command(subcommand)]
     Token(token::Token),
@@ -131,6 +135,7 @@ fn run(cli: Cli) -> Result<(), CliError> {
         Command::Init(init) => init.run(&global),
         Command::Serve(serve) => serve.run(),
         Command::Client(client) => client.run(&global),
+        Command::Certificate(certificates) => certificates.run(&global),
         Command::Token(token) => token.run(&global),
         Command::Lockbox(lockbox) => lockbox.run(&global),
         Command::Broker(brokers) => brokers.run(&global),
