@@ -8,7 +8,9 @@ use std::time::Duration;
 use lockbox_core::limits::MAX_KEY_FILE_BYTES;
 use lockbox_core::slots::SlotSecret;
 use lockbox_rpc::notify;
-use lockbox_rpc::transport::{BindError, LocalListener, Peer, ServerLimits, Services, Strangers, serve_unix};
+use lockbox_rpc::transport::{
+    AddressLimits, BindError, LocalListener, Peer, ServerLimits, Services, Strangers, serve_unix,
+};
 use rustix::process::geteuid;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
@@ -128,7 +130,7 @@ fn socket_limits(node: &Arc<Node>) -> ServerLimits {
         connections_per_peer: CONNECTIONS_PER_USER,
         exempt_uids: vec![0, geteuid().as_raw()],
         strangers: Some(Strangers {
-            connections: REFUSED_CONNECTIONS,
+            connections: AddressLimits::total(REFUSED_CONNECTIONS),
             lifetime: REFUSED_LIFETIME,
             ..Strangers::unless(is_allowed)
         }),

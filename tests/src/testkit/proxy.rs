@@ -72,6 +72,15 @@ impl Proxy {
         self.shared.lock().upstream = Some(upstream);
     }
 
+    /// The process's own port, which this proxy is in front of.
+    ///
+    /// # Panics
+    ///
+    /// If the process was never started.
+    pub fn upstream(&self) -> SocketAddr {
+        self.shared.lock().upstream.expect("the process was started")
+    }
+
     /// Cuts what is connected, and closes new connections at once.
     pub fn refuse(&self) {
         let mut state = self.shared.lock();

@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::error::Error;
 use std::io;
+use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -51,6 +52,16 @@ pub(super) enum Caller {
         connection: TcpConnectInfo,
     },
     Local(LocalPeer),
+}
+
+impl Caller {
+    /// `None`: it is on this machine.
+    pub(super) fn address(&self) -> Option<IpAddr> {
+        match self {
+            Self::Remote { connection, .. } => connection.remote_addr.map(|address| address.ip().to_canonical()),
+            Self::Local(_) => None,
+        }
+    }
 }
 
 /// Hands each request of one connection to the service, with its caller in the extensions, once it is here.
@@ -167,6 +178,12 @@ impl Gate {
         self.places.take(caller)
     }
 
+    /// Whether a caller is none of the strangers now.
+    pub(super) fn knows(&self, caller: &Caller) -> bool {
+        let strangers = self.limits.strangers.as_ref();
+        strangers.is_none_or(|strangers| strangers.knows(caller))
+    }
+
     /// Serves one connection until the peer ends it, or the listener stops, or a stranger's time is over.
     pub(super) async fn serve<I, S>(
         &self,
@@ -202,6 +219,9 @@ impl Gate {
             () = overstayed(strangers, &caller, &mut place) => {}
             () = activity.fallen_silent(self.idle_limit) => {}
         }
+        if place.is_lost() {
+            return Ok(());
+        }
         let is_hurried = place.is_strangers();
         connection.as_mut().graceful_shutdown();
         tokio::select! {
@@ -215,10 +235,13 @@ impl Gate {
     }
 }
 
-/// Returns when a stranger's time is over, and never for a peer that is known by then.
+/// Returns when a stranger's time is over or its place is given away, and never for a peer that is known by then.
 async fn overstayed(strangers: Option<Strangers>, caller: &Caller, place: &mut Place) {
     if let Some(strangers) = strangers {
-        tokio::time::sleep(strangers.lifetime).await;
+        tokio::select! {
+            () = tokio::time::sleep(strangers.lifetime) => {}
+            () = place.lost() => {}
+        }
         if !strangers.knows(caller) {
             return;
         }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::connection::Caller;
+use super::crowd::AddressLimits;
 use super::{LocalPeer, PeerIdentity};
 
 /// Bytes in one gRPC message, at most, in either direction. A chunk of a transfer is at most 1 MiB of records; the rest
@@ -53,14 +54,21 @@ pub(super) const LOCAL_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// them last, which may be a key, and are cleared when it is gone. Making another one costs less than a millisecond.
 pub(super) const LOCAL_IDLE_LIMIT: Duration = Duration::from_secs(2);
 
+/// Addresses of authenticated peers that one listener remembers, more than a cluster has lockboxes.
+pub(super) const MAX_RECENT_ADDRESSES: usize = 4_096;
+
+/// For how long: a peer that is away for longer may have another address by then, and its former one another owner.
+pub(super) const RECENT_ADDRESS_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Between two warnings that strangers hold many connections.
+pub(super) const PRESSURE_WARNING_INTERVAL: Duration = Duration::from_secs(60);
+
 /// What one listener allows. On a Unix socket there is no handshake and no keepalive: those fields are unused.
 #[derive(Clone, Debug)]
 pub struct ServerLimits {
-    /// Handshakes under way at once. When they are, further connections wait in the kernel: an unproved peer costs
-    /// this process no more than this.
-    pub handshakes: usize,
-    /// Of these, from one address (with IPv6, one /64). One more is closed at once.
-    pub handshakes_per_address: usize,
+    /// Handshakes under way at once. With one more, another is closed ([`AddressLimits::giving_way`]): an unproved peer
+    /// costs this process no more than this.
+    pub handshakes: AddressLimits,
     /// Connections open at once, besides those of strangers. One more is closed at once, and logged. Each takes a file
     /// descriptor.
     pub connections: usize,
@@ -73,6 +81,8 @@ pub struct ServerLimits {
     pub streams_per_connection: u32,
     /// From the accepted connection to the proved peer.
     pub handshake_timeout: Duration,
+    /// The same, while more than half of the places for handshakes are taken.
+    pub pressed_handshake_timeout: Duration,
     /// From the head of a request that is one message to its last byte.
     pub request_timeout: Duration,
     /// How often a silent peer is asked whether it is still there, and how long it may take to say so.
@@ -96,10 +106,9 @@ pub enum Peer<'a> {
 pub struct Strangers {
     /// Who is none. Asked when a connection begins, and until it says yes, with each request.
     pub is_known: Arc<dyn Fn(Peer<'_>) -> bool + Send + Sync>,
-    /// Connections of all strangers together. They take no place of those that are known.
-    pub connections: usize,
-    /// Of these, from one address (with IPv6, one /64).
-    pub connections_per_address: usize,
+    /// Connections of all strangers together, which take no place of those that are known. With one more, another
+    /// stranger's is closed ([`AddressLimits::giving_way`]).
+    pub connections: AddressLimits,
     /// Requests under way at once on one connection.
     pub streams_per_connection: u32,
     /// Bytes in a request, at most.
@@ -113,8 +122,11 @@ impl Strangers {
     pub fn unless(is_known: impl Fn(Peer<'_>) -> bool + Send + Sync + 'static) -> Self {
         Self {
             is_known: Arc::new(is_known),
-            connections: 512,
-            connections_per_address: 64,
+            connections: AddressLimits {
+                total: 512,
+                per_address: 64,
+                per_network: 128,
+            },
             streams_per_connection: 8,
             message_bytes: 128 * 1024,
             lifetime: Duration::from_secs(60),
@@ -133,7 +145,6 @@ impl fmt::Debug for Strangers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Strangers")
             .field("connections", &self.connections)
-            .field("connections_per_address", &self.connections_per_address)
             .field("streams_per_connection", &self.streams_per_connection)
             .field("message_bytes", &self.message_bytes)
             .field("lifetime", &self.lifetime)
@@ -144,13 +155,17 @@ impl fmt::Debug for Strangers {
 impl Default for ServerLimits {
     fn default() -> Self {
         Self {
-            handshakes: 256,
-            handshakes_per_address: 128,
+            handshakes: AddressLimits {
+                total: 256,
+                per_address: 64,
+                per_network: 128,
+            },
             connections: 4096,
             connections_per_peer: 64,
             exempt_uids: Vec::new(),
             streams_per_connection: 256,
             handshake_timeout: Duration::from_secs(10),
+            pressed_handshake_timeout: Duration::from_secs(2),
             request_timeout: Duration::from_secs(20),
             keepalive_interval: Duration::from_secs(20),
             keepalive_timeout: Duration::from_secs(10),

@@ -21,7 +21,7 @@ use super::limits::{
     CONNECTION_WINDOW_BYTES, HEADER_LIST_BYTES, LOCAL_CONNECT_TIMEOUT, STREAM_WINDOW_BYTES, UNIX_BACKLOG,
 };
 use super::local_channel::LocalChannel;
-use super::places::{Full, Place};
+use super::places::Place;
 use super::{BindError, LocalConnectError, LocalPeer, ServerLimits};
 
 /// A Unix socket that is ready to be served. Dropping it removes the socket's file.
@@ -123,10 +123,6 @@ async fn accept_all<S: RequestService>(
         // Whoever may not use the socket is a stranger by the limits, and takes no place of those who may.
         let place = match gate.admit(&Caller::Local(peer)) {
             Ok(place) => place,
-            Err(full @ (Full::Strangers | Full::Address)) => {
-                debug!(?peer, reason = %full, "closing a new connection");
-                continue;
-            }
             Err(full) => {
                 warn!(?peer, reason = %full, "closing a new connection");
                 continue;

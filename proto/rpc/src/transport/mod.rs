@@ -5,6 +5,7 @@
 
 mod connect;
 mod connection;
+mod crowd;
 mod error;
 mod first_answer;
 mod idle;
@@ -20,6 +21,7 @@ use std::sync::Arc;
 
 pub use connect::{connect_raw_key, connect_x509};
 pub use connection::RequestService;
+pub use crowd::{AddressLimits, Holder};
 pub use error::{BindError, ConnectError, LocalConnectError};
 pub use limits::{ClientTimeouts, MAX_MESSAGE_BYTES, Peer, ServerLimits, Strangers};
 pub use local::{LocalListener, connect_unix, serve_unix};

@@ -2,28 +2,28 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::connection::Caller;
+use super::crowd::{Holder, Room, Seat};
 use super::{PeerIdentity, ServerLimits};
 
 /// The connections of one listener.
 pub(super) struct Places {
     limits: ServerLimits,
     known: Arc<Semaphore>,
-    strange: Arc<Semaphore>,
+    /// `None`: whoever gets in is known.
+    strange: Option<Arc<Room>>,
     peers: Arc<Tally<PeerName>>,
-    strange_addresses: Arc<Tally<IpAddr>>,
 }
 
 /// Taken for as long as a connection is open.
 pub(super) struct Place {
     _peer: Option<Taken<PeerName>>,
     _known: Option<OwnedSemaphorePermit>,
-    strange: Option<(OwnedSemaphorePermit, Option<Taken<IpAddr>>)>,
+    strange: Option<Seat>,
 }
 
 /// Which limit is reached.
@@ -33,10 +33,6 @@ pub(super) enum Full {
     Listener,
     #[error("this peer has as many connections as one may have")]
     Peer,
-    #[error("as many connections of unknown peers as allowed are open")]
-    Strangers,
-    #[error("this address has as many connections of unknown peers as one may have")]
-    Address,
 }
 
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -48,12 +44,11 @@ enum PeerName {
 
 impl Places {
     pub(super) fn new(limits: &ServerLimits) -> Self {
-        let strange = limits.strangers.as_ref().map_or(0, |strangers| strangers.connections);
+        let strange = limits.strangers.as_ref();
         Self {
             known: Arc::new(Semaphore::new(limits.connections)),
-            strange: Arc::new(Semaphore::new(strange)),
+            strange: strange.map(|strangers| Room::new("connections", strangers.connections, strangers.lifetime)),
             peers: Tally::new(),
-            strange_addresses: Tally::new(),
             limits: limits.clone(),
         }
     }
@@ -72,19 +67,13 @@ impl Places {
             _known: None,
             strange: None,
         };
-        match &self.limits.strangers {
-            Some(strangers) if !strangers.knows(caller) => {
-                let address = match address(caller) {
-                    None => None,
-                    Some(address) => {
-                        let limit = strangers.connections_per_address;
-                        Some(self.strange_addresses.take(address, limit).ok_or(Full::Address)?)
-                    }
-                };
-                let permit = Arc::clone(&self.strange).try_acquire_owned();
-                place.strange = Some((permit.map_err(|_| Full::Strangers)?, address));
+        match (&self.limits.strangers, &self.strange) {
+            (Some(strangers), Some(room)) if !strangers.knows(caller) => {
+                let address = caller.address();
+                let is_recent = false;
+                place.strange = Some(room.enter(Holder { address, is_recent }));
             }
-            Some(_) | None => {
+            _ => {
                 let permit = Arc::clone(&self.known).try_acquire_owned();
                 place._known = Some(permit.map_err(|_| Full::Listener)?);
             }
@@ -103,6 +92,18 @@ impl Place {
         self.strange.is_some()
     }
 
+    /// Returns when a stranger's place was given to another.
+    pub(super) async fn lost(&mut self) {
+        match &mut self.strange {
+            Some(seat) => seat.lost().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    pub(super) fn is_lost(&mut self) -> bool {
+        self.strange.as_mut().is_some_and(Seat::is_lost)
+    }
+
     /// The peer has become known meanwhile: strangers are not counted for it any more.
     pub(super) fn settle(&mut self) {
         self.strange = None;
@@ -116,24 +117,6 @@ fn name(caller: &Caller) -> PeerName {
             PeerIdentity::Certificate(certificate) => PeerName::Certificate(Arc::clone(certificate)),
         },
         Caller::Local(peer) => PeerName::User(peer.uid),
-    }
-}
-
-fn address(caller: &Caller) -> Option<IpAddr> {
-    match caller {
-        Caller::Remote { connection, .. } => connection.remote_addr.map(|address| network(address.ip())),
-        Caller::Local(_) => None,
-    }
-}
-
-/// One machine has a whole /64 of IPv6 addresses at its disposal, so that is what counts.
-pub(super) fn network(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V4(address) => address.into(),
-        IpAddr::V6(address) => {
-            let [a, b, c, d, ..] = address.segments();
-            IpAddr::from([a, b, c, d, 0, 0, 0, 0])
-        }
     }
 }
 

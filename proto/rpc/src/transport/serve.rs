@@ -1,7 +1,7 @@
 //! The TLS listener.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use rustls::ServerConfig;
@@ -15,8 +15,8 @@ use tonic::transport::server::TcpConnectInfo;
 use tracing::{debug, warn};
 
 use super::connection::{Caller, Gate, RequestService, Stage, StageControl, StageWatch, pause_after};
+use super::crowd::{RecentAddresses, Room, Seat};
 use super::limits::{LINGER, LINGER_BYTES};
-use super::places::{Full, Taken, Tally, network};
 use super::{PeerIdentity, ServerLimits};
 use crate::tls::{ALPN_H2, KeyRefusal, PeerKey};
 
@@ -56,6 +56,7 @@ pub async fn serve_tls<S: RequestService>(
     let port = Arc::new(Port {
         tls: tls.into(),
         gate: Gate::new(limits, true),
+        recent: RecentAddresses::default(),
     });
     let stage = StageControl::new();
     tokio::select! {
@@ -69,24 +70,23 @@ pub async fn serve_tls<S: RequestService>(
 struct Port {
     tls: SharedTls,
     gate: Gate,
+    recent: RecentAddresses,
 }
 
 /// Never ends by itself. Owns the listener, so that the port is free as soon as this is dropped.
 async fn accept_all<S: RequestService>(listener: TcpListener, service: S, port: &Arc<Port>, stage: &StageControl) {
-    let handshakes = Arc::new(Semaphore::new(port.gate.limits().handshakes));
-    let addresses = Tally::new();
+    let limits = port.gate.limits();
+    let handshakes = Room::new("handshakes", limits.handshakes, limits.pressed_handshake_timeout);
+    let running = Arc::new(Semaphore::new(limits.handshakes.total));
     loop {
-        let slot = Arc::clone(&handshakes).acquire_owned().await;
-        let slot = slot.expect("the semaphore is never closed");
         match listener.accept().await {
             Ok((tcp, peer)) => {
-                let limit = port.gate.limits().handshakes_per_address;
-                let Some(turn) = addresses.take(network(peer.ip()), limit) else {
-                    debug!(%peer, limit, "closing a new connection: too many handshakes with this address");
-                    continue;
-                };
+                let seat = handshakes.enter(port.recent.holder(peer.ip()));
+                // The handshake that gave way ends at once.
+                let running = Arc::clone(&running).acquire_owned().await;
+                let running = running.expect("the semaphore is never closed");
                 let port = Arc::clone(port);
-                let slot = (slot, turn);
+                let slot = (seat, running);
                 tokio::spawn(serve_peer(port, service.clone(), tcp, peer, slot, stage.watch()));
             }
             Err(error) => pause_after(&error).await,
@@ -99,11 +99,16 @@ async fn serve_peer<S: RequestService>(
     service: S,
     tcp: TcpStream,
     peer: SocketAddr,
-    slot: (OwnedSemaphorePermit, Taken<IpAddr>),
+    mut slot: (Seat, OwnedSemaphorePermit),
     mut stage: StageWatch,
 ) {
     let proved = tokio::select! {
+        biased;
         proved = prove(&port, tcp, peer) => proved,
+        () = slot.0.lost() => {
+            debug!(%peer, "handshake closed to make room for another");
+            None
+        }
         () = stage.reached(Stage::Draining) => None,
     };
     drop(slot);
@@ -117,22 +122,21 @@ async fn serve_peer<S: RequestService>(
     let place = match port.gate.admit(&caller) {
         Ok(place) => place,
         Err(full) => {
-            log_full(peer, full);
+            warn!(%peer, reason = %full, "closing a new connection");
             let _ = timeout(LINGER, tls.shutdown()).await;
             return;
         }
     };
-    let outcome = port.gate.serve(tls, service, caller, place, stage).await;
+    if !place.is_strangers() {
+        port.recent.note(peer.ip());
+    }
+    let outcome = port.gate.serve(tls, service, caller.clone(), place, stage).await;
     if let Err(error) = outcome {
         debug!(%peer, error = &*error as &dyn std::error::Error, "connection failed");
     }
-}
-
-/// What strangers do must not fill the log.
-fn log_full(peer: SocketAddr, full: Full) {
-    match full {
-        Full::Listener | Full::Peer => warn!(%peer, reason = %full, "closing a new connection"),
-        Full::Strangers | Full::Address => debug!(%peer, reason = %full, "closing a new connection"),
+    // It may have lasted for long, or its peer may have become known.
+    if port.gate.knows(&caller) {
+        port.recent.note(peer.ip());
     }
 }
 

@@ -224,7 +224,11 @@ pub(crate) fn limits() -> ServerLimits {
 
 /// A TLS connection without gRPC on it, up to the server's first bytes: what this returns is the server's verdict.
 pub(crate) async fn handshake(address: &str, tls: ClientConfig) -> io::Result<TlsStream<TcpStream>> {
-    let tcp = TcpStream::connect(address).await.unwrap();
+    handshake_on(TcpStream::connect(address).await.unwrap(), tls).await
+}
+
+/// The same on a connection that is open already.
+pub(crate) async fn handshake_on(tcp: TcpStream, tls: ClientConfig) -> io::Result<TlsStream<TcpStream>> {
     let name = "localhost".try_into().unwrap();
     let mut tls = TlsConnector::from(Arc::new(tls)).connect(name, tcp).await?;
     match tls.read(&mut [0; 1024]).await? {

@@ -7,12 +7,12 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use crate::common::{Admitted, Held, Server, connect, handshake, limits, node, request, who_am_i};
+use crate::common::{Admitted, Held, Server, connect, handshake, handshake_on, limits, node, request, who_am_i};
 use http_body::Frame;
 use lockbox_rpc::tls::raw_key::{self, NodeKey};
-use lockbox_rpc::transport::{ConnectError, Peer, PeerIdentity, ServerLimits, Strangers};
+use lockbox_rpc::transport::{AddressLimits, ConnectError, Peer, PeerIdentity, ServerLimits, Strangers};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::timeout;
 use tonic::body::Body;
@@ -21,12 +21,15 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 use tower::ServiceExt;
 
+/// Longer than any test.
+const FOR_EVER: Duration = Duration::from_secs(24 * 60 * 60);
+
 #[tokio::test]
-async fn silent_connection_does_not_keep_others_out_for_long() {
+async fn silent_connection_does_not_keep_others_out() {
     let (server_key, client_key) = (node(1), node(2));
     let server = start(&server_key, &client_key, |limits| {
-        limits.handshakes = 1;
-        limits.handshake_timeout = Duration::from_millis(100);
+        limits.handshakes = AddressLimits::total(1);
+        limits.handshake_timeout = FOR_EVER;
     })
     .await;
     // A connection past its handshake takes no place of one that is not.
@@ -198,26 +201,98 @@ async fn rejects_stranger_that_announces_a_large_request() {
 
 #[tokio::test]
 async fn strangers_take_no_place_of_those_that_are_known() {
-    let (server_key, known_key, stranger_key) = (node(1), node(2), node(3));
-    let known = known_key.public_key().0;
+    let (server_key, known_key) = (node(1), node(2));
     let mut limits = limits();
     limits.connections = 1;
-    let is_known = move |peer: Peer<'_>| matches!(peer, Peer::Remote(PeerIdentity::RawKey(key)) if *key == known);
     limits.strangers = Some(Strangers {
-        connections_per_address: 1,
-        ..Strangers::unless(is_known)
+        connections: AddressLimits::total(1),
+        ..Strangers::unless(is(&known_key))
     });
-    let tls = raw_key::server_config(&server_key, Admitted::these(&[&known_key, &stranger_key, &node(4)]));
-    let server = Server::start_at("127.0.0.1:0", tls, limits).await;
-    let stranger = connect(&server, &stranger_key, &server_key).await.unwrap();
+    let tls = raw_key::server_config(&server_key, Admitted::these(&[&known_key, &node(3), &node(4)]));
+    let mut server = Server::start_at("127.0.0.1:0", tls, limits).await;
+    let known = connect(&server, &known_key, &server_key).await.unwrap();
+    let stranger = connect(&server, &node(3), &server_key).await.unwrap();
+    let held = tokio::spawn(async move { request(&stranger, "/lockbox.test.Mirror/Hold").await });
+    assert_eq!(server.held.recv().await, Some(Held::Began));
 
-    let refused = connect(&server, &node(4), &server_key).await;
+    let newcomer = connect(&server, &node(4), &server_key).await.unwrap();
 
-    assert!(matches!(refused, Err(ConnectError::Closed { .. })), "{refused:?}");
-    who_am_i(&connect(&server, &known_key, &server_key).await.unwrap())
+    // The stranger that came first has given way, with its request.
+    assert_eq!(server.held.recv().await, Some(Held::Dropped));
+    held.await.unwrap().unwrap_err();
+    who_am_i(&newcomer).await.unwrap();
+    who_am_i(&known).await.unwrap();
+}
+
+/// Each attacker holds as many silent connections as it can open, and the time for a handshake is never over.
+#[tokio::test]
+async fn silent_connections_keep_no_client_out() {
+    let (server_key, client_key) = (node(1), node(2));
+    let attackers = [[127, 1, 0, 1], [127, 2, 0, 1], [127, 3, 0, 1], [127, 4, 0, 1]];
+    let neighbours = [[127, 0, 0, 2], [127, 0, 0, 3], [127, 0, 0, 4], [127, 0, 0, 5]];
+    let own = [[127, 0, 0, 1]];
+    for (from, count) in [
+        (&attackers[..2], 256),
+        (&attackers, 500),
+        (&neighbours, 500),
+        (&own, 500),
+    ] {
+        let server = start(&server_key, &client_key, |limits| {
+            limits.handshake_timeout = FOR_EVER;
+            limits.pressed_handshake_timeout = FOR_EVER;
+        })
+        .await;
+        let mut held = Vec::new();
+        for from in from.iter().cycle().take(count) {
+            held.push(silent(&server, *from).await);
+        }
+
+        let channel = connect(&server, &client_key, &server_key).await.unwrap();
+
+        who_am_i(&channel).await.unwrap();
+    }
+}
+
+/// A slow handshake of a member's is finished, however many strangers came after it.
+#[tokio::test]
+async fn address_of_an_authenticated_peer_gives_way_last() {
+    let (server_key, client_key) = (node(1), node(2));
+    let server = start(&server_key, &client_key, |limits| {
+        limits.handshakes = AddressLimits::total(2);
+        limits.handshake_timeout = FOR_EVER;
+        limits.pressed_handshake_timeout = FOR_EVER;
+    })
+    .await;
+    who_am_i(&connect(&server, &client_key, &server_key).await.unwrap())
         .await
         .unwrap();
-    who_am_i(&stranger).await.unwrap();
+    let slow = silent(&server, [127, 0, 0, 1]).await;
+    let mut stranger = silent(&server, [127, 1, 0, 1]).await;
+
+    let _newcomer = silent(&server, [127, 2, 0, 1]).await;
+
+    assert_eq!(stranger.read(&mut [0]).await.unwrap(), 0, "it has given way");
+    let tls = Arc::unwrap_or_clone(raw_key::client_config(&client_key, server_key.public_key().0));
+    handshake_on(slow, tls).await.unwrap();
+}
+
+#[tokio::test]
+async fn handshakes_get_less_time_when_many_are_under_way() {
+    let (server_key, client_key) = (node(1), node(2));
+    let server = start(&server_key, &client_key, |limits| {
+        limits.handshakes = AddressLimits::total(3);
+        limits.handshake_timeout = FOR_EVER;
+        limits.pressed_handshake_timeout = Duration::ZERO;
+    })
+    .await;
+    let mut first = silent(&server, [127, 1, 0, 1]).await;
+    let mut second = silent(&server, [127, 2, 0, 1]).await;
+
+    // There is a place for it.
+    let _third = silent(&server, [127, 3, 0, 1]).await;
+
+    assert_eq!(first.read(&mut [0]).await.unwrap(), 0);
+    assert_eq!(second.read(&mut [0]).await.unwrap(), 0);
 }
 
 #[tokio::test]
@@ -275,6 +350,19 @@ async fn peer_has_no_more_connections_than_one_may_have() {
         .await
         .unwrap();
     who_am_i(&first).await.unwrap();
+}
+
+/// A connection from this address that says nothing.
+async fn silent(server: &Server, from: [u8; 4]) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind((from, 0).into()).unwrap();
+    socket.connect(server.address.parse().unwrap()).await.unwrap()
+}
+
+/// Knows one peer by its key.
+fn is(known: &NodeKey) -> impl Fn(Peer<'_>) -> bool + Send + Sync + 'static {
+    let known = known.public_key().0;
+    move |peer| matches!(peer, Peer::Remote(PeerIdentity::RawKey(key)) if *key == known)
 }
 
 async fn start(server: &NodeKey, client: &NodeKey, change: impl FnOnce(&mut ServerLimits)) -> Server {
