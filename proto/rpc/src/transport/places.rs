@@ -1,4 +1,4 @@
-//! Who may have how many of a listener's connections.
+//! Limits on the connections of one listener.
 
 use std::collections::HashMap;
 use std::hash::Hash;
