@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 
 use lockbox_authz::limits::{MAX_REQUESTER_CHARS, MAX_SELECTED_KEYS};
 use lockbox_authz::{Labels, field};
-use serde::{Deserialize, Serialize};
+use lockbox_host::log::Log;
+use serde::Deserialize;
 
 use crate::limits::{DEFAULT_LEFT_DAYS, LEFT_DAYS};
 use crate::requesters::{Permission, Requester, Requesters, SelectionKind};
@@ -33,34 +34,6 @@ pub struct Config {
     /// For how many days it is remembered what a lockbox had.
     pub left_days: u32,
     pub requesters: Requesters,
-}
-
-/// How the log is written to standard error.
-#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct Log {
-    #[serde(default)]
-    pub format: LogFormat,
-    #[serde(default)]
-    pub level: LogLevel,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LogFormat {
-    #[default]
-    Text,
-    Json,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LogLevel {
-    Error,
-    Warn,
-    #[default]
-    Info,
-    Debug,
 }
 
 /// One line: the file, the key, what is wrong, and what to do.
@@ -97,17 +70,6 @@ impl Config {
     pub fn parse(file: &Path, text: &str) -> Result<Self, ConfigError> {
         let raw: RawConfig = toml::from_str(text).map_err(|error| explain(file, text, &error))?;
         raw.check(file)
-    }
-}
-
-impl LogLevel {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Error => "error",
-            Self::Warn => "warn",
-            Self::Info => "info",
-            Self::Debug => "debug",
-        }
     }
 }
 

@@ -16,6 +16,11 @@
 //!
 //! What an answer says is durable before it is given: see [`registry`].
 
+#![deny(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "they panic when their reader is gone; use lockbox_host::say!, ask! and console::answer"
+)]
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may fail that way"))]
 
 pub mod admin;

@@ -1,11 +1,12 @@
 //! The daemon.
 
-use std::io::{self, Write};
+use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
 use lockbox_authz::Signer;
+use lockbox_host::{console, log};
 use lockbox_rpc::notify;
 use lockbox_rpc::tls::raw_key::{self, NodeKey};
 use lockbox_rpc::transport::{ServerLimits, Services, serve_tls};
@@ -15,7 +16,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::broker::Broker;
-use crate::config::{Config, ConfigError, Log, LogFormat};
+use crate::config::{Config, ConfigError};
 use crate::files::{self, FileError};
 use crate::port_certificates::PortCertificates;
 use crate::registry::{InventoryBounds, OpenError, Registry};
@@ -58,7 +59,7 @@ pub struct Bound {
 /// Serves until SIGTERM or SIGINT. Prints one line when both ports are bound.
 pub async fn run(config_file: &Path, ports_file: Option<&Path>) -> Result<(), ServeError> {
     let config = Config::load(config_file)?;
-    log_to_stderr(config.log);
+    log::begin(config.log, &["lockbox_broker", "lockbox_rpc"]).map_err(io_error("start the log"))?;
     let bound = bind(config_file, config).await?;
     let mut terminate = signal(SignalKind::terminate()).map_err(io_error("wait for SIGTERM"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(io_error("wait for SIGINT"))?;
@@ -66,10 +67,9 @@ pub async fn run(config_file: &Path, ports_file: Option<&Path>) -> Result<(), Se
         let ports = serde_json::json!({ "node": bound.node.to_string(), "control": bound.control.to_string() });
         files::replace(ports_file, format!("{ports}\n").as_bytes(), files::PUBLIC)?;
     }
-    let mut stdout = io::stdout();
-    writeln!(stdout, "ready: node {} control {}", bound.node, bound.control)
-        .and_then(|()| stdout.flush())
-        .map_err(io_error("write to standard output"))?;
+    if let Err(error) = console::answer(&format!("ready: node {} control {}\n", bound.node, bound.control)) {
+        tracing::warn!(%error, "the line \"ready\" was not written to standard output");
+    }
     notify::ready();
     bound
         .serve(async move {
@@ -191,20 +191,6 @@ async fn listen(key: &'static str, address: SocketAddr) -> Result<TcpListener, S
     TcpListener::bind(address)
         .await
         .map_err(|source| ServeError::Bind { key, address, source })
-}
-
-fn log_to_stderr(log: Log) {
-    let level = log.level.as_str();
-    let filter = tracing_subscriber::EnvFilter::new(format!("warn,lockbox_broker={level},lockbox_rpc={level}"));
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr)
-        .with_ansi(false)
-        .with_target(false);
-    match log.format {
-        LogFormat::Text => builder.init(),
-        LogFormat::Json => builder.json().init(),
-    }
 }
 
 fn io_error(action: &'static str) -> impl FnOnce(io::Error) -> ServeError {

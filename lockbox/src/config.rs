@@ -9,8 +9,9 @@ use std::path::{Path, PathBuf};
 use lockbox_authz::field;
 use lockbox_authz::limits::MAX_ADDRESS_CHARS;
 use lockbox_core::lifecycle::caps::{Caps, MAX_TRANSFERS_PER_HOUR};
+use lockbox_host::log::Log;
 use rustix::process::geteuid;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 use crate::backend::Backend;
 use crate::key_socket::{KeySocket, RawKeySocket, beside};
@@ -36,34 +37,6 @@ pub struct Config {
     /// Where systemd and crypttab(5) fetch keys; `None` for nowhere.
     pub key_socket: Option<KeySocket>,
     pub log: Log,
-}
-
-/// How the log is written to standard error.
-#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct Log {
-    #[serde(default)]
-    pub format: LogFormat,
-    #[serde(default)]
-    pub level: LogLevel,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LogFormat {
-    #[default]
-    Text,
-    Json,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LogLevel {
-    Error,
-    Warn,
-    #[default]
-    Info,
-    Debug,
 }
 
 /// One line: the file, the key, what is wrong, and what to do.
@@ -166,17 +139,6 @@ impl Config {
             quoted(&peer_listen.to_string()),
             path(&beside(socket)),
         )
-    }
-}
-
-impl LogLevel {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Error => "error",
-            Self::Warn => "warn",
-            Self::Info => "info",
-            Self::Debug => "debug",
-        }
     }
 }
 

@@ -18,6 +18,11 @@
 //!
 //! No rule about keys lives here: handlers parse, ask `lockbox_core`, and answer.
 
+#![deny(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "they panic when their reader is gone; use lockbox_host::say!, ask! and console::answer"
+)]
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test fails by panicking"))]
 
 pub mod alloc;
@@ -35,7 +40,6 @@ pub mod folder;
 mod join;
 pub mod key_socket;
 mod local_service;
-pub mod log;
 pub mod memory;
 pub mod node;
 mod notices;

@@ -1,12 +1,12 @@
 //! The daemon, from start to stop.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use lockbox_core::limits::MAX_KEY_FILE_BYTES;
 use lockbox_core::slots::SlotSecret;
+use lockbox_host::{console, log};
 use lockbox_rpc::notify;
 use lockbox_rpc::transport::{
     AddressLimits, BindError, LocalListener, Peer, ServerLimits, Services, Strangers, serve_unix,
@@ -114,9 +114,9 @@ fn announce(node: &Node) {
     let socket = node.config.socket.display();
     let state = if node.engine.is_sealed() { "sealed" } else { "unsealed" };
     tracing::info!(%socket, state, version = crate::VERSION, "ready");
-    // Whoever started it may have closed its end.
-    let mut stdout = std::io::stdout();
-    let _ = writeln!(stdout, "ready {socket} {state}").and_then(|()| stdout.flush());
+    if let Err(error) = console::answer(&format!("ready {socket} {state}\n")) {
+        tracing::warn!(%error, "the line \"ready\" was not written to standard output");
+    }
     notify::ready();
 }
 
@@ -150,7 +150,7 @@ fn socket_mode(uids: &[u32], gids: &[u32]) -> u32 {
 fn stop_at_once() -> Stop {
     Arc::new(|why| {
         tracing::error!("{why}; stopping at once");
-        std::process::exit(EXIT_STORE);
+        log::exit(EXIT_STORE);
     })
 }
 

@@ -223,8 +223,8 @@ impl Changed {
     /// What to tell the admin beside a result, on standard error.
     pub(super) fn tell(&self, done: &str) {
         match self {
-            Self::Submitted => eprintln!("{done}"),
-            Self::Written(path) => eprintln!(
+            Self::Submitted => lockbox_host::say!("{done}"),
+            Self::Written(path) => lockbox_host::say!(
                 "the signed entry is in {}; submit it with: lockbox-broker roster submit {}",
                 path.display(),
                 path.display()

@@ -8,7 +8,7 @@ use super::error::CliError;
 ///
 /// `otherwise` says what is so if the answer is no.
 pub(super) fn confirm(question: &str, otherwise: &str) -> Result<(), CliError> {
-    eprint!("{question} Type yes to go on: ");
+    lockbox_host::ask!("{question} Type yes to go on: ");
     let mut answer = String::new();
     io::stdin()
         .read_line(&mut answer)

@@ -74,7 +74,7 @@ impl Counted {
     /// On standard error: what is missing in the answer.
     pub(super) fn warn(&self) {
         for warning in self.warnings() {
-            eprintln!("{warning}");
+            lockbox_host::say!("{warning}");
         }
     }
 

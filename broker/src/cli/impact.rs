@@ -73,7 +73,7 @@ impl ImpactCommand {
             fetch(&mut broker, subject, asked).await
         })?;
         if is_lockbox {
-            eprintln!(
+            lockbox_host::say!(
                 "what counts is everything that the lockbox held at {} or later",
                 found.counted.since()
             );
@@ -132,7 +132,7 @@ pub(super) async fn compromise(
     }
     // First of all, since the rest may take a while: a server may have held a million keys.
     let is_retired = if member.retired {
-        eprintln!("lockbox {lockbox} was retired before");
+        lockbox_host::say!("lockbox {lockbox} was retired before");
         true
     } else {
         let changed = retire(broker, admin, lockbox_id, &reason).await?;
@@ -148,10 +148,10 @@ pub(super) async fn compromise(
     let materials = preview.unnoticed();
     let left = preview.left_at(lockbox_id);
     let counted = preview.counted();
-    eprintln!("{}", left.text(lockbox, counted.since()));
+    lockbox_host::say!("{}", left.text(lockbox, counted.since()));
     counted.warn();
     if !materials.is_empty() {
-        eprint!("{}", preview.text());
+        lockbox_host::ask!("{}", preview.text());
         if !yes {
             let otherwise = "no key was marked; run the command again to mark them";
             confirm(
@@ -178,7 +178,7 @@ pub(super) async fn compromise(
         print_json(&json)?;
     } else {
         for id in &ended.revoked {
-            eprintln!("authorization {id} is revoked");
+            lockbox_host::say!("authorization {id} is revoked");
         }
         if let Some(made) = &made {
             made.report(global, broker).await?;
@@ -227,7 +227,7 @@ impl Ended {
         let mut failures = self.failures.into_iter();
         let Some(first) = failures.next() else { return Ok(()) };
         for failure in failures {
-            eprintln!("{failure}");
+            lockbox_host::say!("{failure}");
         }
         Err(CliError::new(first.code, format!("{first}; run the command again")))
     }

@@ -65,7 +65,7 @@ impl Key {
             if materials.is_empty() {
                 return told_before(global);
             }
-            eprint!("{}", preview.text());
+            lockbox_host::ask!("{}", preview.text());
             if !yes {
                 let question = "Every key with these materials is marked as compromised, for good.";
                 confirm(question, "nothing was done")?;
@@ -81,7 +81,7 @@ fn told_before(global: &Global) -> Result<(), CliError> {
     match global.output {
         Format::Json => super::output::print_json(&serde_json::json!({ "submitted": false, "result": TEXT })),
         Format::Table => {
-            eprintln!("{TEXT}");
+            lockbox_host::say!("{TEXT}");
             Ok(())
         }
     }

@@ -120,13 +120,15 @@ pub fn main() -> ExitCode {
             return ExitCode::from(code);
         }
     };
-    match run(cli) {
+    let code = match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("lockbox-broker: {error}");
+            lockbox_host::say!("lockbox-broker: {error}");
             ExitCode::from(error.code)
         }
-    }
+    };
+    lockbox_host::log::flush();
+    code
 }
 
 fn run(cli: Cli) -> Result<(), CliError> {

@@ -84,7 +84,7 @@ impl Made {
         }
         match self {
             Self::Written(path) => {
-                eprintln!(
+                lockbox_host::say!(
                     "the signed notices are in {}; submit them with: lockbox-broker roster submit {}",
                     path.display(),
                     path.display()
@@ -171,8 +171,8 @@ async fn renew(
             "the broker shows another notice than the one that was asked for",
         ));
     }
-    eprintln!("{}\n", describe(&statement));
-    eprint!(
+    lockbox_host::say!("{}\n", describe(&statement));
+    lockbox_host::ask!(
         "{}",
         Preview::of_materials(broker, &statement.material_ids).await?.text()
     );
@@ -220,9 +220,11 @@ async fn export(global: &Global, broker: &mut Broker, path: &Path, wanted: &[Not
     if global.output == Format::Json {
         return print_json(&json!({ "notices": count, "outdated": outdated, "file": path.to_string() }));
     }
-    eprintln!("wrote {count} notices to {path}");
+    lockbox_host::say!("wrote {count} notices to {path}");
     if outdated > 0 {
-        eprintln!("{outdated} are left out: the admins have changed since, and have to sign them again (notice renew)");
+        lockbox_host::say!(
+            "{outdated} are left out: the admins have changed since, and have to sign them again (notice renew)"
+        );
     }
     Ok(())
 }

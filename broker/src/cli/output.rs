@@ -1,8 +1,7 @@
 //! Tables for people, JSON for programs.
 
-use std::io::{self, Write};
-
 use clap::ValueEnum;
+use lockbox_host::console;
 use serde_json::Value;
 
 use super::error::CliError;
@@ -54,13 +53,7 @@ impl Table {
 
 /// Prints to standard output. A closed pipe ends the command quietly, as it would any filter.
 pub(super) fn print(text: &str) -> Result<(), CliError> {
-    let mut stdout = io::stdout();
-    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(CliError::other(format!("can't write to standard output: {error}")))
-        }
-        _ => Ok(()),
-    }
+    console::answer(text).map_err(|error| CliError::other(format!("can't write to standard output: {error}")))
 }
 
 pub(super) fn print_json(value: &Value) -> Result<(), CliError> {

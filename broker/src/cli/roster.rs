@@ -132,8 +132,8 @@ fn sign(global: &Global, file: &Path, keys: &[PathBuf]) -> Result<(), CliError> 
         let (entry, shown) = add_signatures(frame, &keys)?;
         append_frame(&mut signed, &entry.to_bytes());
         match shown {
-            Signable::Entry(entry) => eprintln!("signed: entry {}: {}", entry.index, describe(&entry.change)),
-            Signable::Notice(notice) => eprintln!("signed: {}", notice::describe(&notice)),
+            Signable::Entry(entry) => lockbox_host::say!("signed: entry {}: {}", entry.index, describe(&entry.change)),
+            Signable::Notice(notice) => lockbox_host::say!("signed: {}", notice::describe(&notice)),
         }
     }
     files::replace(file, &signed, files::PUBLIC)?;
@@ -197,7 +197,7 @@ fn verified(global: &Global, entries: &[UnverifiedEnvelope], expected: Option<Cl
     };
     show(global, &roster, proof)?;
     if expected.is_none() {
-        eprintln!("no cluster id was given: compare the one above with the one that your admins know");
+        lockbox_host::say!("no cluster id was given: compare the one above with the one that your admins know");
     }
     Ok(())
 }
@@ -298,7 +298,7 @@ fn done(global: &Global, result: &str) -> Result<(), CliError> {
     match global.output {
         Format::Json => print_json(&json!({ "result": result })),
         Format::Table => {
-            eprintln!("{result}");
+            lockbox_host::say!("{result}");
             Ok(())
         }
     }

@@ -263,19 +263,19 @@ impl Restored {
         match (&plan.evidence, opened.info().cluster_id) {
             (Some(evidence), _) if !evidence.unretired().is_empty() => {
                 for lockbox_id in evidence.unretired() {
-                    eprintln!(
+                    lockbox_host::say!(
                         "warning: lockbox {lockbox_id} is not retired, and has or had the same keys; if it still runs, they are \
                          held twice now: retire it with `lockbox-broker lockbox retire`"
                     );
                 }
             }
             (Some(_), _) => {}
-            (None, Some(_)) => eprintln!(
+            (None, Some(_)) => lockbox_host::say!(
                 "warning: restored without evidence: any of the {} keys may have been destroyed or moved to another lockbox \
                  since the backup was made, and is back now",
                 self.keys
             ),
-            (None, None) => eprintln!(
+            (None, None) => lockbox_host::say!(
                 "note: the backup is of a lockbox that belonged to no cluster, so nobody else knows what was destroyed since"
             ),
         }

@@ -3,6 +3,7 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use lockbox_core::slots::SlotSecret;
+use lockbox_host::log;
 use lockbox_rpc::api::local::{
     Alarm, GetStatusRequest, GetStatusResponse, Membership, SealRequest, StoreState, UnsealRequest, unseal_request,
 };
@@ -17,13 +18,13 @@ use crate::clock::rfc3339;
 use crate::config::Config;
 use crate::engine::OpenError;
 use crate::folder::FolderError;
-use crate::log;
 use crate::node::UnsealError;
 use crate::serve::{self, ServeError, ServeOptions};
 
 pub(super) fn serve(args: ServeArgs) -> Result<(), CliError> {
     let config = Config::load(&args.config).map_err(|error| CliError::config(error.to_string()))?;
-    log::begin(config.log);
+    log::begin(config.log, &["lockbox", "lockbox_rpc", "transfer"])
+        .map_err(|error| CliError::failed(format!("the log can't be started: {error}")))?;
     let options = ServeOptions {
         ports_file: args.ports_file,
         unseal_key_file: args.unseal_key_file,

@@ -148,7 +148,7 @@ impl Reporter {
     fn complain(&self) {
         if self.untold > 0 {
             let (times, error) = (self.untold, &self.last_error);
-            eprintln!("lockbox: the job's progress could not be told {times} times, at last because: {error}");
+            lockbox_host::say!("lockbox: the job's progress could not be told {times} times, at last because: {error}");
         }
     }
 }

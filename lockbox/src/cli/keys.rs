@@ -1,6 +1,6 @@
 //! `lockbox key`.
 
-use std::io::{self, BufRead, IsTerminal, Write};
+use std::io::{self, BufRead, IsTerminal};
 
 use lockbox_authz::field::Label;
 use lockbox_authz::id::KeyId;
@@ -289,9 +289,9 @@ fn confirm(key_id: KeyId, yes: bool) -> Result<(), CliError> {
             "a destroyed key does not come back; say --yes if that is what you want",
         ));
     }
-    eprint!("Key {key_id} will be gone for good, and with it whatever only it opens. Type \"destroy\" to go on: ");
-    // A prompt that can't be shown can't be answered either.
-    let _ = io::stderr().flush();
+    lockbox_host::ask!(
+        "Key {key_id} will be gone for good, and with it whatever only it opens. Type \"destroy\" to go on: "
+    );
     let mut answer = String::new();
     let read = io::stdin().lock().read_line(&mut answer);
     match read {

@@ -33,7 +33,7 @@ use output::Output;
 /// Runs the program.
 pub fn main() -> ExitCode {
     if let Err(error) = memory::forbid_dumps() {
-        eprintln!("warning: {error}");
+        lockbox_host::say!("warning: {error}");
     }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -47,13 +47,15 @@ pub fn main() -> ExitCode {
             };
         }
     };
-    match run(cli) {
+    let code = match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("lockbox: {error}");
+            lockbox_host::say!("lockbox: {error}");
             ExitCode::from(error.exit)
         }
-    }
+    };
+    lockbox_host::log::flush();
+    code
 }
 
 fn run(cli: Cli) -> Result<(), CliError> {
@@ -69,8 +71,10 @@ fn run(cli: Cli) -> Result<(), CliError> {
             command: BackupCommand::Restore(args),
         } => backup::restore(*args, &output, &cli.socket),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "lockbox", &mut std::io::stdout());
-            Ok(())
+            // Into memory first: generating panics when a write fails.
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "lockbox", &mut script);
+            output::print_text(&String::from_utf8_lossy(&script))
         }
         command => {
             let runtime = tokio::runtime::Builder::new_current_thread()

@@ -1,7 +1,6 @@
 //! Answers on standard output: tables for people, JSON for programs.
 
-use std::io::{self, Write};
-
+use lockbox_host::console;
 use serde_json::Value;
 
 use super::args::Format;
@@ -23,13 +22,13 @@ impl Output {
             Format::Json => format!("{json:#}"),
             Format::Table => text(),
         };
-        let mut stdout = io::stdout().lock();
-        match writeln!(stdout, "{}", text.trim_end()).and_then(|()| stdout.flush()) {
-            // Whoever reads has seen enough.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-            outcome => outcome.map_err(|error| CliError::failed(format!("the answer can't be written: {error}"))),
-        }
+        print_text(&format!("{}\n", text.trim_end()))
     }
+}
+
+/// One answer in a form of its own.
+pub(super) fn print_text(text: &str) -> Result<(), CliError> {
+    console::answer(text).map_err(|error| CliError::failed(format!("the answer can't be written: {error}")))
 }
 
 /// Columns as wide as their widest cell.

@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lockbox_authz::roster::Change;
@@ -13,6 +13,7 @@ use lockbox_rpc::api::control::control_service_client::ControlServiceClient;
 use lockbox_rpc::api::control::{ListRosterEntriesRequest, SubmitRosterEntryRequest};
 use lockbox_rpc::tls::x509;
 use lockbox_rpc::transport::{ClientTimeouts, MAX_MESSAGE_BYTES, connect_x509};
+use rustix::process::Signal;
 use tonic::transport::Channel;
 
 use super::attacker::{now_ms, read_key};
@@ -64,12 +65,17 @@ impl Broker {
 
     /// Starts the daemon and waits until its ports are open.
     pub fn start(&self) {
+        self.start_logging_to(Stdio::piped());
+    }
+
+    /// The same, with another standard error than the log that tests read.
+    pub fn start_logging_to(&self, stderr: impl Into<Stdio>) {
         // The file is of the run before, if it is there.
         let _ = fs::remove_file(&self.0.ports_file);
         let mut serve = Command::new(binaries::broker());
         serve.arg("serve").arg("--config").arg(self.0.dir.join("broker.toml"));
         serve.arg("--ports-file").arg(&self.0.ports_file);
-        let mut daemon = Daemon::start(&mut serve, &self.0.log);
+        let mut daemon = Daemon::start_logging_to(stderr.into(), &mut serve, &self.0.log);
         let ports = eventually("the broker writes its ports", || {
             if let Some(status) = daemon.ended() {
                 panic!("the broker ended: {status}\n{}", self.0.log);
@@ -101,12 +107,29 @@ impl Broker {
         self.start();
     }
 
+    /// SIGTERM, and the end of the process.
+    pub fn stop(&self) {
+        let daemon = self.daemon().take().expect("it is running");
+        let status = daemon.stop();
+        assert!(status.success(), "the broker ended with {status}");
+    }
+
+    /// Sends the daemon a signal.
+    pub fn signal(&self, signal: Signal) {
+        self.daemon().as_ref().expect("it is running").signal(signal);
+    }
+
     /// Adds text to broker.toml, and restarts.
     pub fn configure(&self, text: &str) {
         let file = self.0.dir.join("broker.toml");
         let config = fs::read_to_string(&file).expect("init wrote it");
         fs::write(&file, format!("{config}\n{text}")).expect("the folder is ours");
         self.restart();
+    }
+
+    /// The binary.
+    pub fn program(&self) -> PathBuf {
+        binaries::broker()
     }
 
     pub fn dir(&self) -> &Path {

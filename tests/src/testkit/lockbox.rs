@@ -5,13 +5,14 @@ use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lockbox_authz::{Head, LockboxId};
 use lockbox_rpc::api::local::local_service_client::LocalServiceClient;
 use lockbox_rpc::api::local::{self, GetStatusRequest, GetStatusResponse, Membership, SealRequest, UnsealRequest};
 use lockbox_rpc::transport::{LocalChannel, MAX_MESSAGE_BYTES, connect_unix};
+use rustix::process::Signal;
 use tonic::Status;
 
 use super::process::{Daemon, Log, Output, Running, run, start};
@@ -71,15 +72,20 @@ impl Lockbox {
 
     /// Starts the daemon, which unseals itself with its key file, and waits until it answers.
     pub fn start(&self) {
-        self.start_with(true);
+        self.start_with(true, Stdio::piped());
+    }
+
+    /// The same, with another standard error than the log that tests read.
+    pub fn start_logging_to(&self, stderr: impl Into<Stdio>) {
+        self.start_with(true, stderr.into());
     }
 
     /// Starts the daemon and leaves it sealed.
     pub fn start_sealed(&self) {
-        self.start_with(false);
+        self.start_with(false, Stdio::piped());
     }
 
-    fn start_with(&self, unseal: bool) {
+    fn start_with(&self, unseal: bool, stderr: Stdio) {
         // The file is of the run before, if it is there.
         let _ = fs::remove_file(self.ports_file());
         let mut serve = Command::new(binaries::lockbox());
@@ -92,7 +98,7 @@ impl Lockbox {
         if unseal {
             serve.arg("--unseal-key-file").arg(self.key_file());
         }
-        let mut daemon = Daemon::start(&mut serve, &self.0.log);
+        let mut daemon = Daemon::start_logging_to(stderr, &mut serve, &self.0.log);
         let status = eventually("the lockbox answers", || {
             if let Some(status) = daemon.ended() {
                 panic!("lockbox {} ended: {status}\n{}", self.0.name, self.0.log);
@@ -121,6 +127,11 @@ impl Lockbox {
         let daemon = self.daemon().take().expect("it is running");
         let status = daemon.stop();
         assert!(status.success(), "{} ended with {status}", self.0.name);
+    }
+
+    /// Sends the daemon a signal.
+    pub fn signal(&self, signal: Signal) {
+        self.daemon().as_ref().expect("it is running").signal(signal);
     }
 
     pub fn name(&self) -> &str {

@@ -151,22 +151,28 @@ pub struct Daemon {
 
 impl Daemon {
     pub fn start(command: &mut Command, log: &Arc<Log>) -> Self {
+        Self::start_logging_to(Stdio::piped(), command, log)
+    }
+
+    /// The same with another standard error; the [`Log`] gets none of its lines.
+    pub fn start_logging_to(stderr: Stdio, command: &mut Command, log: &Arc<Log>) -> Self {
         let shown = format!("{command:?}");
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(Stdio::piped())
+            .stderr(stderr)
             .spawn()
             .unwrap_or_else(|error| panic!("{shown}: {error}"));
-        let stderr = child.stderr.take().expect("it is piped");
         let pid = Pid::from_child(&child);
         log.began(pid);
-        let reading = Arc::clone(log);
-        let reader = thread::spawn(move || reading.read(stderr));
+        let reader = child.stderr.take().map(|stderr| {
+            let reading = Arc::clone(log);
+            thread::spawn(move || reading.read(stderr))
+        });
         Self {
             child: KillOnDrop(child),
             log: Arc::clone(log),
-            reader: Some(reader),
+            reader,
         }
     }
 
@@ -175,11 +181,16 @@ impl Daemon {
         self.child.0.try_wait().expect("it is our child")
     }
 
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        let pid = Pid::from_child(&self.child.0);
+        kill_process(pid, signal).expect("it is our child, and was not waited for");
+    }
+
     /// SIGTERM, and then its end.
     pub fn stop(mut self) -> ExitStatus {
         self.log.forget_process();
-        let pid = Pid::from_child(&self.child.0);
-        kill_process(pid, Signal::TERM).expect("it is our child, and was not waited for");
+        self.signal(Signal::TERM);
         eventually("the daemon ends after SIGTERM", || self.ended())
     }
 }

@@ -1,0 +1,13 @@
+//! What both daemons and their command lines need of the machine they run on.
+//!
+//! | module | knows |
+//! |---|---|
+//! | [`log`] | the log on standard error, which never delays or fails the work that it reports |
+//! | [`console`] | messages of a command on standard error and its answer on standard output, when either may be gone |
+//!
+//! Nothing here knows keys, stores or peers.
+
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test fails by panicking"))]
+
+pub mod console;
+pub mod log;
