@@ -95,7 +95,7 @@ pub(super) async fn warn_of_port(broker: &mut Broker) -> Result<(), CliError> {
         for certificate in pki::parse(Path::new("the broker's answer"), pem.as_bytes())? {
             if let Some(expiry) = certificate.expiry_warning(now_ms) {
                 let (role, subject) = (certificate.role.as_str(), &certificate.subject);
-                eprintln!(
+                lockbox_host::say!(
                     "warning: the broker's {role} certificate ({subject}) {expiry}; on the broker's machine, run \
                      `lockbox-broker certificate renew`"
                 );
@@ -118,7 +118,9 @@ pub(super) fn check_own(path: &Path, pem: &[u8]) -> Result<(), CliError> {
             ),
         )),
         Some(expiry) => {
-            eprintln!("warning: the client certificate {shown} {expiry}; run `lockbox-broker certificate renew`");
+            lockbox_host::say!(
+                "warning: the client certificate {shown} {expiry}; run `lockbox-broker certificate renew`"
+            );
             Ok(())
         }
         None => Ok(()),
@@ -151,7 +153,7 @@ async fn renew_own(global: &Global, now: bool) -> Result<(), CliError> {
             .eq(trusted.iter().map(Certificate::der))
         {
             files::replace(&ca, bundle.as_bytes(), files::PUBLIC)?;
-            eprintln!("{}: replaced by the CAs that the broker uses now", ca.display());
+            lockbox_host::say!("{}: replaced by the CAs that the broker uses now", ca.display());
         }
     }
     let mut outcome = Outcome::nothing(&certificate, &own);
@@ -192,7 +194,7 @@ fn renew_in(global: &Global, dir: &Path, now: bool) -> Result<(), CliError> {
         outcomes.push(outcome);
     }
     if let Some(expiry) = authority.own().expiry_warning(now_ms()) {
-        eprintln!(
+        lockbox_host::say!(
             "warning: the CA {expiry}; replace it with `lockbox-broker certificate renew --ca --dir {}`",
             dir.display()
         );
@@ -204,7 +206,7 @@ fn replace_ca(global: &Global, dir: &Path) -> Result<(), CliError> {
     let pki = dir.join("pki");
     finish_interrupted(&pki.join(pki::CA_CERTIFICATE), &pki.join(pki::CA_KEY))?;
     pki::replace_ca(&pki, now_ms())?;
-    eprintln!(
+    lockbox_host::say!(
         "A new CA issues certificates from now on; the old one is trusted, too. Next:\n\
          1. on each client: lockbox-broker certificate renew\n\
          2. when all have done so, within {} days: lockbox-broker certificate drop-old-ca --dir {}",
