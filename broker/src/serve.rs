@@ -4,6 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use lockbox_authz::Signer;
 use lockbox_host::{console, log};
@@ -11,7 +12,7 @@ use lockbox_rpc::notify;
 use lockbox_rpc::tls::raw_key::{self, NodeKey};
 use lockbox_rpc::transport::{ServerLimits, Services, serve_tls};
 use lockbox_store::{Media, StoreFailure};
-use lockbox_store_sled::SledStore;
+use lockbox_store_sled::{SledStore, When, once_in};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -158,9 +159,28 @@ impl Bound {
 }
 
 fn open(config: &Config) -> Result<Registry, OpenError> {
+    compact(&config.store);
     let store = SledStore::open(&config.store, Media::default(), &init::store_options())?;
     let bounds = InventoryBounds::with_left_days(config.left_days);
     Ok(Registry::open(Arc::new(store))?.with_inventory_bounds(bounds))
+}
+
+/// Compacts a store that wastes much space. A store that can't be compacted is served as it is.
+fn compact(store: &Path) {
+    let mut progress = once_in(Duration::from_secs(5), |progress| {
+        notify::still_starting();
+        tracing::info!("compacting the store: {progress}");
+    });
+    match SledStore::compact(store, &init::store_options(), When::IfWasteful, &mut progress) {
+        Ok(None) => {}
+        Ok(Some(copied)) => tracing::info!(
+            records = copied.records,
+            bytes_before = copied.bytes_before,
+            bytes_after = copied.bytes_after,
+            "the store was compacted"
+        ),
+        Err(error) => tracing::warn!(%error, "the store was not compacted"),
+    }
 }
 
 /// A broker that the admins don't know would answer, and every lockbox would turn away from it.

@@ -1,11 +1,11 @@
 //! What keeps the store's records: chosen when a lockbox is made, recorded in its folder, named in its configuration.
 
-use std::fmt;
+use std::fmt::{self, Arguments};
 use std::path::Path;
 
 use clap::ValueEnum;
 use lockbox_store::{Batch, Completion, Health, Media, Pair, Store, StoreFailure};
-use lockbox_store_disk::{Converted, Options, convert, recorded_backend};
+use lockbox_store_disk::{Converted, Copied, Options, When, compact, convert, recorded_backend};
 use lockbox_store_redb::{Redb, RedbStore};
 use lockbox_store_sled::{Sled, SledStore};
 use serde::{Deserialize, Serialize};
@@ -56,11 +56,30 @@ impl Backend {
         }
     }
 
-    /// Gives the store in this folder, which nobody has open, this backend.
-    pub(crate) fn take_over(self, store: &Path, options: &Options) -> Result<Converted, StoreFailure> {
+    /// Gives the store in this folder, which no process has open, this backend.
+    pub(crate) fn take_over(
+        self,
+        store: &Path,
+        options: &Options,
+        progress: &mut dyn FnMut(Arguments<'_>),
+    ) -> Result<Converted, StoreFailure> {
         match self {
-            Self::Sled => convert::<Redb, Sled>(store, options),
-            Self::Redb => convert::<Sled, Redb>(store, options),
+            Self::Sled => convert::<Redb, Sled>(store, options, progress),
+            Self::Redb => convert::<Sled, Redb>(store, options, progress),
+        }
+    }
+
+    /// Copies the store in this folder, which no process has open, into new files.
+    pub(crate) fn compact(
+        self,
+        store: &Path,
+        options: &Options,
+        when: When,
+        progress: &mut dyn FnMut(Arguments<'_>),
+    ) -> Result<Option<Copied>, StoreFailure> {
+        match self {
+            Self::Sled => compact::<Sled>(store, options, when, progress),
+            Self::Redb => compact::<Redb>(store, options, when, progress),
         }
     }
 }

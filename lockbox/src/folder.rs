@@ -7,6 +7,7 @@
 //! | `anchor` | how far the store has come, see [`crate::anchor_file`] |
 //! | `store/` | everything else, sealed |
 
+use std::fmt::Arguments;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,7 +20,7 @@ use lockbox_core::slots::{Header, PassphraseCost, SlotError, SlotSecret};
 use lockbox_core::step::Step;
 use lockbox_core::vault::Images;
 use lockbox_store::{Media, Store, StoreFailure};
-use lockbox_store_disk::{Converted, Options};
+use lockbox_store_disk::{Converted, Copied, Options, When, disk_bytes};
 
 use crate::anchor_file::AnchorFile;
 use crate::backend::{Backend, OpenStore};
@@ -119,12 +120,16 @@ impl Folder {
         Header::from_bytes(&bytes).map_err(|source| FolderError::Header { path, source })
     }
 
-    /// Opens the store, for this process alone.
+    /// Opens the store, for this process alone. Without a file beside it, the store takes nothing that changes that file; the
+    /// vault says what is missing.
     pub fn open_store(&self) -> Result<OpenStore, FolderError> {
-        let media = Media {
-            root: Some(Box::new(RootFile::open(&self.root_path())?)),
-            anchor: Some(Box::new(AnchorFile::open(&self.anchor_path())?)),
-        };
+        let mut media = Media::default();
+        if self.root_path().exists() {
+            media.root = Some(Box::new(RootFile::open(&self.root_path())?));
+        }
+        if self.anchor_path().exists() {
+            media.anchor = Some(Box::new(AnchorFile::open(&self.anchor_path())?));
+        }
         // Where none is recorded, opening it as the default says what is wrong.
         let backend = Backend::of(&self.store_path())?.unwrap_or_default();
         Ok(backend.open(&self.store_path(), media, &self.options)?)
@@ -143,18 +148,28 @@ impl Folder {
         }
     }
 
-    /// Gives the store another backend. Nobody may have it open.
-    pub fn convert_store(&self, to: Backend) -> Result<Converted, FolderError> {
-        Ok(to.take_over(&self.store_path(), &self.options)?)
+    /// Gives the store another backend. No process may have it open.
+    pub fn convert_store(
+        &self,
+        to: Backend,
+        progress: &mut dyn FnMut(Arguments<'_>),
+    ) -> Result<Converted, FolderError> {
+        Ok(to.take_over(&self.store_path(), &self.options, progress)?)
     }
 
-    /// The same, also where the anchor's file is gone. Nothing that moves it is taken then.
-    pub(crate) fn open_store_to_look(&self) -> Result<OpenStore, FolderError> {
-        if self.anchor_path().exists() {
-            return self.open_store();
-        }
+    /// Copies the store into new files that hold no waste. No process may have it open.
+    pub fn compact_store(
+        &self,
+        when: When,
+        progress: &mut dyn FnMut(Arguments<'_>),
+    ) -> Result<Option<Copied>, FolderError> {
         let backend = Backend::of(&self.store_path())?.unwrap_or_default();
-        Ok(backend.open(&self.store_path(), Media::default(), &self.options)?)
+        Ok(backend.compact(&self.store_path(), &self.options, when, progress)?)
+    }
+
+    /// Disk space that the store takes, in bytes.
+    pub fn store_bytes(&self) -> Result<u64, FolderError> {
+        Ok(disk_bytes(&self.store_path())?)
     }
 
     /// Makes the anchor's file if it is gone.

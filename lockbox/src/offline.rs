@@ -35,7 +35,9 @@ pub enum OfflineError {
     Folder(#[from] FolderError),
     #[error(transparent)]
     Slot(#[from] SlotError),
-    #[error("{0}; nothing of the store can be read, restore a backup")]
+    #[error(
+        "{0}; nothing of the store can be read: bring back the newest copy of the whole folder, or restore a backup"
+    )]
     Vault(#[from] VaultError),
     #[error(transparent)]
     Store(#[from] StoreFailure),
@@ -84,7 +86,7 @@ struct Opened {
 fn open(folder: &Folder, secret: &SlotSecret) -> Result<Opened, OfflineError> {
     let header = folder.read_header()?;
     let (_, root) = header.open(secret)?;
-    let store = folder.open_store_to_look()?;
+    let store = folder.open_store()?;
     let images = folder.images()?;
     let shared: Arc<dyn Store> = Arc::new(store.clone());
     let id = header.store_id();

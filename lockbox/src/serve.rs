@@ -11,6 +11,7 @@ use lockbox_rpc::notify;
 use lockbox_rpc::transport::{
     AddressLimits, BindError, LocalListener, Peer, ServerLimits, Services, Strangers, serve_unix,
 };
+use lockbox_store_disk::{When, once_in};
 use rustix::process::geteuid;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
@@ -64,11 +65,30 @@ pub fn run(config: Config, options: ServeOptions) -> Result<(), ServeError> {
     }
     let folder = Folder::find(&config.state_dir)?;
     folder.require_backend(config.store)?;
+    compact(&folder);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .max_blocking_threads(BLOCKING_THREADS)
         .build()?;
     runtime.block_on(serve(config, folder, options))
+}
+
+/// Compacts a store that wastes much space. A store that can't be compacted is served as it is.
+fn compact(folder: &Folder) {
+    let mut progress = once_in(Duration::from_secs(5), |progress| {
+        notify::still_starting();
+        tracing::info!("compacting the store: {progress}");
+    });
+    match folder.compact_store(When::IfWasteful, &mut progress) {
+        Ok(None) => {}
+        Ok(Some(copied)) => tracing::info!(
+            records = copied.records,
+            bytes_before = copied.bytes_before,
+            bytes_after = copied.bytes_after,
+            "the store was compacted"
+        ),
+        Err(error) => tracing::warn!(%error, "the store was not compacted"),
+    }
 }
 
 async fn serve(config: Config, folder: Folder, options: ServeOptions) -> Result<(), ServeError> {

@@ -88,13 +88,20 @@ fn redb_survives_kills_at_random_times() {
     kill_at_random_times(Kind::Redb);
 }
 
-/// Runs the same from the same files again and again, killed at its first change, its second, and so on to the end.
-fn kill_at_every_change(stage: &Stage, base: &Path, run: impl Fn(&Path) -> Vec<String>, writers: usize) -> u64 {
+/// Runs the same from the same files again and again, killed at its first change, its second, and so on to the end. Does that
+/// once for each of `torn`.
+fn kill_at_every_change(
+    stage: &Stage,
+    base: &Path,
+    run: impl Fn(&Path) -> Vec<String>,
+    writers: usize,
+    torn: &[bool],
+) -> u64 {
     // In a copy, as opening it would already do what is to be interrupted.
     let copy = stage.copy(base, "work");
     let before = assert_kept(stage, &copy, &vec![0; writers], &acknowledged(base, writers), "before");
     let mut kills = 0;
-    for torn in [false, true] {
+    for torn in torn.iter().copied() {
         for at in 1.. {
             let folder = stage.copy(base, "work");
             let ended = stage.run_under(&run(&folder), &folder, Fault::Kill { at, torn }, None);
@@ -123,7 +130,7 @@ fn kill_writer_at_every_change(kind: Kind) {
             .was_killed()
     );
     let run = |folder: &Path| stage.write(folder, 1, 6).to_vec();
-    let kills = [closed, killed].map(|base| kill_at_every_change(&stage, &base, run, 1));
+    let kills = [closed, killed].map(|base| kill_at_every_change(&stage, &base, run, 1, &[false, true]));
     println!("{kind:?}: killed at each of {kills:?} changes of opening, a few batches, and closing");
 }
 
@@ -137,34 +144,51 @@ fn redb_survives_a_kill_at_every_change() {
     kill_writer_at_every_change(Kind::Redb);
 }
 
-/// A conversion that was interrupted leaves the whole store, and goes through when it is run again.
-fn kill_conversion_at_every_change(from: Kind) {
+/// A copy into new files that was interrupted leaves the whole store, and goes through when it is run again: a conversion to the
+/// other backend, or a compaction.
+fn kill_copying_at_every_change(from: Kind, command: &str, to: Kind) {
     let stage = Stage::new(VICTIM, from);
     let base = stage.written("base", 2, 25);
-    let to = from.other().name();
-    let convert = |folder: &Path| ["convert", to, text(folder)].map(str::to_owned).to_vec();
-    let kills = kill_at_every_change(&stage, &base, convert, 2);
+    let run = |folder: &Path| [command, to.name(), text(folder)].map(str::to_owned).to_vec();
+    // Both commands write their files alike, so torn writes are tried with one of them.
+    let torn: &[bool] = if command == "convert" { &[false, true] } else { &[false] };
+    let kills = kill_at_every_change(&stage, &base, run, 2, torn);
     let mut again = 0;
-    for at in (1..=kills / 2).step_by(7) {
+    for at in (1..=kills / torn.len() as u64).step_by(7) {
         let folder = stage.copy(&base, "work");
-        stage.run_under(&convert(&folder), &folder, Fault::Kill { at, torn: false }, None);
-        stage.run(&convert(&folder)).expect_success();
-        assert_kept(&stage, &folder, &[25, 25], &[25, 25], "converted at the second attempt");
+        stage.run_under(&run(&folder), &folder, Fault::Kill { at, torn: false }, None);
+        stage.run(&run(&folder)).expect_success();
+        assert_kept(&stage, &folder, &[25, 25], &[25, 25], "run a second time");
+        let mut names: Vec<_> = std::fs::read_dir(folder.join("store"))
+            .expect("lists")
+            .map(|entry| entry.expect("lists").file_name().into_string().expect("text"))
+            .filter(|name| name.starts_with("sled") || name.starts_with("redb"))
+            .collect();
         assert!(
-            !folder.join("store").join(from.name()).exists(),
-            "the old files are left over"
+            names.pop().is_some_and(|name| name.starts_with(to.name())) && names.is_empty(),
+            "other files are left over: {names:?}"
         );
         again += 1;
     }
-    println!("from {from:?}: conversion killed at each of {kills} changes; run again after {again} of them");
+    println!("from {from:?}: {command} killed at each of {kills} changes; run again after {again} of them");
 }
 
 #[test]
 fn a_conversion_from_sled_survives_a_kill_at_every_change() {
-    kill_conversion_at_every_change(Kind::Sled);
+    kill_copying_at_every_change(Kind::Sled, "convert", Kind::Redb);
 }
 
 #[test]
 fn a_conversion_from_redb_survives_a_kill_at_every_change() {
-    kill_conversion_at_every_change(Kind::Redb);
+    kill_copying_at_every_change(Kind::Redb, "convert", Kind::Sled);
+}
+
+#[test]
+fn a_compaction_of_sled_survives_a_kill_at_every_change() {
+    kill_copying_at_every_change(Kind::Sled, "compact", Kind::Sled);
+}
+
+#[test]
+fn a_compaction_of_redb_survives_a_kill_at_every_change() {
+    kill_copying_at_every_change(Kind::Redb, "compact", Kind::Redb);
 }

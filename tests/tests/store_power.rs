@@ -178,6 +178,9 @@ fn cut_the_power(kind: Kind) {
         Recorded::new(&stage, "converting", &closed, 2, |folder| {
             words(["convert", kind.other().name(), text(folder)])
         }),
+        Recorded::new(&stage, "compacting", &closed, 2, |folder| {
+            words(["compact", kind.name(), text(folder)])
+        }),
     ];
     for run in recorded {
         let cuts = run.cut(cuts(), &mut random);

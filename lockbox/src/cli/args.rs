@@ -327,6 +327,8 @@ pub(super) enum AlarmCommand {
 pub(super) enum StoreCommand {
     /// Give the store another backend. May be interrupted at any point, and run again.
     Convert(ConvertArgs),
+    /// Copy the store into new files, to give back the disk space that it wastes. May be interrupted at any point.
+    Compact(CompactArgs),
     /// Read every record, and say which are damaged and whether all are there. Changes nothing.
     Verify(StoreArgs),
     /// Take the store as it is, after it was rolled back or records were lost. What it says of its keys and of the
@@ -341,6 +343,13 @@ pub(super) struct StoreArgs {
     pub(super) state_dir: PathBuf,
     #[command(flatten)]
     pub(super) secret: SecretArgs,
+}
+
+#[derive(Args)]
+pub(super) struct CompactArgs {
+    /// The lockbox's folder.
+    #[arg(long, value_name = "DIR")]
+    pub(super) state_dir: PathBuf,
 }
 
 #[derive(Args)]

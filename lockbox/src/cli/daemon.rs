@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::args::{SecretArgs, ServeArgs};
 use super::client::Client;
 use super::error::CliError;
-use super::output::{Output, fields, hex, or_null, uuid};
+use super::output::{Output, fields, hex, mebibytes, or_null, uuid};
 use super::secrets;
 use crate::clock::rfc3339;
 use crate::config::Config;
@@ -60,6 +60,14 @@ fn store_text(state: StoreState) -> &'static str {
         StoreState::Checking => "being checked",
         StoreState::Whole => "whole",
         StoreState::Damaged => "damaged",
+    }
+}
+
+fn disk_text(status: &GetStatusResponse) -> String {
+    let taken = mebibytes(status.store_bytes);
+    match status.store_waste_bytes {
+        Some(waste) => format!("{taken}, {} of it wasted", mebibytes(waste)),
+        None => taken,
     }
 }
 
@@ -112,6 +120,8 @@ fn status_json(status: &GetStatusResponse) -> Value {
         "store": store_text(status.store_state()),
         "store_finding": or_null(status.store_finding.clone()),
         "damaged_records": status.damaged_records,
+        "store_bytes": status.store_bytes,
+        "store_waste_bytes": status.store_waste_bytes,
         "alarms": status.alarms.iter().map(alarm).collect::<Vec<_>>(),
         "peer_address": or_null(status.peer_address.clone()),
     })
@@ -159,6 +169,7 @@ fn status_text(status: &GetStatusResponse) -> String {
         ("peers at", status.peer_address.clone()),
         ("keys", status.key_count.to_string()),
         ("store", store_text(status.store_state()).to_owned()),
+        ("disk", disk_text(status)),
         ("slots", slots.join(", ")),
         ("memory", memory.to_owned()),
         ("version", status.software_version.clone()),

@@ -1,13 +1,17 @@
 //! `lockbox store`: what is done to the store while no daemon has it.
 
+use std::fmt::Arguments;
+use std::io::{self, Write};
+use std::time::Duration;
+
 use lockbox_core::slots::SlotSecret;
 use lockbox_core::vault::Verification;
-use lockbox_store_disk::Converted;
+use lockbox_store_disk::{Converted, Copied, Usage, When, once_in};
 use serde_json::json;
 
-use super::args::{ConvertArgs, StoreArgs, StoreCommand};
+use super::args::{CompactArgs, ConvertArgs, StoreArgs, StoreCommand};
 use super::error::CliError;
-use super::output::Output;
+use super::output::{Output, mebibytes};
 use super::secrets;
 use crate::folder::{Folder, FolderError};
 use crate::offline::{self, Looked, OfflineError};
@@ -15,6 +19,7 @@ use crate::offline::{self, Looked, OfflineError};
 pub(super) fn run(command: StoreCommand, output: &Output) -> Result<(), CliError> {
     match command {
         StoreCommand::Convert(args) => convert(args, output),
+        StoreCommand::Compact(args) => compact(args, output),
         StoreCommand::Verify(args) => verify(args, output),
         StoreCommand::Accept(args) => accept(args, output),
     }
@@ -23,14 +28,18 @@ pub(super) fn run(command: StoreCommand, output: &Output) -> Result<(), CliError
 fn convert(args: ConvertArgs, output: &Output) -> Result<(), CliError> {
     let folder = Folder::find(&args.state_dir).map_err(explain)?;
     let to = args.to;
-    let converted = folder.convert_store(to).map_err(explain)?;
-    let records = match converted {
-        Converted::Records(records) => Some(records),
+    let converted = folder.convert_store(to, &mut progress()).map_err(explain)?;
+    let copied = match converted {
+        Converted::Copied(copied) => Some(copied),
         Converted::Already => None,
     };
-    let json = json!({ "store": to.as_str(), "converted": records.is_some(), "records": records });
-    output.print(&json, || match records {
-        Some(records) => format!(
+    let json = json!({
+        "store": to.as_str(),
+        "converted": copied.is_some(),
+        "records": copied.map(|copied| copied.records),
+    });
+    output.print(&json, || match copied {
+        Some(Copied { records, .. }) => format!(
             "{records} records were copied to {to}, read again and compared; the old files are removed\n\
              next: write store = \"{to}\" in lockbox.toml"
         ),
@@ -38,10 +47,39 @@ fn convert(args: ConvertArgs, output: &Output) -> Result<(), CliError> {
     })
 }
 
+fn compact(args: CompactArgs, output: &Output) -> Result<(), CliError> {
+    let folder = Folder::find(&args.state_dir).map_err(explain)?;
+    let Some(copied) = folder.compact_store(When::Always, &mut progress()).map_err(explain)? else {
+        return Err(CliError::failed("the store was not compacted"));
+    };
+    let json = json!({
+        "records": copied.records,
+        "bytes_before": copied.bytes_before,
+        "bytes_after": copied.bytes_after,
+    });
+    output.print(&json, || {
+        format!(
+            "{} records were copied into new files, read again and compared; the old files are removed\n\
+             the store takes {} instead of {}",
+            copied.records,
+            mebibytes(copied.bytes_after),
+            mebibytes(copied.bytes_before)
+        )
+    })
+}
+
+/// Says once a second how far a copy has come.
+fn progress() -> impl FnMut(Arguments<'_>) {
+    once_in(Duration::from_secs(1), |progress| {
+        // A terminal that is gone is no reason to give up.
+        let _ = writeln!(io::stderr(), "{progress}");
+    })
+}
+
 fn verify(args: StoreArgs, output: &Output) -> Result<(), CliError> {
     let (folder, secret) = folder_and_secret(&args)?;
     let looked = offline::verify(&folder, &secret).map_err(explain_offline)?;
-    print(&looked, output)?;
+    print(&folder, &looked, output)?;
     if looked.is_as_committed() {
         return Ok(());
     }
@@ -54,7 +92,7 @@ fn verify(args: StoreArgs, output: &Output) -> Result<(), CliError> {
 fn accept(args: StoreArgs, output: &Output) -> Result<(), CliError> {
     let (folder, secret) = folder_and_secret(&args)?;
     let looked = offline::accept(&folder, &secret).map_err(explain_offline)?;
-    print(&looked, output)
+    print(&folder, &looked, output)
 }
 
 fn folder_and_secret(args: &StoreArgs) -> Result<(Folder, SlotSecret), CliError> {
@@ -62,14 +100,20 @@ fn folder_and_secret(args: &StoreArgs) -> Result<(Folder, SlotSecret), CliError>
     Ok((folder, secrets::slot_secret_or_prompt(&args.secret, "Passphrase: ")?))
 }
 
-fn print(looked: &Looked, output: &Output) -> Result<(), CliError> {
+fn print(folder: &Folder, looked: &Looked, output: &Output) -> Result<(), CliError> {
     let found = &looked.found;
+    let usage = Usage {
+        disk_bytes: folder.store_bytes().map_err(explain)?,
+        record_bytes: found.bytes,
+    };
     let json = json!({
         "whole": looked.is_as_committed(),
         "accepted": looked.accepted,
         "anchor": looked.refusal.as_ref().map(ToString::to_string),
         "keys": found.keys,
         "records": found.records,
+        "store_bytes": usage.disk_bytes,
+        "store_waste_bytes": usage.waste_bytes(),
         "damaged_count": found.damaged_count,
         "damaged": found
             .damaged
@@ -80,11 +124,18 @@ fn print(looked: &Looked, output: &Output) -> Result<(), CliError> {
             .mismatch
             .map(|mismatch| json!({ "found": mismatch.found, "committed": mismatch.committed })),
     });
-    output.print(&json, || text(looked, found))
+    output.print(&json, || text(looked, found, usage))
 }
 
-fn text(looked: &Looked, found: &Verification) -> String {
-    let mut lines = vec![format!("{} keys and {} other records open", found.keys, found.records)];
+fn text(looked: &Looked, found: &Verification, usage: Usage) -> String {
+    let mut lines = vec![
+        format!("{} keys and {} other records open", found.keys, found.records),
+        format!(
+            "the store takes {}, {} of it wasted",
+            mebibytes(usage.disk_bytes),
+            mebibytes(usage.waste_bytes())
+        ),
+    ];
     for finding in &found.damaged {
         lines.push(format!("damaged: {}: {}", finding.what, finding.why));
     }

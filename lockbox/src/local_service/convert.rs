@@ -12,6 +12,7 @@ use lockbox_core::report::{Role, TransferStatus};
 use lockbox_core::slots::Header;
 use lockbox_core::wire::TransferState;
 use lockbox_rpc::api::local;
+use lockbox_store_disk::Usage;
 use prost::Message;
 use tonic::Status;
 
@@ -70,7 +71,18 @@ pub(super) async fn fill_status(answer: &mut local::GetStatusResponse, node: &No
         None => Vec::new(),
     };
     answer.roster_head = cluster.roster.as_ref().map(|roster| roster.head().to_wire());
+    let folder = node.folder.clone();
+    let store_bytes = tokio::task::spawn_blocking(move || folder.store_bytes()).await;
+    let store_bytes = store_bytes.map_err(|_| Status::unavailable("the lockbox is stopping"))?;
+    answer.store_bytes = store_bytes.map_err(|error| Status::data_loss(error.to_string()))?;
     let scan = node.scan.borrow().clone();
+    answer.store_waste_bytes = scan.as_ref().map(|found| {
+        let usage = Usage {
+            disk_bytes: answer.store_bytes,
+            record_bytes: found.bytes,
+        };
+        usage.waste_bytes()
+    });
     answer.store_state = match &scan {
         None => local::StoreState::Checking,
         Some(found) if found.is_clean() => local::StoreState::Whole,

@@ -61,10 +61,10 @@ pub trait Backend: Sized + Send + Sync + 'static {
 /// How a backend is recognized.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Format {
-    /// The name that people know, which is that of the folder with its files as well.
+    /// The name that people know. The folder with its files has this name, or this name with `-2`.
     pub name: &'static str,
-    /// What READY says, newline included. Another version would be another layout.
-    pub ready_line: &'static str,
+    /// Version of the files' layout.
+    pub version: u32,
 }
 
 /// Bounds of how much of the disk is taken by a batch.

@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use lockbox_store::StoreFailure;
@@ -12,15 +12,27 @@ use rustix::io::Errno;
 
 use crate::backend::Format;
 
-/// What every READY begins with; the backend's name and the number of its format follow.
+/// What every READY begins with. The backend's name, the number of its format and the name of the files' folder follow.
 const READY_START: &str = "lockbox-store-";
 
 /// The name of the backend whose store is in `dir`, as the folder records it; `None` if no store was finished there.
 pub fn recorded_backend(dir: &Path) -> Result<Option<String>, StoreFailure> {
     let folder = Folder::new(dir);
     let line = folder.read_ready()?;
-    Ok(line.and_then(|line| backend_of(&line).map(str::to_owned)))
+    Ok(line.and_then(|line| Ready::parse(&line).map(|ready| ready.backend.to_owned())))
 }
+
+/// Disk space that the files of the finished store in `dir` take, in bytes. Ballast is not counted.
+pub fn disk_bytes(dir: &Path) -> Result<u64, StoreFailure> {
+    let folder = Folder::new(dir);
+    let line = folder.read_ready()?;
+    let files = line.and_then(|line| Ready::parse(&line).map(|ready| dir.join(ready.files)));
+    let files = files.ok_or_else(|| folder.open_failure(UNFINISHED, "create the store first"))?;
+    tree_bytes(&files).map_err(|error| folder.refused("measured", &error))
+}
+
+const UNFINISHED: &str =
+    "the folder has no READY file, so the store in it was never finished and nothing in it was promised";
 
 /// The paths in one store's folder.
 pub(crate) struct Folder {
@@ -48,9 +60,9 @@ impl Folder {
         self.dir.display().to_string()
     }
 
-    /// The folder with a backend's own files.
-    pub(crate) fn files(&self, format: Format) -> PathBuf {
-        self.dir.join(format.name)
+    /// The two folders that a backend's own files can be in. READY names the one that counts.
+    pub(crate) fn places(&self, format: Format) -> [PathBuf; 2] {
+        [format.name.to_owned(), format!("{}-2", format.name)].map(|name| self.dir.join(name))
     }
 
     pub(crate) fn ballast(&self) -> PathBuf {
@@ -83,13 +95,19 @@ impl Folder {
         Ok(())
     }
 
-    pub(crate) fn make_files_folder(&self, format: Format) -> io::Result<()> {
-        private_folder(&self.files(format))
+    /// Removes what a conversion or compaction left of a backend's files: all but those in `kept`.
+    pub(crate) fn remove_leftovers(&self, format: Format, kept: &Path) -> io::Result<()> {
+        for place in self.places(format) {
+            if place != kept {
+                self.remove_files(&place)?;
+            }
+        }
+        Ok(())
     }
 
-    /// Removes a backend's files, if there are any, for good.
-    pub(crate) fn remove_files(&self, format: Format) -> io::Result<()> {
-        match fs::remove_dir_all(self.files(format)) {
+    /// Removes a folder of files, if it is there, for good.
+    pub(crate) fn remove_files(&self, files: &Path) -> io::Result<()> {
+        match fs::remove_dir_all(files) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(error) => Err(error),
             Ok(()) => self.handle()?.sync_all(),
@@ -128,20 +146,24 @@ impl Folder {
         Ok(FolderLock { file })
     }
 
-    /// Refuses a folder whose store was not finished, or is not of this format.
-    pub(crate) fn require_ready(&self, format: Format) -> Result<(), StoreFailure> {
+    /// Returns the folder of the finished store's files. Refuses a store that was not finished, or is not of this format.
+    pub(crate) fn require_ready(&self, format: Format) -> Result<PathBuf, StoreFailure> {
         let Some(line) = self.read_ready()? else {
-            return Err(self.open_failure(
-                "the folder has no READY file, so the store in it was never finished and nothing in it was promised",
-                "remove the folder and create the store again",
-            ));
+            return Err(self.open_failure(UNFINISHED, "remove the folder and create the store again"));
         };
-        if line == format.ready_line.as_bytes() {
-            return Ok(());
+        let ready = Ready::parse(&line);
+        if let Some(ready) = &ready {
+            let files = self.dir.join(ready.files);
+            if ready.backend == format.name && ready.version == format.version && self.places(format).contains(&files) {
+                return Ok(files);
+            }
         }
-        Err(match backend_of(&line) {
-            Some(name) if name != format.name => self.open_failure(
-                format!("its records are kept by {name}, and {} was asked for", format.name),
+        Err(match ready {
+            Some(ready) if ready.backend != format.name => self.open_failure(
+                format!(
+                    "its records are kept by {}, and {} was asked for",
+                    ready.backend, format.name
+                ),
                 "ask for the backend that it has, or convert it to the other with `lockbox store convert`",
             ),
             _ => self.open_failure(
@@ -168,8 +190,8 @@ impl Folder {
         }
     }
 
-    /// Marks the store of this backend as finished, and as the one that counts. The mark changes whole or not at all.
-    pub(crate) fn mark_ready(&self, format: Format) -> io::Result<()> {
+    /// Marks the store in `files` as finished, and as the one that counts. The mark changes whole or not at all.
+    pub(crate) fn mark_ready(&self, format: Format, files: &Path) -> io::Result<()> {
         let unfinished = self.dir.join("READY.new");
         let mut file = OpenOptions::new()
             .write(true)
@@ -177,7 +199,8 @@ impl Folder {
             .truncate(true)
             .mode(0o600)
             .open(&unfinished)?;
-        file.write_all(format.ready_line.as_bytes())?;
+        let name = files.file_name().unwrap_or_default().to_string_lossy();
+        writeln!(file, "{READY_START}{} {} {name}", format.name, format.version)?;
         file.sync_all()?;
         fs::rename(&unfinished, self.ready_path())?;
         self.handle()?.sync_all()
@@ -216,14 +239,44 @@ impl Folder {
     }
 }
 
-fn backend_of(ready: &[u8]) -> Option<&str> {
-    let line = std::str::from_utf8(ready).ok()?.trim_end();
-    let (name, version) = line.strip_prefix(READY_START)?.split_once(' ')?;
-    version.parse::<u32>().ok().map(|_| name)
+/// What READY says.
+struct Ready<'a> {
+    backend: &'a str,
+    version: u32,
+    /// The name of the folder with the backend's files.
+    files: &'a str,
 }
 
-fn private_folder(path: &Path) -> io::Result<()> {
+impl<'a> Ready<'a> {
+    fn parse(line: &'a [u8]) -> Option<Self> {
+        let line = std::str::from_utf8(line).ok()?.trim_end().strip_prefix(READY_START)?;
+        let (backend, rest) = line.split_once(' ')?;
+        let (version, files) = rest.split_once(' ')?;
+        let version = version.parse().ok()?;
+        Some(Self {
+            backend,
+            version,
+            files,
+        })
+    }
+}
+
+pub(crate) fn private_folder(path: &Path) -> io::Result<()> {
     DirBuilder::new().mode(0o700).create(path)
+}
+
+/// Disk space that a folder takes with all that is in it, in bytes.
+pub(crate) fn tree_bytes(folder: &Path) -> io::Result<u64> {
+    let mut bytes = 0;
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        bytes += match entry.file_type()?.is_dir() {
+            true => tree_bytes(&entry.path())?,
+            // st_blocks counts 512 bytes on every file system.
+            false => entry.metadata()?.blocks() * 512,
+        };
+    }
+    Ok(bytes)
 }
 
 fn sync_tree(folder: &Path) -> io::Result<()> {

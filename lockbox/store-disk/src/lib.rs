@@ -10,17 +10,18 @@
 //! | `commit` | when a batch is acknowledged |
 //! | `folder` | who has the folder, and when its content counts |
 //! | `space` | the low-water mark and the ballast |
-//! | `convert` | the change from one backend to another, in place |
+//! | `convert` | copying into new files, in place: to the other backend, or to give back wasted space |
 //! | `guard` | that a panic of a backend is a failure like any other |
 //!
 //! A folder of a store:
 //!
 //! | name | content |
 //! |---|---|
-//! | `READY` | one line that names the backend and its format; there from the moment the empty store was durable |
+//! | `READY` | one line: the backend, its format, the folder of the files that count; written when the empty store is durable |
 //! | `LOCK` | locked by the process that has the store open, with its process id for people |
 //! | `BALLAST` | space that is given back when the disk is full |
-//! | `sled/` or another name | the backend's own files |
+//! | `sled/`, or another backend's name | the backend's own files |
+//! | `sled-2/` | the same; a conversion or compaction changes from one to the other |
 
 mod backend;
 mod commit;
@@ -38,8 +39,8 @@ use commit::Committer;
 use lockbox_store::{Batch, Completion, Health, Media, Pair, Store, StoreFailure};
 
 pub use backend::{Backend, BackendError, Format, Growth, Scrutiny, wait_for_lock};
-pub use convert::{Converted, convert};
-pub use folder::recorded_backend;
+pub use convert::{Converted, Copied, Usage, When, compact, convert, once_in};
+pub use folder::{disk_bytes, recorded_backend};
 
 /// The largest cache that a backend was measured with. sled's resident memory is several times that.
 pub const MAX_CACHE_BYTES: u64 = 64 * MIB;

@@ -5,7 +5,7 @@ use std::path::Path;
 use lockbox_store::StoreFailure;
 
 use crate::backend::{Backend, BackendError, Scrutiny};
-use crate::folder::{Folder, FolderLock};
+use crate::folder::{Folder, FolderLock, private_folder};
 use crate::space::Space;
 use crate::{MAX_CACHE_BYTES, MIN_CACHE_BYTES, Options};
 
@@ -26,12 +26,13 @@ pub(crate) fn create<B: Backend>(dir: &Path, options: &Options) -> Result<(), St
     folder.claim_empty()?;
     let built = |error: std::io::Error| folder.refused("built", &error);
 
-    build::<B>(&folder, options)?;
+    let [files, _] = folder.places(B::FORMAT);
+    build::<B>(&folder, &files, options)?;
     let space = Space::new(folder.handle().map_err(built)?, folder.ballast(), options, B::GROWTH);
     space.restore_ballast();
     // Nothing has been promised yet, so the order among these syncs does not matter. The mark comes after them all.
     folder.sync_all().map_err(built)?;
-    folder.mark_ready(B::FORMAT).map_err(built)
+    folder.mark_ready(B::FORMAT, &files).map_err(built)
 }
 
 /// See [`DiskStore::open`](crate::DiskStore::open).
@@ -39,8 +40,11 @@ pub(crate) fn open<B: Backend>(dir: &Path, options: &Options) -> Result<Opened<B
     let folder = Folder::new(dir);
     check(options, &folder)?;
     let lock = folder.lock()?;
-    folder.require_ready(B::FORMAT)?;
-    let (backend, space) = open_files(&folder, options, Scrutiny::Usual)?;
+    let files = folder.require_ready(B::FORMAT)?;
+    folder
+        .remove_leftovers(B::FORMAT, &files)
+        .map_err(|error| folder.refused("opened", &error))?;
+    let (backend, space) = open_files(&folder, &files, options, Scrutiny::Usual)?;
     space.restore_ballast();
     Ok(Opened {
         backend,
@@ -50,25 +54,23 @@ pub(crate) fn open<B: Backend>(dir: &Path, options: &Options) -> Result<Opened<B
 }
 
 /// Makes the backend's folder and its files, which are not durable yet.
-pub(crate) fn build<B: Backend>(folder: &Folder, options: &Options) -> Result<(), StoreFailure> {
-    folder
-        .make_files_folder(B::FORMAT)
-        .map_err(|error| folder.refused("built", &error))?;
-    B::create(&folder.files(B::FORMAT), options).map_err(|error| explain(folder, "built", error))
+pub(crate) fn build<B: Backend>(folder: &Folder, files: &Path, options: &Options) -> Result<(), StoreFailure> {
+    private_folder(files).map_err(|error| folder.refused("built", &error))?;
+    B::create(files, options).map_err(|error| explain(folder, "built", error))
 }
 
-/// Opens the backend's files. Whoever calls this holds the folder's lock.
+/// Opens the backend's files. The caller holds the folder's lock.
 pub(crate) fn open_files<B: Backend>(
     folder: &Folder,
+    files: &Path,
     options: &Options,
     scrutiny: Scrutiny,
 ) -> Result<(B, Space), StoreFailure> {
     let opened = |error: std::io::Error| folder.refused("opened", &error);
-    let files = folder.files(B::FORMAT);
-    B::prepare(&files).map_err(|error| explain(folder, "opened", error))?;
+    B::prepare(files).map_err(|error| explain(folder, "opened", error))?;
     let space = Space::new(folder.handle().map_err(opened)?, folder.ballast(), options, B::GROWTH);
     space.give_way().map_err(opened)?;
-    let backend = B::open(&files, options, scrutiny).map_err(|error| explain(folder, "opened", error))?;
+    let backend = B::open(files, options, scrutiny).map_err(|error| explain(folder, "opened", error))?;
     // A backend repairs as it opens: what it wrote, made and removed must last before anything is built on it.
     folder.sync_all().map_err(opened)?;
     Ok((backend, space))

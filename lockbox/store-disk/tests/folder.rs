@@ -80,7 +80,11 @@ fn rejects_a_store_that_was_never_finished<B: Backend>() {
 
 fn rejects_a_store_of_another_format<B: Backend>() {
     let scratch = Scratch::<B>::created();
-    fs::write(scratch.store.join("READY"), B::FORMAT.ready_line.replace(" 1", " 2")).expect("writes");
+    fs::write(
+        scratch.store.join("READY"),
+        format!("lockbox-store-{0} 2 {0}\n", B::FORMAT.name),
+    )
+    .expect("writes");
     assert!(refusal::<B>(&scratch.store).to_string().contains("does not know"));
 }
 

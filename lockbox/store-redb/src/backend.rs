@@ -20,7 +20,7 @@ pub struct Redb {
 impl Backend for Redb {
     const FORMAT: Format = Format {
         name: "redb",
-        ready_line: "lockbox-store-redb 1\n",
+        version: 1,
     };
 
     const GROWTH: Growth = Growth {

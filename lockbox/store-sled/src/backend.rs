@@ -23,7 +23,7 @@ pub struct Sled {
 impl Backend for Sled {
     const FORMAT: Format = Format {
         name: "sled",
-        ready_line: "lockbox-store-sled 1\n",
+        version: 1,
     };
 
     const GROWTH: Growth = Growth {

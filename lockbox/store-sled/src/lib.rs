@@ -21,13 +21,14 @@ mod records;
 mod tree;
 mod watch;
 
+use std::fmt::Arguments;
 use std::path::Path;
 
 use lockbox_store::{Batch, Completion, Health, Media, Pair, Store, StoreFailure};
-use lockbox_store_disk::DiskStore;
+use lockbox_store_disk::{Copied, DiskStore, compact};
 
 pub use backend::Sled;
-pub use lockbox_store_disk::{MAX_CACHE_BYTES, MIN_CACHE_BYTES, Options};
+pub use lockbox_store_disk::{MAX_CACHE_BYTES, MIN_CACHE_BYTES, Options, When, once_in};
 
 /// A store in one folder, on sled. Clones share it; it is closed when the last one is dropped.
 ///
@@ -45,6 +46,16 @@ impl SledStore {
     /// See [`DiskStore::open`].
     pub fn open(dir: &Path, media: Media, options: &Options) -> Result<Self, StoreFailure> {
         DiskStore::open(dir, media, options).map(Self)
+    }
+
+    /// See [`compact`](lockbox_store_disk::compact).
+    pub fn compact(
+        dir: &Path,
+        options: &Options,
+        when: When,
+        progress: &mut dyn FnMut(Arguments<'_>),
+    ) -> Result<Option<Copied>, StoreFailure> {
+        compact::<Sled>(dir, options, when, progress)
     }
 
     /// See [`DiskStore::close`].

@@ -1,4 +1,4 @@
-//! Tells whoever started the daemon that its sockets are there: sd_notify(3).
+//! Tells the service manager that the daemon's sockets are there, or that its start takes long: sd_notify(3).
 //!
 //! A unit of `Type=notify` counts as started from then on, so that what is ordered after it finds the sockets.
 
@@ -8,13 +8,22 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 
-/// Says so, if somebody wants to know. A manager that can't be told goes into the log, as the daemon serves all the same.
+/// Tells a service manager, if there is one, that the daemon is ready. The daemon serves even if the manager can't be told.
 pub fn ready() {
+    tell(b"READY=1");
+}
+
+/// Asks a service manager, if there is one, to wait ten more minutes for the start.
+pub fn still_starting() {
+    tell(b"EXTEND_TIMEOUT_USEC=600000000");
+}
+
+fn tell(message: &[u8]) {
     let Some(socket) = std::env::var_os("NOTIFY_SOCKET") else {
         return;
     };
-    if let Err(error) = send(&socket, b"READY=1") {
-        tracing::warn!(%error, "the service manager was not told that this daemon is ready");
+    if let Err(error) = send(&socket, message) {
+        tracing::warn!(%error, "the service manager was not told how far this daemon has started");
     }
 }
 

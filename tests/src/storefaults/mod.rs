@@ -7,7 +7,7 @@
 //! | module | knows |
 //! |---|---|
 //! | [`workload`] | what batch `n` of a writer is, and what a store holds after it |
-//! | [`victim`] | the child's part: to write, to convert, to judge |
+//! | [`victim`] | the child's part: to write, to convert, to compact, to judge |
 //! | [`child`] | starting the child, under the shim or without, and what it said |
 //! | [`recording`] | what the shim recorded |
 //! | [`disk`] | the folder as it may be after a power cut at any point of a recording |
@@ -25,7 +25,7 @@ pub mod workload;
 use std::path::Path;
 
 use lockbox_store::{Media, Store, StoreFailure};
-use lockbox_store_disk::{Converted, MIN_CACHE_BYTES, Options, convert};
+use lockbox_store_disk::{MIN_CACHE_BYTES, Options, When, compact, convert};
 use lockbox_store_redb::{Redb, RedbStore};
 use lockbox_store_sled::{Sled, SledStore};
 
@@ -78,10 +78,20 @@ impl Kind {
     }
 
     /// Converts a store to this backend.
-    pub fn take_over(self, dir: &Path) -> Result<Converted, StoreFailure> {
+    pub fn take_over(self, dir: &Path) -> Result<(), StoreFailure> {
         match self {
-            Self::Sled => convert::<Redb, Sled>(dir, &OPTIONS),
-            Self::Redb => convert::<Sled, Redb>(dir, &OPTIONS),
+            Self::Sled => convert::<Redb, Sled>(dir, &OPTIONS, &mut |_| ()),
+            Self::Redb => convert::<Sled, Redb>(dir, &OPTIONS, &mut |_| ()),
         }
+        .map(drop)
+    }
+
+    /// Compacts a store of this backend.
+    pub fn compact(self, dir: &Path) -> Result<(), StoreFailure> {
+        match self {
+            Self::Sled => compact::<Sled>(dir, &OPTIONS, When::Always, &mut |_| ()),
+            Self::Redb => compact::<Redb>(dir, &OPTIONS, When::Always, &mut |_| ()),
+        }
+        .map(drop)
     }
 }

@@ -5,6 +5,7 @@
 //! | `create KIND DIR` | makes the store | |
 //! | `write KIND DIR WRITERS BATCHES` | each writer goes on where it ended; 0 batches: until it dies | `opened`; a line in `acks` each |
 //! | `convert KIND DIR` | converts the store to KIND | `converted` |
+//! | `compact KIND DIR` | compacts the store of KIND | |
 //! | `judge DIR WRITERS OPENINGS` | opens the store so many times and looks at everything | see [`Verdict`](super::child::Verdict) |
 //!
 //! It ends with 0, with [`FAILED`] once the store has failed, or with [`REFUSED`] if it can't be opened. It dies with
@@ -48,8 +49,9 @@ pub fn run(arguments: &[String]) -> i32 {
             if outcome.is_ok() {
                 say("converted");
             }
-            answer(outcome.map(drop))
+            answer(outcome)
         }
+        ["compact", name, dir] => answer(kind(name).compact(&store_path(Path::new(dir)))),
         ["judge", dir, writers, openings] => judge(Path::new(dir), number(writers), number(openings)),
         _ => panic!("no such command: {arguments:?}"),
     }

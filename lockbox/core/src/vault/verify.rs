@@ -30,6 +30,8 @@ pub struct Verification {
     pub keys: u64,
     /// Other records that opened.
     pub records: u64,
+    /// Keys and values of everything in the store, in bytes.
+    pub bytes: u64,
     /// The damaged records, by name; at most 1,000 of them.
     pub damaged: Vec<Finding>,
     /// How many are damaged.
@@ -189,6 +191,7 @@ impl Vault {
         };
         scan.place = Some(last.clone());
         for (place, stored) in page {
+            scan.verification.bytes += (place.len() + stored.len()) as u64;
             if let Some((damaged, fault)) = self.verify_record(&mut scan.verification, &place, &stored)? {
                 scan.amiss.note(damaged, fault);
             }
