@@ -9,6 +9,7 @@ use lockbox_store::{Batch, Pair};
 use lockbox_store_disk::{Backend, BackendError, Format, Growth, Options, Scrutiny, wait_for_lock};
 
 use crate::records::Records;
+use crate::snapshots;
 use crate::tree::Tree;
 use crate::watch::Watch;
 
@@ -49,7 +50,7 @@ impl Backend for Sled {
 
     fn prepare(files: &Path) -> Result<(), BackendError> {
         require_files(files)?;
-        Ok(remove_unfinished_snapshots(files)?)
+        Ok(snapshots::tidy_up(files)?)
     }
 
     /// sled checks whatever it reads, so every scrutiny is the same.
@@ -112,19 +113,6 @@ fn require_files(files: &Path) -> Result<(), BackendError> {
                 return Err(BackendError::Damaged(format!("{} is missing", path.display())));
             }
             Err(error) => return Err(error.into()),
-        }
-    }
-    Ok(())
-}
-
-/// Removes snapshots that sled was writing when it was killed: it would take one for a finished snapshot, and fail.
-fn remove_unfinished_snapshots(files: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(files)? {
-        let entry = entry?;
-        let name = entry.file_name();
-        let name = name.to_string_lossy();
-        if name.starts_with("snap.") && name.ends_with(".generating") {
-            fs::remove_file(entry.path())?;
         }
     }
     Ok(())

@@ -8,7 +8,8 @@
 //! |---|---|---|
 //! | an acknowledged write is lost in a power cut | every group is synced on a descriptor of our own, then acknowledged | `backend`, [`lockbox_store_disk`] |
 //! | a new store's files vanish in a power cut | a store counts only once it was built, synced and marked | [`lockbox_store_disk`] |
-//! | a half-written snapshot prevents opening | it is removed first | `backend` |
+//! | a half-written snapshot prevents opening | it is removed first | `snapshots` |
+//! | a damaged snapshot prevents opening, though the log has everything | it is set aside | `snapshots` |
 //! | a damaged file panics | sled runs behind a guard; a panic is a failure like any other | `tree` |
 //! | large pages go to files of their own, unsynced | large values are cut so that no page is ever large | `records` |
 //! | segments are reused before their successors are synced | little is written between two syncs | `backend` |
@@ -18,6 +19,7 @@
 
 mod backend;
 mod records;
+mod snapshots;
 mod tree;
 mod watch;
 

@@ -78,10 +78,11 @@ fn the_longest_keys_stay_in_the_one_file_that_is_synced() {
 }
 
 type Damage = fn(&Scratch);
+type SnapshotDamage = fn(&Path);
 
 #[test]
 fn rejects_files_that_are_missing_empty_or_nonsense_and_names_the_folder() {
-    let damages: [(&str, Damage); 8] = [
+    let damages: [(&str, Damage); 6] = [
         ("the log is missing", |at| {
             fs::remove_file(at.sled("db")).expect("removes")
         }),
@@ -99,10 +100,6 @@ fn rejects_files_that_are_missing_empty_or_nonsense_and_names_the_folder() {
             let text = String::from_utf8_lossy(&fs::read(at.sled("conf")).expect("reads")).replace("524288", "524289");
             fs::write(at.sled("conf"), text).expect("writes");
         }),
-        ("the snapshot is empty", |at| {
-            fs::write(snapshot(at), "").expect("writes")
-        }),
-        ("the snapshot is changed", |at| flip(&snapshot(at), 20)),
     ];
     for (name, damage) in damages {
         let scratch = filled();
@@ -111,6 +108,36 @@ fn rejects_files_that_are_missing_empty_or_nonsense_and_names_the_folder() {
             StoreFailure::Damaged { place, .. } => assert_eq!(place, scratch.store.display().to_string(), "{name}"),
             other => panic!("{name}: {other}"),
         }
+    }
+}
+
+/// Everything in a snapshot is in the log as well. Giving up the store for it would lose every key since the last backup.
+#[test]
+fn a_damaged_snapshot_is_set_aside_and_every_record_is_found() {
+    let damages: [(&str, SnapshotDamage); 4] = [
+        ("empty", |snapshot| fs::write(snapshot, "").expect("writes")),
+        ("cut short", |snapshot| {
+            let bytes = fs::read(snapshot).expect("reads");
+            fs::write(snapshot, &bytes[..bytes.len() / 2]).expect("writes");
+        }),
+        ("cut to its checksum", |snapshot| {
+            fs::write(snapshot, [0; 12]).expect("writes")
+        }),
+        ("changed", |snapshot| flip(snapshot, 20)),
+    ];
+    for (name, damage) in damages {
+        let scratch = filled();
+        let before = everything(&scratch.open());
+        let path = snapshot(&scratch);
+        damage(&path);
+        let left = fs::read(&path).expect("reads");
+        assert!(everything(&scratch.open()) == before, "{name}");
+        let aside = path.with_file_name(format!(
+            "damaged-{}",
+            path.file_name().expect("a name").to_string_lossy()
+        ));
+        assert_eq!(fs::read(aside).expect("it was set aside"), left, "{name}");
+        assert!(everything(&scratch.open()) == before, "{name}");
     }
 }
 
