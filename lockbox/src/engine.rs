@@ -85,12 +85,18 @@ pub struct Sealed;
 pub enum OpenError {
     #[error(transparent)]
     Folder(#[from] FolderError),
-    /// The store is not what was last committed.
+    /// The store is not known to be what was last committed.
     #[error(
-        "{0}; if that was done on purpose, look at it with `lockbox store verify` and take it as it is with \
-         `lockbox store accept`, else bring back the newest copy of the whole folder or restore a backup"
+        "{0}; look at the store with `lockbox store verify`, then bring back the newest copy of the whole folder, restore a \
+         backup, or take the store as it is with `lockbox store accept`"
     )]
     NotAsCommitted(LockboxError),
+    /// The keys can't be opened.
+    #[error(
+        "{0}; bring back the file `root` of the state folder from its newest copy, or restore a backup with `lockbox backup \
+         restore`"
+    )]
+    NoRoot(LockboxError),
     #[error(transparent)]
     Lockbox(#[from] LockboxError),
     #[error(transparent)]
@@ -436,6 +442,7 @@ impl OpenError {
             LockboxError::Vault(VaultError::RolledBack { .. } | VaultError::Diverged { .. } | VaultError::NoAnchor) => {
                 Self::NotAsCommitted(error)
             }
+            LockboxError::Vault(VaultError::Root(_)) => Self::NoRoot(error),
             error => Self::Lockbox(error),
         }
     }

@@ -308,7 +308,9 @@ impl From<OpenError> for FolderError {
     fn from(error: OpenError) -> Self {
         match error {
             OpenError::Folder(error) => error,
-            OpenError::Lockbox(error) | OpenError::NotAsCommitted(error) => Self::Lockbox(error),
+            OpenError::Lockbox(error) | OpenError::NotAsCommitted(error) | OpenError::NoRoot(error) => {
+                Self::Lockbox(error)
+            }
             OpenError::Store(error) => Self::Store(error),
         }
     }

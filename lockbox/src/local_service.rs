@@ -387,7 +387,7 @@ fn unseal_status(error: &UnsealError) -> Status {
     match error {
         UnsealError::Slot(error) => Status::new(error.code(), text),
         UnsealError::Open(OpenError::Store(failure)) => Status::new(failure.code(), text),
-        UnsealError::Open(OpenError::NotAsCommitted(_)) => Status::data_loss(text),
+        UnsealError::Open(OpenError::NotAsCommitted(_) | OpenError::NoRoot(_)) => Status::data_loss(text),
         UnsealError::Open(OpenError::Lockbox(error)) => Status::new(error.code(), text),
         UnsealError::Folder(_) | UnsealError::Open(_) => Status::failed_precondition(text),
         UnsealError::Stopping => Status::unavailable(text),

@@ -25,8 +25,11 @@ impl RootFile {
         TwoSlots::open(path).map(|slots| Self { slots })
     }
 
-    /// The images that are whole: one or two, which differ if the last replacement was cut off.
+    /// The images that are whole: one or two, which differ if the last replacement was cut off. None if the file is gone.
     pub fn read_images(path: &Path) -> Result<Vec<Vec<u8>>, FileError> {
+        if !path.exists() {
+            return Ok(Vec::new());
+        }
         TwoSlots::read_images(path)
     }
 }

@@ -3,6 +3,9 @@
 //! The file has two slots of one block each and keeps its size for good: it is never truncated, renamed or grown. A slot is
 //! `length (4 bytes, big-endian) ‖ image ‖ SHA-256 of both`, padded with zeros: one that was torn by a power cut is told
 //! apart from a whole one. While one slot is written the other is whole, so there is always an image to read.
+//!
+//! A file that something else cut short is read as if zeros followed: the slot that is whole counts. The next write of both
+//! slots makes the file whole again.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -63,20 +66,14 @@ impl TwoSlots {
 
     /// The images of the slots that are whole, at most two.
     pub(crate) fn read_images(path: &Path) -> Result<Vec<Vec<u8>>, FileError> {
-        let read = |file: File| {
-            let mut slots = [0; FILE_BYTES];
-            file.read_exact_at(&mut slots, 0)?;
-            Ok(images_in(&slots))
-        };
+        let read = |file: File| Ok(images_in(&read_slots(&file)?));
         File::open(path).and_then(read).map_err(failed("read", path))
     }
 
     /// Overwrites both slots, one after the other, and first the one that is not whole, if one is not: the other's image is
     /// the only one then.
     pub(crate) fn write_both(&self, image: &[u8]) -> io::Result<()> {
-        let mut slots = [0; FILE_BYTES];
-        self.file.read_exact_at(&mut slots, 0)?;
-        let first = safe_to_write(&slots);
+        let first = safe_to_write(&read_slots(&self.file)?);
         self.write(first, image)?;
         self.write(first.other(), image)
     }
@@ -103,6 +100,18 @@ impl Slot {
             Self::Second => SLOT_BYTES as u64,
         }
     }
+}
+
+fn read_slots(file: &File) -> io::Result<[u8; FILE_BYTES]> {
+    let mut slots = [0; FILE_BYTES];
+    let mut end = 0;
+    while end < FILE_BYTES {
+        match file.read_at(&mut slots[end..], end as u64)? {
+            0 => break,
+            bytes => end += bytes,
+        }
+    }
+    Ok(slots)
 }
 
 /// The images of the slots of a file that are whole: none, one, or two that differ, the second slot's first.

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use lockbox::two_slots::FILE_BYTES;
 use lockbox_authz::KeyId;
 use lockbox_rpc::api::local::StoreState;
 use lockbox_store::Batch;
@@ -179,20 +180,83 @@ fn a_damaged_roster_does_not_keep_the_keys_shut() {
     );
 }
 
-/// A copy of the folder that left the anchor out is no reason to lose the keys, nor to take the store for whole.
-#[test]
-fn rejects_a_store_whose_anchor_is_gone_until_it_is_accepted() {
+/// An anchor that is gone or empty is no reason to lose the keys, nor to take the store for whole.
+fn rejects_until_accepted(damage: impl FnOnce(&Path)) {
     let cluster = Cluster::start();
     let lockbox = cluster.new_lockbox("a");
     let key = lockbox.create_key("volume");
     lockbox.stop();
-    fs::remove_file(lockbox.state_dir().join("anchor")).expect("the folder is ours");
+    damage(&lockbox.state_dir().join("anchor"));
     lockbox.start_sealed();
-    assert!(!unseal(&lockbox).0);
+    let (opened, said) = unseal(&lockbox);
+    assert!(
+        !opened && said.contains("lockbox store verify") && said.contains("lockbox store accept"),
+        "{said}"
+    );
     lockbox.stop();
     let (whole, found, _) = lockbox.offline_store("verify");
     assert!(!whole && found["keys"] == 1, "{found}");
     assert!(lockbox.offline_store("accept").0);
+    lockbox.start();
+    assert!(lockbox.holds(key));
+}
+
+/// A copy of the folder may have left it out.
+#[test]
+fn rejects_a_store_whose_anchor_is_gone_until_it_is_accepted() {
+    rejects_until_accepted(|anchor| fs::remove_file(anchor).expect("the folder is ours"));
+}
+
+/// A file system may leave a file empty after a power cut.
+#[test]
+fn rejects_a_store_whose_anchor_is_empty_until_it_is_accepted() {
+    rejects_until_accepted(|anchor| fs::write(anchor, "").expect("the folder is ours"));
+}
+
+/// Either slot is enough, so half of a file is as good as the whole, and is made whole again.
+#[test]
+fn half_of_the_anchor_and_of_the_root_is_enough() {
+    let cluster = Cluster::start();
+    let lockbox = cluster.new_lockbox("a");
+    let [key, doomed] = ["volume", "doomed"].map(|name| lockbox.create_key(name));
+    lockbox.destroy(doomed).expect("it is destroyed");
+    lockbox.stop();
+    let files = ["anchor", "root"].map(|name| lockbox.state_dir().join(name));
+    for file in &files {
+        let bytes = fs::read(file).expect("reads");
+        fs::write(file, &bytes[..bytes.len() / 2 + 100]).expect("the folder is ours");
+    }
+    lockbox.start();
+    assert!(lockbox.holds(key) && !lockbox.holds(doomed));
+    lockbox.create_key("another");
+    lockbox.stop();
+    for file in files {
+        assert_eq!(fs::metadata(file).expect("is there").len(), FILE_BYTES as u64);
+    }
+}
+
+/// The root opens every key, so only a copy of it helps.
+#[test]
+fn rejects_an_empty_root_and_takes_it_from_a_copy() {
+    let cluster = Cluster::start();
+    let lockbox = cluster.new_lockbox("a");
+    let key = lockbox.create_key("volume");
+    lockbox.stop();
+    let root = lockbox.state_dir().join("root");
+    let kept = fs::read(&root).expect("reads");
+    for empty in [true, false] {
+        if empty {
+            fs::write(&root, "").expect("the folder is ours");
+        } else {
+            fs::remove_file(&root).expect("the folder is ours");
+        }
+        lockbox.start_sealed();
+        let (opened, said) = unseal(&lockbox);
+        let advised = said.contains("the file `root`") && said.contains("lockbox backup restore");
+        assert!(!opened && advised, "{said}");
+        lockbox.stop();
+    }
+    fs::write(&root, kept).expect("the folder is ours");
     lockbox.start();
     assert!(lockbox.holds(key));
 }

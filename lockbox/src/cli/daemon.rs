@@ -193,7 +193,10 @@ fn explain(error: ServeError) -> CliError {
         ServeError::Folder(_) | ServeError::KeyFile(_) => CliError::config(text),
         ServeError::Unseal(UnsealError::Slot(_)) => CliError::not_permitted(text),
         ServeError::Unseal(UnsealError::Open(
-            OpenError::Folder(FolderError::Store(_)) | OpenError::Store(_) | OpenError::NotAsCommitted(_),
+            OpenError::Folder(FolderError::Store(_))
+            | OpenError::Store(_)
+            | OpenError::NotAsCommitted(_)
+            | OpenError::NoRoot(_),
         )) => CliError::store(text),
         ServeError::Unseal(_) | ServeError::Bind(_) | ServeError::Runtime(_) => CliError::failed(text),
     }

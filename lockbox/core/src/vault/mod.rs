@@ -51,7 +51,7 @@ pub enum VaultError {
     Field { what: String, source: FieldError },
     #[error("the root of erasure does not open the store: {0}")]
     Root(&'static str),
-    #[error("no image of the anchor beside the store opens with the root key")]
+    #[error("the anchor beside the store is missing, empty or damaged")]
     NoAnchor,
     #[error("the store was rolled back: it ends at commit {store}, and commit {anchor} was acknowledged")]
     RolledBack { store: u64, anchor: u64 },
