@@ -1,11 +1,11 @@
 //! `lockbox store`: what is done to the store while no daemon has it.
 
 use std::fmt::Arguments;
-use std::io::{self, Write};
 use std::time::Duration;
 
 use lockbox_core::slots::SlotSecret;
 use lockbox_core::vault::Verification;
+use lockbox_host::say;
 use lockbox_store_disk::{Converted, Copied, Usage, When, once_in};
 use serde_json::json;
 
@@ -70,10 +70,7 @@ fn compact(args: CompactArgs, output: &Output) -> Result<(), CliError> {
 
 /// Says once a second how far a copy has come.
 fn progress() -> impl FnMut(Arguments<'_>) {
-    once_in(Duration::from_secs(1), |progress| {
-        // A terminal that is gone is no reason to give up.
-        let _ = writeln!(io::stderr(), "{progress}");
-    })
+    once_in(Duration::from_secs(1), |progress| say!("{progress}"))
 }
 
 fn verify(args: StoreArgs, output: &Output) -> Result<(), CliError> {
