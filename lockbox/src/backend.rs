@@ -2,6 +2,7 @@
 
 use std::fmt::{self, Arguments};
 use std::path::Path;
+use std::sync::Arc;
 
 use clap::ValueEnum;
 use lockbox_store::{Batch, Completion, Health, Media, Pair, Store, StoreFailure};
@@ -9,6 +10,7 @@ use lockbox_store_disk::{Converted, Copied, Options, When, compact, convert, rec
 use lockbox_store_redb::{Redb, RedbStore};
 use lockbox_store_sled::{Sled, SledStore};
 use serde::{Deserialize, Serialize};
+use tempfile::TempDir;
 
 /// A backend of the store.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, ValueEnum)]
@@ -24,6 +26,14 @@ pub enum Backend {
 pub enum OpenStore {
     Sled(SledStore),
     Redb(RedbStore),
+    /// A copy of a store that can't be written.
+    ReadOnly(Arc<ReadOnly>),
+}
+
+/// A store whose batches are all refused. The field order closes the store before its files are removed.
+pub struct ReadOnly {
+    store: OpenStore,
+    _files: TempDir,
 }
 
 impl Backend {
@@ -91,11 +101,20 @@ impl fmt::Display for Backend {
 }
 
 impl OpenStore {
+    /// Refuses every batch from now on, and removes its files when it is closed.
+    pub(crate) fn read_only(self, files: TempDir) -> Self {
+        Self::ReadOnly(Arc::new(ReadOnly {
+            store: self,
+            _files: files,
+        }))
+    }
+
     /// Stops once everything submitted was answered. Later batches are refused; reads go on.
     pub fn close(&self) {
         match self {
             Self::Sled(store) => store.close(),
             Self::Redb(store) => store.close(),
+            Self::ReadOnly(read_only) => read_only.store.close(),
         }
     }
 
@@ -103,6 +122,7 @@ impl OpenStore {
         match self {
             Self::Sled(store) => store,
             Self::Redb(store) => store,
+            Self::ReadOnly(read_only) => &read_only.store,
         }
     }
 }
@@ -117,10 +137,16 @@ impl Store for OpenStore {
     }
 
     fn submit(&self, batch: Batch, done: Completion) {
-        self.store().submit(batch, done);
+        match self {
+            Self::ReadOnly(_) => done(Err(StoreFailure::ReadOnly)),
+            Self::Sled(_) | Self::Redb(_) => self.store().submit(batch, done),
+        }
     }
 
     fn health(&self) -> Health {
-        self.store().health()
+        match self {
+            Self::ReadOnly(_) => Health::ReadOnly,
+            Self::Sled(_) | Self::Redb(_) => self.store().health(),
+        }
     }
 }

@@ -7,7 +7,7 @@
 //! | outcome of a batch | what follows |
 //! |---|---|
 //! | durable | the step's message is unlocked |
-//! | refused, with nothing changed (no room, too large) | the lockbox is read from the store again, the step fails |
+//! | refused, with nothing changed (no room, read-only, too large) | the lockbox is read from the store again, the step fails |
 //! | anything else | the process ends: it says which promise it would break by going on |
 
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -141,7 +141,7 @@ impl Engine {
     pub fn open(&self, folder: &Folder, header: Header, root: RootKey) -> Result<(), OpenError> {
         let store = folder.open_store()?;
         let (mut lockbox, completing) = open_lockbox(&store, folder, &header, &root)?;
-        store.commit(completing)?;
+        complete(&store, completing)?;
         lockbox.set_caps(self.caps());
         let mut state = self.write();
         self.publish(&lockbox);
@@ -196,11 +196,12 @@ impl Engine {
         self.scans.send_modify(|scans| *scans += 1);
     }
 
-    /// Whether there is room for new keys: asked before a step, so that the usual refusal costs nothing.
+    /// Whether new keys can be stored: asked before a step, so that the usual refusal costs nothing.
     pub async fn check_room(self: &Arc<Self>) -> Result<(), StepError<LockboxError>> {
         let health = self.blocking(|engine| engine.read_lock().as_ref().map(|unsealed| unsealed.store.health()));
         match health.await {
             Some(Some(Health::NearlyFull)) => Err(StepError::NoRoom(StoreFailure::NearlyFull)),
+            Some(Some(Health::ReadOnly)) => Err(StepError::NoRoom(StoreFailure::ReadOnly)),
             Some(Some(Health::Ready | Health::Poisoned(_))) => Ok(()),
             Some(None) => Err(StepError::Sealed),
             None => Err(StepError::Stopping),
@@ -375,7 +376,7 @@ impl Engine {
     fn reopen(&self, unsealed: &mut Unsealed) {
         let opened = open_lockbox(&unsealed.store, &unsealed.folder, &unsealed.header, &unsealed.root);
         let outcome = opened.and_then(|(mut lockbox, completing)| {
-            unsealed.store.commit(completing)?;
+            complete(&unsealed.store, completing)?;
             let is_scan_needed = lockbox.take_over(&mut unsealed.lockbox);
             unsealed.lockbox = lockbox;
             unsealed.lockbox.set_caps(self.caps());
@@ -482,10 +483,19 @@ fn changed_nothing(failure: &StoreFailure) -> bool {
     matches!(
         failure,
         StoreFailure::NearlyFull
+            | StoreFailure::ReadOnly
             | StoreFailure::BatchTooLarge { .. }
             | StoreFailure::KeyTooLarge { .. }
             | StoreFailure::ValueTooLarge { .. }
     )
+}
+
+/// Commits what an interrupted destroy left to do. A read-only store leaves it to the next start that can write.
+fn complete(store: &OpenStore, completing: Batch) -> Result<(), StoreFailure> {
+    match store.health() {
+        Health::ReadOnly => Ok(()),
+        _ => store.commit(completing).map(drop),
+    }
 }
 
 /// Reads a lockbox from its store. The batch, if there is one, has to be committed before the lockbox is used.

@@ -1,10 +1,12 @@
 //! Files that must be whole, private, and still there after a power cut.
 
-use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
+use std::fs::{self, DirBuilder, File, Metadata, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{StatVfsMountFlags, statvfs};
+use tempfile::TempDir;
 use zeroize::Zeroizing;
 
 /// The mode of a file with a secret: nobody but its owner.
@@ -191,6 +193,41 @@ pub(crate) fn sync_folder(path: &Path) -> Result<(), FileError> {
     File::open(path)
         .and_then(|folder| folder.sync_all())
         .map_err(failed("sync", path))
+}
+
+/// True if the file system that holds a folder can't be written.
+pub(crate) fn is_read_only(dir: &Path) -> bool {
+    // What else is wrong with the folder shows when it is read.
+    statvfs(dir).is_ok_and(|found| found.f_flag.contains(StatVfsMountFlags::RDONLY))
+}
+
+/// Copies a folder into a private temporary one, without what is named `except`.
+pub(crate) fn copy_to_temporary(from: &Path, except: &str) -> Result<TempDir, FileError> {
+    let private = Permissions::from_mode(0o700);
+    let copy = tempfile::Builder::new()
+        .prefix("lockbox-")
+        .permissions(private)
+        .tempdir();
+    let copy = copy.map_err(failed("make a folder in", &std::env::temp_dir()))?;
+    copy_tree(from, copy.path(), except).map_err(failed("copy to a temporary folder", from))?;
+    Ok(copy)
+}
+
+fn copy_tree(from: &Path, to: &Path, except: &str) -> io::Result<()> {
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let place = to.join(entry.file_name());
+        if entry.file_name() == except {
+            continue;
+        }
+        if entry.file_type()?.is_dir() {
+            DirBuilder::new().mode(0o700).create(&place)?;
+            copy_tree(&entry.path(), &place, except)?;
+        } else {
+            fs::copy(entry.path(), &place)?;
+        }
+    }
+    Ok(())
 }
 
 pub(crate) fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> FileError {

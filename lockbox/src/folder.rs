@@ -20,7 +20,7 @@ use lockbox_core::slots::{Header, PassphraseCost, SlotError, SlotSecret};
 use lockbox_core::step::Step;
 use lockbox_core::vault::Images;
 use lockbox_store::{Media, Store, StoreFailure};
-use lockbox_store_disk::{Converted, Copied, Options, When, disk_bytes};
+use lockbox_store_disk::{BALLAST, Converted, Copied, Options, When, disk_bytes};
 
 use crate::anchor_file::AnchorFile;
 use crate::backend::{Backend, OpenStore};
@@ -123,6 +123,9 @@ impl Folder {
     /// Opens the store, for this process alone. Without a file beside it, the store takes nothing that changes that file; the
     /// vault says what is missing.
     pub fn open_store(&self) -> Result<OpenStore, FolderError> {
+        if self.is_read_only() {
+            return self.open_copy();
+        }
         let mut media = Media::default();
         if self.root_path().exists() {
             media.root = Some(Box::new(RootFile::open(&self.root_path())?));
@@ -130,9 +133,33 @@ impl Folder {
         if self.anchor_path().exists() {
             media.anchor = Some(Box::new(AnchorFile::open(&self.anchor_path())?));
         }
+        Ok(self.backend()?.open(&self.store_path(), media, &self.options)?)
+    }
+
+    /// Opens a copy of the store, for reading only: a backend writes to its files when it opens them.
+    fn open_copy(&self) -> Result<OpenStore, FolderError> {
+        let copy = files::copy_to_temporary(&self.store_path(), BALLAST)?;
+        let options = Options {
+            ballast_bytes: 0,
+            ..self.options.clone()
+        };
+        let store = self.backend()?.open(copy.path(), Media::default(), &options)?;
+        tracing::warn!(
+            folder = %self.dir.display(),
+            copy = %copy.path().display(),
+            "the state folder is on a read-only file system: keys can be read, and nothing can be changed"
+        );
+        Ok(store.read_only(copy))
+    }
+
+    /// True if nothing in the folder can be changed.
+    pub(crate) fn is_read_only(&self) -> bool {
+        files::is_read_only(&self.dir)
+    }
+
+    fn backend(&self) -> Result<Backend, FolderError> {
         // Where none is recorded, opening it as the default says what is wrong.
-        let backend = Backend::of(&self.store_path())?.unwrap_or_default();
-        Ok(backend.open(&self.store_path(), media, &self.options)?)
+        Ok(Backend::of(&self.store_path())?.unwrap_or_default())
     }
 
     /// Refuses a store that is not kept by what the configuration says.
@@ -163,8 +190,9 @@ impl Folder {
         when: When,
         progress: &mut dyn FnMut(Arguments<'_>),
     ) -> Result<Option<Copied>, FolderError> {
-        let backend = Backend::of(&self.store_path())?.unwrap_or_default();
-        Ok(backend.compact(&self.store_path(), &self.options, when, progress)?)
+        Ok(self
+            .backend()?
+            .compact(&self.store_path(), &self.options, when, progress)?)
     }
 
     /// Disk space that the store takes, in bytes.

@@ -65,7 +65,9 @@ pub fn run(config: Config, options: ServeOptions) -> Result<(), ServeError> {
     }
     let folder = Folder::find(&config.state_dir)?;
     folder.require_backend(config.store)?;
-    compact(&folder);
+    if !folder.is_read_only() {
+        compact(&folder);
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .max_blocking_threads(BLOCKING_THREADS)

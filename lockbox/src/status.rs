@@ -50,7 +50,7 @@ impl LocalCode for StoreFailure {
         match self {
             Self::NearlyFull => Code::ResourceExhausted,
             Self::Damaged { .. } => Code::DataLoss,
-            Self::Open { .. } => Code::FailedPrecondition,
+            Self::Open { .. } | Self::ReadOnly => Code::FailedPrecondition,
             Self::Io { .. }
             | Self::Stopped { .. }
             | Self::BatchTooLarge { .. }

@@ -9,6 +9,7 @@ use lockbox::two_slots::FILE_BYTES;
 use lockbox_authz::KeyId;
 use lockbox_rpc::api::local::StoreState;
 use lockbox_store::Batch;
+use lockbox_tests::testkit::disk::ReadOnly;
 use lockbox_tests::testkit::{Cluster, Lockbox, eventually};
 use tonic::Code;
 
@@ -259,4 +260,31 @@ fn rejects_an_empty_root_and_takes_it_from_a_copy() {
     fs::write(&root, kept).expect("the folder is ours");
     lockbox.start();
     assert!(lockbox.holds(key));
+}
+
+/// A file system that had errors is mounted read-only. A storage server needs its keys then, too.
+#[test]
+fn keys_are_served_from_a_read_only_file_system_and_nothing_is_changed() {
+    let cluster = Cluster::start();
+    let lockbox = cluster.new_lockbox("a");
+    let key = lockbox.create_key("volume");
+    let secret = lockbox.reveal(key);
+    lockbox.stop();
+    // As a user without the right to mount, there is nothing to see.
+    let Some(read_only) = ReadOnly::mount(&lockbox.state_dir()) else {
+        return;
+    };
+    lockbox.start();
+    assert_eq!(lockbox.reveal(key), secret);
+    let refused = lockbox.command(["key", "create", "--name", "another"]);
+    assert!(refused.stderr.contains("read-only file system"), "{}", refused.stderr);
+    let refused = lockbox.destroy(key).expect_err("nothing can be removed");
+    assert!(refused.message().contains("read-only file system"), "{refused}");
+    assert_eq!(lockbox.reveal(key), secret);
+    lockbox.stop();
+    assert!(lockbox.offline_store("verify").0, "the store is read offline, too");
+    drop(read_only);
+    lockbox.start();
+    assert_eq!(lockbox.reveal(key), secret);
+    lockbox.create_key("another");
 }

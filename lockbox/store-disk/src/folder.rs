@@ -12,6 +12,9 @@ use rustix::io::Errno;
 
 use crate::backend::Format;
 
+/// The name of the file that is given up when the disk is full. A copy of a store needs none.
+pub const BALLAST: &str = "BALLAST";
+
 /// What every READY begins with. The backend's name, the number of its format and the name of the files' folder follow.
 const READY_START: &str = "lockbox-store-";
 
@@ -66,7 +69,7 @@ impl Folder {
     }
 
     pub(crate) fn ballast(&self) -> PathBuf {
-        self.dir.join("BALLAST")
+        self.dir.join(BALLAST)
     }
 
     pub(crate) fn handle(&self) -> io::Result<File> {

@@ -40,7 +40,7 @@ use lockbox_store::{Batch, Completion, Health, Media, Pair, Store, StoreFailure}
 
 pub use backend::{Backend, BackendError, Format, Growth, Scrutiny, wait_for_lock};
 pub use convert::{Converted, Copied, Usage, When, compact, convert, once_in};
-pub use folder::{disk_bytes, recorded_backend};
+pub use folder::{BALLAST, disk_bytes, recorded_backend};
 
 /// The largest cache that a backend was measured with. sled's resident memory is several times that.
 pub const MAX_CACHE_BYTES: u64 = 64 * MIB;

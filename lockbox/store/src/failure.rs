@@ -28,6 +28,9 @@ pub enum StoreFailure {
     #[error("the disk is nearly full: new keys are refused until there is room, destroying keys still works")]
     NearlyFull,
 
+    #[error("the store is on a read-only file system: keys can be read, and nothing can be changed")]
+    ReadOnly,
+
     #[error("the store has stopped; going on would break the promise {promise}")]
     Stopped { promise: &'static str },
 

@@ -41,6 +41,8 @@ pub enum Health {
     Ready,
     /// The disk is nearly full: batches that only remove are still taken.
     NearlyFull,
+    /// Reads are served, and every batch is refused.
+    ReadOnly,
     /// A write or sync failed. Nothing more is acknowledged; only a restart helps.
     Poisoned(StoreFailure),
 }

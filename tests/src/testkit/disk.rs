@@ -92,6 +92,24 @@ impl Drop for Disk {
     }
 }
 
+/// A folder that is read-only until this is dropped.
+pub struct ReadOnly(PathBuf);
+
+impl ReadOnly {
+    /// `None` if this user can't mount.
+    pub fn mount(folder: &Path) -> Option<Self> {
+        let mounted = run(Command::new("mount").arg("--bind").args([folder, folder]));
+        let mount = mounted.then(|| Self(folder.to_owned()))?;
+        run(Command::new("mount").args(["-o", "remount,bind,ro"]).arg(folder)).then_some(mount)
+    }
+}
+
+impl Drop for ReadOnly {
+    fn drop(&mut self) {
+        run(Command::new("umount").arg("--lazy").arg(&self.0));
+    }
+}
+
 fn run(command: &mut Command) -> bool {
     command.output().is_ok_and(|output| output.status.success())
 }
