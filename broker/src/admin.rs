@@ -2,10 +2,10 @@
 //! never leave it.
 
 use lockbox_authz::limits::MAX_NOTICE_MATERIALS;
-use lockbox_authz::roster::{Change, Roster, RosterEntry, RosterError};
+use lockbox_authz::roster::{Admins, Change, Genesis, Roster, RosterEntry, RosterError};
 use lockbox_authz::{
-    CompromiseNotice, EnvelopeError, MaterialId, NoticeError, NoticeId, SecretKey, Signer, Statement,
-    UnverifiedEnvelope, Verified, wire,
+    CompromiseNotice, EnvelopeError, Hash, MaterialId, NoticeError, NoticeId, PublicKey, SecretKey, Signer, Statement,
+    UnverifiedEnvelope, Verified, envelope, wire,
 };
 use prost::Message;
 
@@ -49,7 +49,7 @@ pub fn sign_change(
     keys: &[SecretKey],
     now_ms: i64,
 ) -> Result<UnverifiedEnvelope, AdminError> {
-    check_admins(roster, keys)?;
+    check_keys(roster.admins(), keys)?;
     let entry = sign_entry(roster.next_entry(change, now_ms), keys)?;
     match roster.clone().apply(&entry) {
         // Others may sign it yet.
@@ -89,7 +89,7 @@ pub fn sign_notice(
     notice: CompromiseNotice,
     keys: &[SecretKey],
 ) -> Result<UnverifiedEnvelope, AdminError> {
-    check_admins(roster, keys)?;
+    check_keys(roster.admins(), keys)?;
     let notice = sign_statement(notice, keys)?;
     match check_notice(roster, &notice) {
         Ok(()) | Err(AdminError::TooFewSigners { .. }) => Ok(notice),
@@ -126,11 +126,8 @@ pub fn check_notice(roster: &Roster, notice: &UnverifiedEnvelope) -> Result<(), 
     }
 }
 
-fn check_admins(roster: &Roster, keys: &[SecretKey]) -> Result<(), AdminError> {
-    let stranger = keys
-        .iter()
-        .find(|key| !roster.admins().keys.contains(&key.public_key()));
-    match stranger {
+fn check_keys(admins: &Admins, keys: &[SecretKey]) -> Result<(), AdminError> {
+    match keys.iter().find(|key| !admins.keys.contains(&key.public_key())) {
         None => Ok(()),
         Some(key) => Err(AdminError::NotAnAdmin {
             fingerprint: key.public_key().fingerprint().to_string(),
@@ -173,7 +170,7 @@ fn add_signature(envelope: &mut UnverifiedEnvelope, key: &SecretKey) -> Result<(
 }
 
 /// An entry that nobody has signed yet: a serialized envelope without signatures, which nothing but
-/// [`add_signatures`] takes.
+/// [`read_frame`] takes.
 pub fn draft(entry: &RosterEntry) -> Vec<u8> {
     wire::Envelope {
         payload: entry.to_wire().encode_to_vec(),
@@ -183,48 +180,103 @@ pub fn draft(entry: &RosterEntry) -> Vec<u8> {
     .encode_to_vec()
 }
 
-/// Adds signatures to a draft, or to what others have signed. Returns what was signed, for showing it.
-pub fn add_signatures(frame: &[u8], keys: &[SecretKey]) -> Result<(UnverifiedEnvelope, Signable), AdminError> {
-    let envelope = wire::Envelope::decode(frame).map_err(|_| AdminError::NotAnEntry(EnvelopeError::Malformed))?;
-    if envelope.payload_type == CompromiseNotice::PAYLOAD_TYPE {
-        let (signed, notice) = add_to(envelope, keys)?;
-        return Ok((signed, Signable::Notice(notice)));
-    }
-    let (signed, entry) = add_to(envelope, keys)?;
-    Ok((signed, Signable::Entry(Box::new(entry))))
+/// One frame of a file that admins sign.
+#[derive(Clone, Debug)]
+pub struct Frame {
+    pub statement: Signable,
+    /// The hash of what is signed.
+    pub hash: Hash,
+    /// `None` before the first signature.
+    pub envelope: Option<UnverifiedEnvelope>,
 }
 
-fn add_to<S: Statement>(envelope: wire::Envelope, keys: &[SecretKey]) -> Result<(UnverifiedEnvelope, S), AdminError> {
-    if !envelope.signatures.is_empty() {
-        let mut signed = UnverifiedEnvelope::from_wire(envelope).map_err(AdminError::NotAnEntry)?;
-        let entry = signed.unverified_statement().map_err(AdminError::NotAnEntry)?;
-        for key in keys {
-            add_signature(&mut signed, key)?;
+/// Reads a frame: a draft, or what some admins have signed.
+///
+/// # Errors
+///
+/// Refuses what is neither an entry nor a notice, or not in its canonical encoding.
+pub fn read_frame(frame: &[u8]) -> Result<Frame, AdminError> {
+    let wire = wire::Envelope::decode(frame).map_err(|_| AdminError::NotAnEntry(EnvelopeError::Malformed))?;
+    let statement = match wire.payload_type == CompromiseNotice::PAYLOAD_TYPE {
+        true => Signable::Notice(read_statement(&wire)?),
+        false => Signable::Entry(Box::new(read_statement(&wire)?)),
+    };
+    let hash = Hash::of(&envelope::pae(&wire.payload_type, &wire.payload));
+    let envelope = match wire.signatures.is_empty() {
+        true => None,
+        false => Some(UnverifiedEnvelope::from_wire(wire).map_err(AdminError::NotAnEntry)?),
+    };
+    Ok(Frame {
+        statement,
+        hash,
+        envelope,
+    })
+}
+
+impl Frame {
+    /// The founding entry, if it is one.
+    pub fn genesis(&self) -> Option<&Genesis> {
+        match &self.statement {
+            Signable::Entry(entry) => match &entry.change {
+                Change::Genesis(genesis) => Some(genesis),
+                _ => None,
+            },
+            Signable::Notice(_) => None,
         }
-        return Ok((signed, entry));
     }
-    // The statement is made anew, so that what is signed is canonical; it must be the same bytes.
-    let unsigned = sign_statement(decode_draft::<S>(&envelope)?, keys)?;
-    if unsigned.to_wire().payload != envelope.payload {
-        return Err(AdminError::NotAnEntry(EnvelopeError::NotCanonical { part: "payload" }));
+
+    /// Which of the admins have signed.
+    ///
+    /// # Errors
+    ///
+    /// If a signature is wrong, or of somebody else.
+    pub fn signers(&self, admins: &Admins) -> Result<Vec<PublicKey>, EnvelopeError> {
+        let Some(envelope) = &self.envelope else {
+            return Ok(Vec::new());
+        };
+        Ok(match &self.statement {
+            Signable::Entry(_) => envelope.verify::<RosterEntry>(&admins.keys, 0)?.signers().to_vec(),
+            Signable::Notice(_) => envelope.verify::<CompromiseNotice>(&admins.keys, 0)?.signers().to_vec(),
+        })
     }
-    Ok((unsigned, decode_draft(&envelope)?))
 }
 
-fn decode_draft<S: Statement>(envelope: &wire::Envelope) -> Result<S, AdminError> {
+/// Adds signatures of admins.
+///
+/// # Errors
+///
+/// Refuses a key that is no admin's, or has signed already, and a frame that somebody else has signed.
+pub fn add_signatures(frame: &Frame, admins: &Admins, keys: &[SecretKey]) -> Result<UnverifiedEnvelope, AdminError> {
+    check_keys(admins, keys)?;
+    frame.signers(admins).map_err(AdminError::NotAnEntry)?;
+    let Some(mut signed) = frame.envelope.clone() else {
+        return match &frame.statement {
+            Signable::Entry(entry) => sign_statement((**entry).clone(), keys),
+            Signable::Notice(notice) => sign_statement(notice.clone(), keys),
+        };
+    };
+    for key in keys {
+        add_signature(&mut signed, key)?;
+    }
+    Ok(signed)
+}
+
+/// What is signed must be the canonical encoding: a draft's statement is encoded anew for its first signature.
+fn read_statement<S: Statement>(envelope: &wire::Envelope) -> Result<S, AdminError> {
     if envelope.payload_type != S::PAYLOAD_TYPE {
         let expected = S::PAYLOAD_TYPE;
         return Err(AdminError::NotAnEntry(EnvelopeError::WrongPayloadType { expected }));
     }
     let wire = S::Wire::decode(&envelope.payload[..]);
     let wire = wire.map_err(|_| AdminError::NotAnEntry(EnvelopeError::Malformed))?;
+    if wire.encode_to_vec() != envelope.payload {
+        return Err(AdminError::NotAnEntry(EnvelopeError::NotCanonical { part: "payload" }));
+    }
     S::from_wire(wire).map_err(|error| AdminError::NotAnEntry(error.into()))
 }
 
 #[cfg(test)]
 mod tests {
-    use lockbox_authz::roster::{Admins, Genesis};
-
     use super::*;
 
     fn secret(number: u8) -> SecretKey {
@@ -254,19 +306,44 @@ mod tests {
         }
     }
 
+    /// As one of the three admins does it.
+    fn sign(frame: &[u8], keys: &[SecretKey]) -> Result<UnverifiedEnvelope, AdminError> {
+        let Change::Genesis(genesis) = genesis().change else {
+            panic!("it is the genesis entry")
+        };
+        add_signatures(&read_frame(frame)?, &genesis.admins, keys)
+    }
+
+    #[test]
+    fn rejects_a_signature_by_a_key_that_is_no_admins() {
+        let refused = sign(&draft(&genesis()), &[secret(8)]);
+        assert!(matches!(refused, Err(AdminError::NotAnAdmin { .. })));
+    }
+
+    /// Nobody could use what it would add to.
+    #[test]
+    fn rejects_what_a_stranger_has_signed() {
+        let spoiled = sign_statement(genesis(), &[secret(8)]).unwrap();
+        let refused = sign(&spoiled.to_bytes(), &[secret(1)]);
+        assert!(matches!(refused, Err(AdminError::NotAnEntry(_))), "{refused:?}");
+    }
+
     #[test]
     fn a_draft_that_two_admins_sign_one_after_the_other_founds_a_cluster() {
-        let (once, _) = add_signatures(&draft(&genesis()), &[secret(1)]).unwrap();
+        let once = sign(&draft(&genesis()), &[secret(1)]).unwrap();
         assert!(Roster::found(&once, None).is_err());
-        let (twice, entry) = add_signatures(&once.to_bytes(), &[secret(3)]).unwrap();
+        let twice = sign(&once.to_bytes(), &[secret(3)]).unwrap();
         assert!(Roster::found(&twice, None).is_ok());
-        assert_eq!(entry, Signable::Entry(Box::new(genesis())));
+        let frame = read_frame(&twice.to_bytes()).unwrap();
+        assert_eq!(frame.statement, Signable::Entry(Box::new(genesis())));
+        let signers = frame.signers(&frame.genesis().unwrap().admins).unwrap();
+        assert_eq!(signers, [secret(1).public_key(), secret(3).public_key()]);
     }
 
     #[test]
     fn a_key_signs_once() {
-        let (once, _) = add_signatures(&draft(&genesis()), &[secret(1)]).unwrap();
-        let again = add_signatures(&once.to_bytes(), &[secret(1)]);
+        let once = sign(&draft(&genesis()), &[secret(1)]).unwrap();
+        let again = sign(&once.to_bytes(), &[secret(1)]);
         assert!(matches!(again, Err(AdminError::SignedAlready { .. })));
     }
 

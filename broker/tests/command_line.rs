@@ -245,8 +245,17 @@ fn several_admins_found_a_cluster_and_change_it_by_files() {
     assert!(stderr(&unfounded).contains("roster found"), "{}", stderr(&unfounded));
 
     let (entries, config) = (path("founding.entries"), path("broker.toml"));
-    ok(&["roster", "sign", &entries, "--admin-key", &admins[0]]);
-    let again = run(&["roster", "sign", &entries, "--admin-key", &admins[0]]);
+    let shown = ok(&["roster", "show", "--file", &entries]);
+    for part in [&publics[2][..], "0 of the 2 needed", "\"broker\"", "2 of 3 admins sign"] {
+        assert!(shown.contains(part), "{part}: {shown}");
+    }
+    let signed = run(&["roster", "sign", &entries, "--yes", "--admin-key", &admins[0]]);
+    let said = stderr(&signed);
+    assert!(
+        said.contains("1 signature is missing") && said.contains(&publics[2]),
+        "{said}"
+    );
+    let again = run(&["roster", "sign", &entries, "--yes", "--admin-key", &admins[0]]);
     assert!(
         stderr(&again).contains("this key has signed it already"),
         "{}",
@@ -257,7 +266,8 @@ fn several_admins_found_a_cluster_and_change_it_by_files() {
             .status
             .success()
     );
-    ok(&["roster", "sign", &entries, "--admin-key", &admins[2]]);
+    let signed = run(&["roster", "sign", &entries, "--yes", "--admin-key", &admins[2]]);
+    assert!(stderr(&signed).contains("roster found"), "{}", stderr(&signed));
     ok(&["roster", "found", &entries, "--config", &config]);
     assert!(
         !run(&["roster", "found", &entries, "--config", &config])
@@ -280,7 +290,7 @@ fn several_admins_found_a_cluster_and_change_it_by_files() {
         "--entry-out",
         &entry,
     ]);
-    ok(&["roster", "sign", &entry, "--admin-key", &admins[1]]);
+    world.operator(&["roster", "sign", &entry, "--yes", "--admin-key", &admins[1]]);
     world.operator(&["roster", "submit", &entry]);
     assert!(world.operator(&["roster", "show"]).contains("allow join"));
 }

@@ -323,6 +323,7 @@ async fn what_a_stolen_lockbox_received_after_its_last_report_belongs_to_its_not
     assert!(answer.status.success(), "{}", common::stderr(&answer));
     let shown = common::stderr(&answer);
     assert!(shown.contains(&MaterialId([7; 16]).to_string()), "{shown}");
+    assert!(shown.contains("\n2 materials;"), "{shown}");
     assert!(
         !shown.contains(&MaterialId([8; 16]).to_string()),
         "it never had that: {shown}"
@@ -371,9 +372,38 @@ async fn what_was_sent_to_a_stolen_lockbox_that_withholds_its_receipts_belongs_t
     assert!(answer.status.success(), "{}", common::stderr(&answer));
     let shown = common::stderr(&answer);
     assert!(shown.contains(&MaterialId([7; 16]).to_string()), "{shown}");
+    assert!(shown.contains("\n1 material;"), "{shown}");
     assert!(
         !shown.contains(&MaterialId([8; 16]).to_string()),
         "nothing of it has left: {shown}"
+    );
+}
+
+/// Else nobody finds out before a lockbox that joins later serves a key that strangers know.
+#[tokio::test]
+async fn a_change_of_the_admins_names_the_notices_that_the_new_ones_have_to_sign() {
+    let world = World::new();
+    submit(&world, &signed(&world, 7, &admin(&world))).await.unwrap();
+    let new = world.temp.path().join("new.key");
+    keyfile::write_new(&new, &secret(5)).unwrap();
+    let public = secret(5).public_key().to_string();
+    let old = world.path("admin.key");
+    let changed = world.operator_runs(&[
+        "admin",
+        "change",
+        "--admin-public-key",
+        &public,
+        "--admin-threshold",
+        "1",
+        "--admin-key",
+        &old,
+    ]);
+    assert!(changed.status.success(), "{}", common::stderr(&changed));
+    let said = common::stderr(&changed);
+    let renew = format!("notice renew {}", NoticeId([7; 16]));
+    assert!(
+        said.contains("1 compromise notice is signed by former admins") && said.contains(&renew),
+        "{said}"
     );
 }
 

@@ -64,7 +64,11 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
-        let next = error.to_string();
+        // The message alone: the code is for programs, and whoever passes a status on has said it already.
+        let next = match error.downcast_ref::<tonic::Status>() {
+            Some(status) => status.message().to_owned(),
+            None => error.to_string(),
+        };
         // An error that is passed on as it is says the same as its source.
         if !text.ends_with(&next) {
             text = format!("{text}: {next}");
@@ -72,4 +76,16 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::broker_link::LinkError;
+
+    #[test]
+    fn what_a_broker_answered_is_said_once_and_without_its_code() {
+        let refused = LinkError::from(tonic::Status::permission_denied("the lockbox is retired"));
+        assert_eq!(chain(&refused), "the broker answered: the lockbox is retired");
+    }
 }

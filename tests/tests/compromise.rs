@@ -388,7 +388,7 @@ fn two_admins_sign_one_after_the_other_and_a_file_reaches_a_lockbox_without_its_
     .expect_success("sign");
     let early = broker.command(["roster", "submit", file]);
     assert!(!early.status.success(), "one of two is not enough");
-    let signed = as_admin(broker, &["roster", "sign", file], &[&second]).expect_success("roster sign");
+    let signed = as_admin(broker, &["roster", "sign", file, "--yes"], &[&second]).expect_success("roster sign");
     assert!(
         signed.stderr.contains(&material_of(&a, key).to_string()),
         "{}",

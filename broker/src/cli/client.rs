@@ -13,7 +13,7 @@ use lockbox_rpc::api::control::notice_service_client::NoticeServiceClient;
 use lockbox_rpc::api::control::{ListRosterEntriesRequest, SubmitNoticeRequest, SubmitRosterEntryRequest};
 use lockbox_rpc::tls::x509;
 use lockbox_rpc::transport::{ClientTimeouts, MAX_MESSAGE_BYTES, connect_x509};
-use serde_json::json;
+use serde_json::{Value, json};
 use tonic::Code;
 use tonic::transport::Channel;
 
@@ -23,7 +23,8 @@ use super::client_file::ClientFile;
 use super::error::{CONFIG, CliError};
 use super::head_file::HeadFile;
 use super::output::{Format, print_json};
-use crate::admin::{check_complete, sign_change};
+use super::signing::next_step;
+use crate::admin::{AdminError, check_complete, sign_change};
 use crate::clock::now_ms;
 use crate::{files, keyfile};
 
@@ -57,7 +58,8 @@ pub(super) struct Admin {
 /// What became of a change.
 pub(super) enum Changed {
     Submitted,
-    Written(PathBuf),
+    /// In this file, and how many signatures it lacks.
+    Written(PathBuf, usize),
 }
 
 impl Broker {
@@ -151,7 +153,10 @@ impl Broker {
             let entry = sign_change(&roster, change(&roster)?, &keys, now_ms())?;
             if let Some(path) = &admin.entry_out {
                 files::write_new(path, &encode_entries([&entry]), files::PUBLIC)?;
-                return Ok(Changed::Written(path.clone()));
+                return Ok(Changed::Written(
+                    path.clone(),
+                    missing(check_complete(&roster, &entry))?,
+                ));
             }
             check_complete(&roster, &entry)?;
             let index = roster.head().index + 1;
@@ -224,11 +229,13 @@ impl Changed {
     pub(super) fn tell(&self, done: &str) {
         match self {
             Self::Submitted => lockbox_host::say!("{done}"),
-            Self::Written(path) => lockbox_host::say!(
-                "the signed entry is in {}; submit it with: lockbox-broker roster submit {}",
-                path.display(),
-                path.display()
-            ),
+            Self::Written(path, missing) => {
+                lockbox_host::say!(
+                    "the entry is in {}; {}",
+                    path.display(),
+                    next_step(path, *missing, false)
+                );
+            }
         }
     }
 
@@ -238,10 +245,33 @@ impl Changed {
             self.tell(done);
             return Ok(());
         }
-        print_json(&match self {
+        print_json(&self.to_json(done))
+    }
+
+    pub(super) fn to_json(&self, done: &str) -> Value {
+        match self {
             Self::Submitted => json!({ "submitted": true, "result": done }),
-            Self::Written(path) => json!({ "submitted": false, "entry_file": path }),
-        })
+            Self::Written(path, missing) => written_json(path, *missing),
+        }
+    }
+}
+
+/// The result of a command that wrote what is signed to a file.
+pub(super) fn written_json(path: &std::path::Path, missing: usize) -> Value {
+    json!({
+        "submitted": false,
+        "entry_file": path,
+        "missing_signatures": missing,
+        "next": next_step(path, missing, false),
+    })
+}
+
+/// How many signatures are missing.
+pub(super) fn missing(checked: Result<(), AdminError>) -> Result<usize, AdminError> {
+    match checked {
+        Ok(()) => Ok(0),
+        Err(AdminError::TooFewSigners { needed, found }) => Ok(needed - found),
+        Err(error) => Err(error),
     }
 }
 

@@ -15,7 +15,7 @@ use super::counted::{Asked, Counted};
 use super::error::CliError;
 use super::impact::{state, state_for_people};
 use super::notice;
-use super::output::{Format, Table};
+use super::output::{Format, Table, counted};
 use super::since::Since;
 use super::{Global, block_on};
 use crate::clock::rfc3339;
@@ -201,8 +201,8 @@ impl Preview {
             text += "and more\n";
         }
         text += &format!(
-            "\n{} materials; keys that are to be marked now: ",
-            self.unnoticed().len()
+            "\n{}; keys that are to be marked now: ",
+            counted(self.unnoticed().len(), "material", "materials")
         );
         let mut counts: BTreeMap<&str, u64> = BTreeMap::new();
         for (name, count) in self.held.values().flatten() {

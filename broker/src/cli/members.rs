@@ -1,14 +1,18 @@
 //! The brokers and the admins of the cluster. Both stand in the roster, which is verified before anything of it is shown.
 
+use std::path::PathBuf;
+
 use clap::Subcommand;
-use lockbox_authz::PublicKey;
 use lockbox_authz::roster::{Admins, BrokerMember, Change, Roster};
+use lockbox_authz::{PublicKey, Signer};
 use serde_json::{Value, json};
 
-use super::client::{Admin, Broker};
+use super::client::{Admin, Broker, Changed};
 use super::error::CliError;
-use super::output::{Format, Table, print, print_json};
-use super::{Global, block_on};
+use super::output::{Format, Table, counted, print, print_json};
+use super::{Global, block_on, notice};
+use crate::init::generate;
+use crate::keyfile;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum BrokerMembers {
@@ -40,6 +44,9 @@ pub(super) enum BrokerMembers {
 pub(super) enum AdminMembers {
     /// Show the admins, and how many of them must sign
     Show,
+    /// Make an admin key, or show the public half of one. Needs no broker
+    #[command(subcommand)]
+    Key(AdminKey),
     /// Replace the admins by these; signed by enough of those before
     Change {
         /// The public key of an admin from now on; repeatable. Whoever is not named is no admin any more
@@ -54,6 +61,38 @@ pub(super) enum AdminMembers {
         #[command(flatten)]
         admin: Admin,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum AdminKey {
+    /// Make an admin key in a new file that only its owner can read; prints the public key and its fingerprint
+    Create { file: PathBuf },
+    /// Show the public key and the fingerprint of an admin key
+    Show { file: PathBuf },
+}
+
+impl AdminKey {
+    fn run(&self, global: &Global) -> Result<(), CliError> {
+        let (file, key) = match self {
+            Self::Create { file } => (file, generate()),
+            Self::Show { file } => (file, keyfile::read(file)?),
+        };
+        if let Self::Create { .. } = self {
+            if file.exists() {
+                return Err(CliError::other(format!(
+                    "{} exists; name another file, as no key is overwritten",
+                    file.display()
+                )));
+            }
+            keyfile::write_new(file, &key)?;
+        }
+        let public = key.public_key();
+        let (hex, fingerprint) = (public.to_string(), public.fingerprint().to_string());
+        match global.output {
+            Format::Json => print_json(&json!({ "file": file, "public_key": hex, "fingerprint": fingerprint })),
+            Format::Table => print(&format!("public key   {hex}\nfingerprint  {fingerprint}\n")),
+        }
+    }
 }
 
 impl BrokerMembers {
@@ -96,9 +135,13 @@ impl BrokerMembers {
 
 impl AdminMembers {
     pub(super) fn run(self, global: &Global) -> Result<(), CliError> {
+        if let Self::Key(key) = &self {
+            return key.run(global);
+        }
         block_on(async {
             let mut broker = Broker::connect(global).await?;
             match self {
+                Self::Key(key) => key.run(global),
                 Self::Show => show_admins(global, &broker.roster().await?),
                 Self::Change {
                     public_keys,
@@ -115,14 +158,37 @@ impl AdminMembers {
                                 .map_err(|error| CliError::usage(error.to_string()))
                         })
                         .await?;
-                    changed.report(
-                        global,
-                        &format!("from now on {admin_threshold} of {count} admins sign changes of the roster"),
-                    )
+                    let signers = counted(count, "admin signs", "admins sign");
+                    let done = format!("from now on {admin_threshold} of {signers} changes of the roster");
+                    report_change(global, &mut broker, &changed, &done).await
                 }
             }
         })
     }
+}
+
+/// Says what was done, and which notices the new admins have to sign again.
+async fn report_change(global: &Global, broker: &mut Broker, changed: &Changed, done: &str) -> Result<(), CliError> {
+    let outdated = match changed {
+        Changed::Submitted => notice::outdated(broker).await?,
+        Changed::Written(..) => Vec::new(),
+    };
+    if global.output == Format::Json {
+        let mut json = changed.to_json(done);
+        json["outdated_notices"] = json!(outdated);
+        return print_json(&json);
+    }
+    changed.tell(done);
+    if !outdated.is_empty() {
+        lockbox_host::say!(
+            "{} signed by former admins, and no lockbox takes them any more. The new admins have to sign again:",
+            counted(outdated.len(), "compromise notice is", "compromise notices are")
+        );
+        for id in outdated {
+            lockbox_host::say!("  lockbox-broker notice renew {id} --admin-key FILE");
+        }
+    }
+    Ok(())
 }
 
 /// A retired broker's name may have been given to another since; that one is meant then.
@@ -183,10 +249,10 @@ fn show_admins(global: &Global, roster: &Roster) -> Result<(), CliError> {
         table.row([key.to_string(), key.fingerprint().to_string()]);
     }
     print(&format!(
-        "{}\n{} of {} admins sign changes of the roster, {} brokers sign each authorization\n",
+        "{}\n{} of {} changes of the roster, {} each authorization\n",
         table.render(),
         admins.threshold,
-        admins.keys.len(),
-        admins.broker_threshold,
+        counted(admins.keys.len(), "admin signs", "admins sign"),
+        counted(admins.broker_threshold as usize, "broker signs", "brokers sign"),
     ))
 }

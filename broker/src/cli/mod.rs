@@ -16,6 +16,7 @@ mod members;
 mod notice;
 mod output;
 mod roster;
+mod signing;
 mod since;
 mod token;
 mod transfer;

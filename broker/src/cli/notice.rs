@@ -10,11 +10,12 @@ use lockbox_authz::{CompromiseNotice, Hash, MaterialId, NoticeId, Statement, Unv
 use lockbox_rpc::api::control::{GetNoticeRequest, ListNoticesRequest, NoticeAtLockbox, NoticeInfo, NoticeStanding};
 use serde_json::{Value, json};
 
-use super::client::{Admin, Broker, read_entry_file};
+use super::client::{Admin, Broker, missing, read_entry_file, written_json};
 use super::confirm::{check_terminal, confirm};
 use super::error::CliError;
 use super::key::Preview;
-use super::output::{Format, Table, print, print_json};
+use super::output::{Format, Table, counted, print, print_json};
+use super::signing::next_step;
 use super::{Global, block_on};
 use crate::admin::{check_notice, notice_of_admins, sign_notice, sign_notices};
 use crate::broker::random;
@@ -57,8 +58,8 @@ pub(super) enum Notice {
 pub(super) enum Made {
     /// The broker has them.
     Submitted(Vec<Hash>),
-    /// They are in a file.
-    Written(PathBuf),
+    /// They are in a file, and this is how many signatures they lack.
+    Written(PathBuf, usize),
 }
 
 impl Notice {
@@ -83,11 +84,11 @@ impl Made {
             return print_json(&self.to_json(broker).await?);
         }
         match self {
-            Self::Written(path) => {
+            Self::Written(path, missing) => {
                 lockbox_host::say!(
-                    "the signed notices are in {}; submit them with: lockbox-broker roster submit {}",
+                    "the notices are in {}; {}",
                     path.display(),
-                    path.display()
+                    next_step(path, *missing, false)
                 );
                 Ok(())
             }
@@ -97,7 +98,7 @@ impl Made {
 
     pub(super) async fn to_json(&self, broker: &mut Broker) -> Result<Value, CliError> {
         Ok(match self {
-            Self::Written(path) => json!({ "submitted": false, "entry_file": path }),
+            Self::Written(path, missing) => written_json(path, *missing),
             Self::Submitted(hashes) => {
                 let infos = answers(broker, hashes).await?;
                 json!({ "submitted": true, "notices": infos.iter().map(to_json).collect::<Vec<_>>() })
@@ -121,10 +122,14 @@ pub(super) async fn make(
 }
 
 async fn hand_in(broker: &mut Broker, admin: &Admin, notices: Vec<UnverifiedEnvelope>) -> Result<Made, CliError> {
-    if let Some(path) = &admin.entry_out {
-        return write(path, notices);
-    }
     let roster = broker.roster().await?;
+    if let Some(path) = &admin.entry_out {
+        let missing = match notices.first() {
+            Some(notice) => missing(check_notice(&roster, notice))?,
+            None => 0,
+        };
+        return write(path, notices, missing);
+    }
     for notice in &notices {
         check_notice(&roster, notice)?;
     }
@@ -137,7 +142,7 @@ async fn hand_in(broker: &mut Broker, admin: &Admin, notices: Vec<UnverifiedEnve
 }
 
 /// Writes notices to a new file, or behind the entry that the same command has written.
-fn write(path: &Path, notices: Vec<UnverifiedEnvelope>) -> Result<Made, CliError> {
+fn write(path: &Path, notices: Vec<UnverifiedEnvelope>, missing: usize) -> Result<Made, CliError> {
     let mut all = match path.exists() {
         true => read_entry_file(path)?,
         false => Vec::new(),
@@ -151,7 +156,7 @@ fn write(path: &Path, notices: Vec<UnverifiedEnvelope>) -> Result<Made, CliError
     }
     all.extend(notices);
     files::replace(path, &encode_entries(&all), files::PUBLIC)?;
-    Ok(Made::Written(path.to_owned()))
+    Ok(Made::Written(path.to_owned(), missing))
 }
 
 async fn renew(
@@ -185,16 +190,21 @@ async fn renew(
     made.report(global, broker).await
 }
 
+/// The notices that former admins have signed: no lockbox takes them until the present ones sign again.
+pub(super) async fn outdated(broker: &mut Broker) -> Result<Vec<String>, CliError> {
+    let infos = list(broker).await?;
+    Ok(infos.iter().filter(|info| info.outdated).map(notice_id).collect())
+}
+
 /// Everything that a signature vouches for, for whoever signs.
-pub(super) fn describe(notice: &CompromiseNotice) -> String {
+fn describe(notice: &CompromiseNotice) -> String {
     let materials: Vec<String> = notice.material_ids.iter().map(ToString::to_string).collect();
-    let plural = if materials.len() == 1 { "" } else { "s" };
     format!(
-        "compromise notice {} of {}\n  reason: {:?}\n  marks for good every key of {} material{plural}:\n    {}",
+        "compromise notice {} of {}\n  reason: {:?}\n  marks for good every key of {}:\n    {}",
         notice.notice_id,
         rfc3339(notice.issued_at_ms),
         notice.reason,
-        materials.len(),
+        counted(materials.len(), "material", "materials"),
         materials.join("\n    ")
     )
 }
@@ -220,11 +230,10 @@ async fn export(global: &Global, broker: &mut Broker, path: &Path, wanted: &[Not
     if global.output == Format::Json {
         return print_json(&json!({ "notices": count, "outdated": outdated, "file": path.to_string() }));
     }
-    lockbox_host::say!("wrote {count} notices to {path}");
+    lockbox_host::say!("wrote {} to {path}", counted(count, "notice", "notices"));
     if outdated > 0 {
-        lockbox_host::say!(
-            "{outdated} are left out: the admins have changed since, and have to sign them again (notice renew)"
-        );
+        let left_out = counted(outdated, "notice is", "notices are");
+        lockbox_host::say!("{left_out} left out: the admins have changed since, and have to sign again (notice renew)");
     }
     Ok(())
 }

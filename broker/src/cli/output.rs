@@ -1,6 +1,7 @@
 //! Tables for people, JSON for programs.
 
 use clap::ValueEnum;
+use lockbox_authz::Labels;
 use lockbox_host::console;
 use serde_json::Value;
 
@@ -60,8 +61,25 @@ pub(super) fn print_json(value: &Value) -> Result<(), CliError> {
     print(&format!("{value:#}\n"))
 }
 
+/// A number with its noun.
+pub(super) fn counted(count: usize, one: &str, many: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { many })
+}
+
+/// As they are typed: `key=value,key=value`; `-` for none.
+pub(super) fn labels(labels: &Labels) -> String {
+    let texts: Vec<String> = labels
+        .iter()
+        .map(|label| format!("{}={}", label.key, label.value))
+        .collect();
+    match texts.is_empty() {
+        true => "-".to_owned(),
+        false => texts.join(","),
+    }
+}
+
 /// What others chose to be called must not steer the terminal.
-fn printable(text: String) -> String {
+pub(super) fn printable(text: String) -> String {
     text.chars()
         .map(|c| if c.is_control() { '\u{fffd}' } else { c })
         .collect()

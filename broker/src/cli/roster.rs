@@ -3,26 +3,31 @@
 use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
-use lockbox_authz::roster::file::{append_frame, encode_entries, frames};
+use lockbox_authz::roster::file::encode_entries;
 use lockbox_authz::roster::{self, Change, RosterEntry};
 use lockbox_authz::{ClusterId, CompromiseNotice, PublicKey, Statement, UnverifiedEnvelope};
 use serde_json::{Value, json};
 
-use super::client::{Broker, read_entry_file, read_keys};
+use super::client::{Broker, read_entry_file};
 use super::client_file::ClientFile;
 use super::error::{CONFIG, CliError};
-use super::notice;
-use super::output::{Format, Table, print, print_json};
-use super::{Global, block_on};
-use crate::admin::{Signable, add_signatures};
+use super::output::{Format, Table, counted, print, print_json};
+use super::{Global, block_on, signing};
 use crate::clock::rfc3339;
 use crate::config::Config;
 use crate::{files, init};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Roster {
-    /// Show the broker's roster, after verifying it
-    Show,
+    /// Show the broker's roster, after verifying it; or what a file says that admins have to sign, and who has signed it
+    Show {
+        /// A file of entries and compromise notices
+        #[arg(long)]
+        file: Option<PathBuf>,
+        /// For --file: the roster that names the admins, instead of the broker's, as `roster export` writes it
+        #[arg(long, value_name = "FILE", requires = "file")]
+        roster: Option<PathBuf>,
+    },
     /// Verify the broker's roster, or one in a file, from the first entry to the last
     Verify {
         /// A file that `roster export` wrote
@@ -34,9 +39,15 @@ pub(super) enum Roster {
     },
     /// Write the roster to a file, for `lockbox roster apply`
     Export { file: PathBuf },
-    /// Add an admin's signature to the entries and compromise notices in a file, in place
+    /// Show the entries and compromise notices in a file, ask, and add an admin's signature to each, in place
     Sign {
         file: PathBuf,
+        /// The roster that names the admins, instead of the broker's, as `roster export` writes it
+        #[arg(long, value_name = "FILE")]
+        roster: Option<PathBuf>,
+        /// Don't ask for confirmation
+        #[arg(long)]
+        yes: bool,
         /// An admin's key; repeatable
         #[arg(long = "admin-key", value_name = "FILE", required = true)]
         keys: Vec<PathBuf>,
@@ -55,7 +66,16 @@ pub(super) enum Roster {
 impl Roster {
     pub(super) fn run(self, global: &Global) -> Result<(), CliError> {
         match self {
-            Self::Sign { file, keys } => sign(global, &file, &keys),
+            Self::Sign {
+                file,
+                roster,
+                yes,
+                keys,
+            } => signing::sign(global, &file, &keys, roster.as_deref(), yes),
+            Self::Show {
+                file: Some(file),
+                roster,
+            } => signing::show(global, &file, roster.as_deref()),
             Self::Found { file, config } => found(global, &file, &config),
             Self::Verify {
                 file: Some(file),
@@ -68,7 +88,7 @@ impl Roster {
                 let entries = Broker::connect(global).await?.entries().await?;
                 verified(global, &entries, Some(expected))
             }),
-            Self::Show
+            Self::Show { file: None, .. }
             | Self::Verify {
                 file: None,
                 cluster_id: None,
@@ -78,14 +98,12 @@ impl Roster {
             }),
             Self::Export { file } => block_on(async {
                 let roster = Broker::connect(global).await?.roster().await?;
-                files::write_new(
-                    &file,
-                    &encode_entries(roster.entries_from(0, usize::MAX)),
-                    files::PUBLIC,
-                )?;
+                let entries: Vec<_> = roster.entries_from(0, usize::MAX).collect();
+                let count = entries.len();
+                files::write_new(&file, &encode_entries(entries), files::PUBLIC)?;
                 done(
                     global,
-                    &format!("wrote {} entries to {}", roster.head().index + 1, file.display()),
+                    &format!("wrote {} to {}", counted(count, "entry", "entries"), file.display()),
                 )
             }),
             Self::Submit { file } => block_on(submit(global, &file)),
@@ -112,32 +130,11 @@ async fn submit(global: &Global, file: &Path) -> Result<(), CliError> {
             ));
         }
     }
-    let entries = entries.len() - notices;
-    done(
-        global,
-        &match notices {
-            0 => format!("submitted {entries} entries"),
-            _ => format!("submitted {entries} entries, and {notices} compromise notices"),
-        },
-    )
-}
-
-/// Signs every entry of a file, and shows what was signed.
-fn sign(global: &Global, file: &Path, keys: &[PathBuf]) -> Result<(), CliError> {
-    let keys = read_keys(keys)?;
-    let content = files::read(file)?;
-    let frames = frames(&content).map_err(|error| CliError::other(format!("{}: {error}", file.display())))?;
-    let mut signed = Vec::new();
-    for frame in frames {
-        let (entry, shown) = add_signatures(frame, &keys)?;
-        append_frame(&mut signed, &entry.to_bytes());
-        match shown {
-            Signable::Entry(entry) => lockbox_host::say!("signed: entry {}: {}", entry.index, describe(&entry.change)),
-            Signable::Notice(notice) => lockbox_host::say!("signed: {}", notice::describe(&notice)),
-        }
+    let mut submitted = vec![counted(entries.len() - notices, "entry", "entries")];
+    if notices > 0 {
+        submitted.push(counted(notices, "compromise notice", "compromise notices"));
     }
-    files::replace(file, &signed, files::PUBLIC)?;
-    done(global, &format!("the signed entries are in {}", file.display()))
+    done(global, &format!("submitted {}", submitted.join(" and ")))
 }
 
 fn found(global: &Global, file: &Path, config: &Path) -> Result<(), CliError> {
@@ -238,7 +235,7 @@ fn signed_entries(roster: &roster::Roster) -> Result<Vec<(RosterEntry, SignedBy)
 impl SignedBy {
     fn describe(&self) -> String {
         match self {
-            Self::Admins { threshold, count } => format!("by {threshold} of {count} admins"),
+            Self::Admins { threshold, count } => format!("by {threshold} of {}", counted(*count, "admin", "admins")),
             Self::JoinKey => "by a join key".to_owned(),
         }
     }
@@ -304,16 +301,15 @@ fn done(global: &Global, result: &str) -> Result<(), CliError> {
     }
 }
 
-/// What a notice says: every material that it names.
 /// What an entry does, in one line.
 fn describe(change: &Change) -> String {
     let what = change.describe();
     match change {
         Change::Genesis(genesis) => format!(
-            "{what} {:?}, {} of {} admins",
+            "{what} {:?}, {} of {}",
             genesis.cluster_name,
             genesis.admins.threshold,
-            genesis.admins.keys.len()
+            counted(genesis.admins.keys.len(), "admin", "admins")
         ),
         Change::AdmitLockbox(lockbox) => {
             let fingerprint = lockbox.identity_key.fingerprint();
@@ -330,10 +326,10 @@ fn describe(change: &Change) -> String {
             format!("{what}, fingerprint {} {reason}", signing_key.fingerprint())
         }
         Change::ChangeAdmins(admins) => format!(
-            "{what}: {} of {}, {} brokers sign",
+            "{what}: {} of {}, {}",
             admins.threshold,
             admins.keys.len(),
-            admins.broker_threshold
+            counted(admins.broker_threshold as usize, "broker signs", "brokers sign")
         ),
         Change::AllowJoin {
             join_key,
@@ -341,15 +337,11 @@ fn describe(change: &Change) -> String {
             labels,
             name,
         } => {
-            let labels: Vec<String> = labels
-                .iter()
-                .map(|label| format!("{}={}", label.key, label.value))
-                .collect();
             let name = name.as_deref().unwrap_or("any name");
             format!(
                 "{what} {join_key} until {}, {name}, [{}]",
                 rfc3339(*expires_at_ms),
-                labels.join(",")
+                super::output::labels(labels)
             )
         }
         Change::RevokeJoin { join_key } => format!("{what} {join_key}"),

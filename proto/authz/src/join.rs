@@ -58,19 +58,24 @@ impl JoinToken {
             "join token",
             "must be one line that begins with lbxjoin1., as `lockbox-broker token create` prints it",
         );
+        const DAMAGED: FieldError = FieldError::new(
+            "join token",
+            "is incomplete or damaged; copy it whole, as one line, from the output of `lockbox-broker token create`",
+        );
         let text = text.trim();
         if text.len() > MAX_TOKEN_CHARS {
             return Err(SHAPE);
         }
         let encoded = text.strip_prefix(PREFIX).ok_or(SHAPE)?;
-        let bytes = Zeroizing::new(URL_SAFE_NO_PAD.decode(encoded).map_err(|_| SHAPE)?);
-        let mut wire = wire::JoinToken::decode(&bytes[..]).map_err(|_| SHAPE)?;
+        let bytes = Zeroizing::new(URL_SAFE_NO_PAD.decode(encoded).map_err(|_| DAMAGED)?);
+        let mut wire = wire::JoinToken::decode(&bytes[..]).map_err(|_| DAMAGED)?;
         if *Zeroizing::new(wire.encode_to_vec()) != *bytes {
-            return Err(SHAPE);
+            return Err(DAMAGED);
         }
+        // The last field: a token that was cut short between two fields lacks it.
+        let seed = Zeroizing::new(<[u8; 32]>::try_from(&wire.join_secret[..]).map_err(|_| DAMAGED)?);
         field::version(wire.version)?;
         field::text("broker_address", &wire.broker_address, 1, MAX_ADDRESS_CHARS)?;
-        let seed = Zeroizing::new(<[u8; 32]>::try_from(&wire.join_secret[..]).map_err(|_| SHAPE)?);
         Ok(Self {
             cluster_id: ClusterId::from_slice("cluster_id", &wire.cluster_id)?,
             broker_address: std::mem::take(&mut wire.broker_address),

@@ -80,7 +80,10 @@ fn rejects_a_token_without_its_prefix() {
 fn rejects_a_token_that_was_cut_short_or_mistyped() {
     let encoded = token().encode();
     for length in 0..encoded.len() {
-        assert!(JoinToken::decode(&encoded[..length]).is_err(), "cut to {length}");
+        let refused = JoinToken::decode(&encoded[..length]).err().expect("it was cut");
+        assert_eq!(refused.field, "join token", "cut to {length}");
+        let is_damaged = refused.rule.contains("incomplete or damaged");
+        assert_eq!(is_damaged, length >= "lbxjoin1.".len(), "cut to {length}: {refused}");
     }
     for text in [
         format!("{}=", encoded.as_str()),
