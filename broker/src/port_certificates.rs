@@ -119,11 +119,11 @@ impl PortCertificates {
     fn warn(&self, now_ms: i64) {
         for (key, certificate) in &self.in_use().certificates {
             if let Some(expiry) = certificate.expiry_warning(now_ms) {
-                let subject = &certificate.subject;
+                let (subject, mend) = (&certificate.subject, certificate.role.renewal_at_broker());
                 tracing::warn!(
                     key,
                     subject,
-                    "a certificate of the control port {expiry}; renew it with `lockbox-broker certificate renew`"
+                    "a certificate of the control port {expiry}; renew it with {mend}"
                 );
             }
         }

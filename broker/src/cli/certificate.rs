@@ -94,10 +94,10 @@ pub(super) async fn warn_of_port(broker: &mut Broker) -> Result<(), CliError> {
     for pem in [&port.server_chain, &port.client_ca] {
         for certificate in pki::parse(Path::new("the broker's answer"), pem.as_bytes())? {
             if let Some(expiry) = certificate.expiry_warning(now_ms) {
-                let (role, subject) = (certificate.role.as_str(), &certificate.subject);
+                let (subject, mend) = (&certificate.subject, certificate.role.renewal_at_broker());
                 lockbox_host::say!(
-                    "warning: the broker's {role} certificate ({subject}) {expiry}; on the broker's machine, run \
-                     `lockbox-broker certificate renew`"
+                    "warning: the broker's {} certificate ({subject}) {expiry}; on the broker's machine, run {mend}",
+                    certificate.role.as_str()
                 );
             }
         }
@@ -177,8 +177,8 @@ fn renew_in(global: &Global, dir: &Path, now: bool) -> Result<(), CliError> {
     let operator = ClientFile::load(&dir.join("client.toml"))?;
     let mut outcomes = Vec::new();
     for (certificate, key) in [
-        (pki.join(SERVER_CERTIFICATE), pki.join(SERVER_KEY)),
         (operator.certificate, operator.key),
+        (pki.join(SERVER_CERTIFICATE), pki.join(SERVER_KEY)),
     ] {
         finish_interrupted(&certificate, &key)?;
         let old = read_one(&certificate)?;

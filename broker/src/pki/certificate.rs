@@ -154,6 +154,14 @@ impl Role {
             Self::Other => "other",
         }
     }
+
+    /// The command that renews such a certificate of the broker's port, on its machine.
+    pub fn renewal_at_broker(self) -> &'static str {
+        match self {
+            Self::Ca => "`lockbox-broker certificate renew --ca --dir DIR`",
+            Self::Server | Self::Client | Self::Other => "`lockbox-broker certificate renew --dir DIR`",
+        }
+    }
 }
 
 fn role(certificate: &X509Certificate<'_>) -> Option<Role> {
