@@ -7,7 +7,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use lockbox_authz::limits::{MAX_REQUESTER_CHARS, MAX_SELECTED_KEYS};
+use lockbox_authz::limits::MAX_REQUESTER_CHARS;
 use lockbox_authz::{Labels, field};
 use lockbox_host::log::Log;
 use serde::Deserialize;
@@ -150,7 +150,7 @@ fn left_days() -> u32 {
     DEFAULT_LEFT_DAYS
 }
 
-/// Every field but the last must be there: what is left out by mistake must not allow anything.
+/// Every field but the limits must be there: what is left out by mistake must not allow anything.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawRequester {
@@ -159,12 +159,7 @@ struct RawRequester {
     source_labels: BTreeMap<String, String>,
     target_labels: BTreeMap<String, String>,
     selections: Vec<SelectionKind>,
-    #[serde(default = "all_keys")]
-    max_keys: usize,
-}
-
-fn all_keys() -> usize {
-    MAX_SELECTED_KEYS
+    max_keys: Option<u64>,
 }
 
 impl RawConfig {
@@ -226,9 +221,9 @@ impl RawRequester {
             let mend = "write the name as the client certificate has it, 1 to 256 characters";
             ("name", format!("it {}", error.rule), mend)
         })?;
-        if self.max_keys == 0 || self.max_keys > MAX_SELECTED_KEYS {
-            let problem = format!("{} is out of range", self.max_keys);
-            return Err(("max_keys", problem, "write a number from 1 to 1024"));
+        if self.max_keys == Some(0) {
+            let problem = "0 is out of range".to_owned();
+            return Err(("max_keys", problem, "write 1 or more, or leave it out for no limit"));
         }
         Ok(Requester {
             source_labels: labels("source_labels", self.source_labels)?,
@@ -294,7 +289,7 @@ selections = ["ids"]
         assert_eq!(config.control_key, Path::new("/etc/lockbox/server.key"));
         let operator = config.requesters.find("operator").unwrap();
         assert!(operator.may(Permission::Copy) && !operator.may(Permission::Move));
-        assert_eq!(operator.max_keys, 1_024);
+        assert_eq!(operator.max_keys, None);
     }
 
     #[test]
@@ -341,10 +336,10 @@ selections = ["ids"]
     }
 
     #[test]
-    fn rejects_too_many_keys() {
-        let error = complaint("selections = [\"ids\"]", "selections = [\"ids\"]\nmax_keys = 5000");
+    fn rejects_a_limit_that_allows_no_key() {
+        let error = complaint("selections = [\"ids\"]", "selections = [\"ids\"]\nmax_keys = 0");
         assert!(
-            error.contains(": requester[0].max_keys: ") && error.contains("1 to 1024"),
+            error.contains(": requester[0].max_keys: ") && error.contains("1 or more"),
             "{error}"
         );
     }

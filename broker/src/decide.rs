@@ -74,11 +74,14 @@ pub enum Denied {
          restart the broker"
     )]
     SelectionNotAllowed { requester: String, kind: &'static str },
-    #[error("the request names {keys} keys; the requester {requester:?} may name at most {max_keys} in one request")]
+    #[error(
+        "the request names {keys} keys; the requester {requester:?} may have at most {max_keys} leave by one request \
+         (max_keys in broker.toml)"
+    )]
     TooManyKeys {
         requester: String,
-        keys: usize,
-        max_keys: usize,
+        keys: u64,
+        max_keys: u64,
     },
     #[error("the {end} {name:?} is no lockbox of this cluster; `lockbox-broker lockbox list` shows them")]
     UnknownLockbox { end: End, name: String },
@@ -145,6 +148,7 @@ pub fn decide(request: &TransferRequest, view: &View<'_>, now_ms: i64) -> Result
         expires_at_ms: now_ms + i64::from(ttl_seconds) * 1_000,
         roster_head: view.roster.head(),
         reason: request.reason.clone(),
+        max_keys: requester.max_keys,
     })
 }
 
@@ -198,13 +202,16 @@ fn check_selection(requester: &Requester, selection: &Selection) -> Result<(), D
             kind: kind.as_str(),
         });
     }
-    match selection {
-        Selection::Ids(ids) if ids.len() > requester.max_keys => Err(Denied::TooManyKeys {
+    // How many keys labels select is known at the source, which gets the limit in the authorization (SPEC 6.3, step 19).
+    let Selection::Ids(ids) = selection else { return Ok(()) };
+    let keys = ids.len() as u64;
+    match requester.max_keys.filter(|max_keys| keys > *max_keys) {
+        Some(max_keys) => Err(Denied::TooManyKeys {
             requester: requester.name.clone(),
-            keys: ids.len(),
-            max_keys: requester.max_keys,
+            keys,
+            max_keys,
         }),
-        _ => Ok(()),
+        None => Ok(()),
     }
 }
 

@@ -41,8 +41,8 @@ pub struct Requester {
     /// Labels that a target must have.
     pub target_labels: Labels,
     pub selections: Vec<SelectionKind>,
-    /// Keys that one request may name by id.
-    pub max_keys: usize,
+    /// Keys that may leave by one request, however they are selected. `None`: as many as are selected.
+    pub max_keys: Option<u64>,
 }
 
 /// The table, by name.

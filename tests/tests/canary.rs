@@ -264,6 +264,7 @@ impl Pair {
             expires_at_ms: now_ms() + 300_000,
             roster_head: self.roster.head(),
             reason: String::new(),
+            max_keys: None,
         };
         Verified::sign(statement, &self.broker)
     }

@@ -115,7 +115,7 @@ fn operator() -> Requester {
         source_labels: Labels::default(),
         target_labels: Labels::default(),
         selections: vec![SelectionKind::Ids, SelectionKind::Labels, SelectionKind::All],
-        max_keys: 2,
+        max_keys: Some(2),
     }
 }
 

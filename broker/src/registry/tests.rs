@@ -115,7 +115,7 @@ fn table() -> Requesters {
         source_labels: Labels::default(),
         target_labels: Labels::default(),
         selections: vec![SelectionKind::Ids, SelectionKind::All],
-        max_keys: 1_024,
+        max_keys: None,
     });
     table
 }

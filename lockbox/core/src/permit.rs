@@ -108,6 +108,8 @@ pub enum Refusal {
     TooManyKeys { keys: u64, cap: u64 },
     #[error("step 18, caps: this lockbox began {cap} transfers in the last hour, and begins no more in it")]
     TooManyTransfers { cap: u32 },
+    #[error("step 19, limit: {keys} keys would leave, and the requester may have {limit} leave by one request")]
+    OverLimit { keys: u64, limit: u64 },
     #[error("the selection takes more than {MAX_CHUNKS} chunks")]
     TooManyChunks,
     #[error(transparent)]
@@ -151,6 +153,7 @@ impl Refusal {
             | Self::TooManyLayers(_)
             | Self::TooManyKeys { .. }
             | Self::TooManyTransfers { .. }
+            | Self::OverLimit { .. }
             | Self::TooManyChunks => self.to_string(),
             _ => self.peer_text().to_owned(),
         }
@@ -201,6 +204,8 @@ impl Lockbox {
         let plan = self.plan(statement, target)?;
         // 18. So many may leave, and so soon after the others.
         self.check_caps(&plan, now_ms)?;
+        // 19. So many the requester may have leave; only here is it known what a label selects.
+        check_limit(statement, &plan)?;
         Ok(Decision::Open(Box::new(Permit {
             authorization,
             wrapping_key,
@@ -446,6 +451,14 @@ pub(crate) fn check_time(statement: &Authorization, now_ms: i64) -> Result<(), R
         return Err(Refusal::Expired);
     }
     Ok(())
+}
+
+fn check_limit(statement: &Authorization, plan: &Plan) -> Result<(), Refusal> {
+    let keys = plan.key_count;
+    match statement.max_keys.filter(|limit| keys > *limit) {
+        Some(limit) => Err(Refusal::OverLimit { keys, limit }),
+        None => Ok(()),
+    }
 }
 
 /// 10. It is spent on the very transfer that is to be resumed.

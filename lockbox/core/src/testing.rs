@@ -331,6 +331,7 @@ impl Cluster {
             expires_at_ms: NOW_MS + 300_000,
             roster_head: self.roster.head(),
             reason: "a test".to_owned(),
+            max_keys: None,
         }
     }
 

@@ -251,6 +251,7 @@ fn concerns_the_target(refusal: &Refusal) -> bool {
             | Refusal::TooManyToName(_)
             | Refusal::TooManyLayers(_)
             | Refusal::TooManyKeys { .. }
+            | Refusal::OverLimit { .. }
             | Refusal::TooManyChunks
     )
 }

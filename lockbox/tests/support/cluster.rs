@@ -123,6 +123,7 @@ impl Cluster {
             expires_at_ms: now_ms() + 300_000,
             roster_head: roster.head(),
             reason: "a test".to_owned(),
+            max_keys: None,
         }
     }
 

@@ -55,6 +55,8 @@ pub struct Authorization {
     pub expires_at_ms: i64,
     pub roster_head: Head,
     pub reason: String,
+    /// How many keys may leave under it at most, whatever the selection. `None`: the requester has no such limit.
+    pub max_keys: Option<u64>,
 }
 
 /// Ends an authorization before its time.
@@ -211,6 +213,7 @@ impl Statement for Authorization {
             expires_at_ms,
             roster_head: Head::from_wire(&field::required("roster_head", wire.roster_head)?)?,
             reason: wire.reason,
+            max_keys: Some(wire.max_keys).filter(|limit| *limit > 0),
         })
     }
 
@@ -230,6 +233,7 @@ impl Statement for Authorization {
             expires_at_ms: self.expires_at_ms,
             roster_head: Some(self.roster_head.to_wire()),
             reason: self.reason.clone(),
+            max_keys: self.max_keys.unwrap_or_default(),
         }
     }
 }

@@ -90,6 +90,20 @@ fn texts_of_the_greatest_length_are_read() {
 }
 
 #[test]
+fn a_limit_that_is_left_out_is_none() {
+    let mut wire = authorization().to_wire();
+    assert_eq!(
+        Authorization::from_wire(wire.clone()).expect("it is good").max_keys,
+        Some(20)
+    );
+    wire.max_keys = 0;
+    assert_eq!(
+        Authorization::from_wire(wire.clone()).expect("it is good").max_keys,
+        None
+    );
+}
+
+#[test]
 fn rejects_a_missing_party() {
     assert_eq!(refused(|wire| wire.source = None), "source");
     assert_eq!(refused(|wire| wire.target = None), "target");

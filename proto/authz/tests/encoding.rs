@@ -67,6 +67,7 @@ fn expected_authorization() -> Vec<u8> {
         hex("08 03"),                               //   index: 3
         hex("12 20"), vec![0x4e; 32],               //   hash
         hex("72 0b"), b"a migration".to_vec(),      // reason
+        hex("78 14"),                               // max_keys: 20
     ]
     .concat()
 }
@@ -75,13 +76,13 @@ fn expected_authorization() -> Vec<u8> {
 #[rustfmt::skip]
 fn expected_envelope() -> Vec<u8> {
     [
-        hex("0a e40d"), expected_authorization(),   // payload, 1,764 bytes
+        hex("0a e60d"), expected_authorization(),   // payload, 1,766 bytes
         hex("12 31"),                               // payload_type, 49 bytes
         b"application/vnd.lockbox.authorization.v1+protobuf".to_vec(),
         hex("1a 8401"),                             // signatures, 132 bytes
         hex("0a 40"),                               //   sig, by the broker's signing key
-        hex("9d5adae59f53cbfa0c031c892a33eb0a2777e6188e15f064e50d3f9414665ecc"),
-        hex("3a3d507c7fd3efd026ef38c99dc0a3f3c352e7b094dcacaadf3d46def32d9e0d"),
+        hex("6d8ca508eee2ab610a648d85388bfce2c267859cb1d0470392d3b50033dc667d"),
+        hex("e58e20a70ac376bd4e6c842c301ebcaede5f00ea955939ba537ae7e3f18fc304"),
         hex("12 40"),                               //   keyid, 64 characters
         b"1f8ba6ac2fd71195f743df5921bf8aa98105385d85dc9f9ec8837055c349343f".to_vec(),
     ]
@@ -111,7 +112,7 @@ fn an_authorization_has_exactly_these_bytes() {
 #[test]
 fn what_is_signed_and_hashed_has_exactly_these_bytes() {
     let signed = [
-        b"DSSEv1 49 application/vnd.lockbox.authorization.v1+protobuf 1764 ".to_vec(),
+        b"DSSEv1 49 application/vnd.lockbox.authorization.v1+protobuf 1766 ".to_vec(),
         expected_authorization(),
     ]
     .concat();

@@ -80,7 +80,7 @@ fn rejects_a_changed_key_id_as_untrusted() {
 type Mutation = (&'static str, fn(&mut wire::Authorization));
 
 /// A change of each field to another value that its rule allows, so that only the signature stands in the way.
-const MUTATIONS: [Mutation; 24] = [
+const MUTATIONS: [Mutation; 25] = [
     ("authorization_id", |a| a.authorization_id[0] ^= 1),
     ("cluster_id", |a| a.cluster_id[31] ^= 1),
     ("request_id", |a| a.request_id.push('x')),
@@ -127,6 +127,7 @@ const MUTATIONS: [Mutation; 24] = [
     ("roster_head.index", |a| head(a).index += 1),
     ("roster_head.hash", |a| head(a).hash[0] ^= 1),
     ("reason", |a| a.reason.clear()),
+    ("max_keys", |a| a.max_keys = 0),
 ];
 
 fn party(party: &mut Option<wire::Party>) -> &mut wire::Party {
@@ -196,6 +197,7 @@ fn rejects_an_authorization_with_another_version() {
         expires_at_ms: _,
         roster_head: _,
         reason: _,
+        max_keys: _,
     } = authorization().to_wire();
     let signed = Verified::sign(authorization(), &secret(BROKER)).envelope().to_wire();
     let mut changed = authorization().to_wire();

@@ -296,6 +296,7 @@ impl World {
             expires_at_ms: self.now_ms + LIFETIME_MS,
             roster_head: self.roster.head(),
             reason: String::new(),
+            max_keys: None,
         }
     }
 

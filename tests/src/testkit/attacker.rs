@@ -109,6 +109,7 @@ impl StolenBroker {
             expires_at_ms: now_ms + 300_000,
             roster_head: self.roster.head(),
             reason: String::new(),
+            max_keys: None,
         }
     }
 

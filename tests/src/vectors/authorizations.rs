@@ -51,6 +51,10 @@ fn accepted(scene: &Scene) -> Vec<Vector> {
         selection: Selection::All,
         ..statement.clone()
     };
+    let limited = Authorization {
+        max_keys: Some(20),
+        ..of_all.clone()
+    };
     let sign = |statement| Verified::sign(statement, &secret(BROKER));
     let mut by_two = vector(
         "authorization-by-two",
@@ -68,6 +72,11 @@ fn accepted(scene: &Scene) -> Vec<Vector> {
             &sign(by_label),
         ),
         vector("authorization-of-all", "All keys move: an evacuation.", &sign(of_all)),
+        vector(
+            "authorization-limited",
+            "All keys move, if they are at most 20.",
+            &sign(limited),
+        ),
         by_two.with_hex("trusted", public(SECOND_BROKER).as_bytes()),
     ]
 }
@@ -303,8 +312,8 @@ fn spoiled_payloads(good: &Vector, scene: &Scene) -> Vec<Vector> {
         signed(
             "payload-unknown-field",
             "not-canonical",
-            "A field 15 that nobody knows.",
-            [&payload[..], &[0x78, 1]].concat(),
+            "A field 16 that nobody knows.",
+            [&payload[..], &[0x80, 1, 1]].concat(),
         ),
         signed(
             "payload-reordered",

@@ -276,6 +276,7 @@ fn authorization(a: &Node, b: &Node, roster: &Roster, key_id: KeyId) -> Authoriz
         expires_at_ms: NOW_MS + 300_000,
         roster_head: roster.head(),
         reason: "the volume moves to storage-b".to_owned(),
+        max_keys: None,
     }
 }
 

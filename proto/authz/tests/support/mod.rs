@@ -90,6 +90,7 @@ pub(crate) fn authorization() -> Authorization {
             hash: Hash([0x4e; 32]),
         },
         reason: "a migration".to_owned(),
+        max_keys: Some(20),
     }
 }
 

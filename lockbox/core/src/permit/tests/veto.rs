@@ -1,4 +1,4 @@
-//! Steps 11 to 16, and 18: what this lockbox's own keys, jobs and caps allow.
+//! Steps 11 to 16, 18 and 19: what this lockbox's own keys, jobs and caps allow, and the requester's limit.
 
 use lockbox_authz::field::Labels;
 use lockbox_authz::id::AuthorizationId;
@@ -175,6 +175,49 @@ fn rejects_more_keys_than_the_cap_lets_leave() {
     });
     let refusal = case.refusal();
     assert!(matches!(refusal, Refusal::TooManyKeys { keys: 2, cap: 1 }) && refusal.is_final());
+}
+
+/// A requester that may have one key leave must not get two by saying which in another way.
+#[test]
+fn rejects_more_keys_than_the_requester_may_have_leave() {
+    let mut case = Case::new();
+    let second = case.cluster.a.create("another", TransferPolicy::default());
+    let named = Selection::from_unsorted_ids(vec![case.key_id, second]).expect("two keys");
+    let label = |key: &mut Key| key.info.labels = Labels::parse(["pool=fast"]).expect("a label");
+    case.change_key(label);
+    let first = std::mem::replace(&mut case.key_id, second);
+    case.change_key(label);
+    let labelled = Selection::Labels(Labels::parse(["pool=fast"]).expect("a label"));
+    for selection in [named, labelled, Selection::All] {
+        case.statement.selection = selection;
+        case.statement.max_keys = Some(1);
+        let refusal = case.refusal();
+        assert!(matches!(refusal, Refusal::OverLimit { keys: 2, limit: 1 }) && refusal.is_final());
+        assert!(
+            refusal.requester_text().contains("2 keys"),
+            "the requester must be told why"
+        );
+    }
+    // What is withheld does not leave.
+    case.key_id = first;
+    case.change_key(|key| key.info.transfer_policy.pinned = true);
+    let (bytes, head) = (case.signed(), case.cluster.roster.head());
+    case.present(bytes, head)
+        .expect("one key leaves, as the requester may have");
+}
+
+/// A layer brings its ancestors along, and each of them counts.
+#[test]
+fn the_requesters_limit_counts_whole_families() {
+    let (mut case, layer) = bonded(Relation::Layer);
+    end_job(&mut case, layer);
+    case.statement.operation = Operation::Copy;
+    case.statement.selection = Selection::All;
+    case.statement.max_keys = Some(1);
+    assert!(matches!(case.refusal(), Refusal::OverLimit { keys: 2, limit: 1 }));
+    case.statement.max_keys = Some(2);
+    let (bytes, head) = (case.signed(), case.cluster.roster.head());
+    case.present(bytes, head).expect("the layer and what it lies on");
 }
 
 #[test]
