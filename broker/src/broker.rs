@@ -19,8 +19,8 @@ use crate::clock::now_ms;
 use crate::decide::{self, TransferRequest};
 use crate::refusal::Refusal;
 use crate::registry::{
-    self, Authorized, Evidence, JoinOutcome, LockboxFacts, Page, RecordPage, Registry, SyncOutcome, ToHear, Transfer,
-    TransferPage, Turn,
+    self, Authorized, Evidence, JoinOutcome, LockboxFacts, Offer, Page, RecordPage, Registry, Reported, SyncOutcome,
+    ToHear, Transfer, TransferPage, Turn,
 };
 use crate::requesters::{Permission, Requesters};
 use crate::sessions::{Sessions, Signal};
@@ -362,7 +362,11 @@ impl Broker {
     }
 
     /// Takes a report; `Ok` means that it is stored durably.
-    pub(crate) async fn report(self: &Arc<Self>, lockbox_id: LockboxId, report: TransferReport) -> Result<(), Refusal> {
+    pub(crate) async fn report(
+        self: &Arc<Self>,
+        lockbox_id: LockboxId,
+        report: TransferReport,
+    ) -> Result<Reported, Refusal> {
         let reported = self
             .turn(move |_, turn| turn.report(lockbox_id, &report, now_ms()))
             .await?;
@@ -370,7 +374,7 @@ impl Broker {
         if reported.changed {
             self.watchers.changed(reported.authorization_id);
         }
-        Ok(())
+        Ok(reported)
     }
 
     /// Takes what a lockbox says of keys outside of transfers; `Ok` means that it is stored durably.
@@ -391,6 +395,10 @@ impl Broker {
         id: AuthorizationId,
     ) -> Result<Option<ToHear>, Refusal> {
         self.turn(move |_, turn| turn.to_hear(lockbox_id, id, now_ms())).await
+    }
+
+    pub(crate) async fn offer(self: &Arc<Self>, id: AuthorizationId) -> Result<Option<Offer>, Refusal> {
+        self.turn(move |_, turn| turn.offer(id, now_ms())).await
     }
 
     pub(crate) async fn all_to_hear(

@@ -12,7 +12,7 @@ use lockbox_authz::{Labels, field};
 use lockbox_host::log::Log;
 use serde::Deserialize;
 
-use crate::limits::{DEFAULT_LEFT_DAYS, LEFT_DAYS};
+use crate::limits::{DEFAULT_LEFT_DAYS, DEFAULT_OPEN_TRANSFERS, LEFT_DAYS, MAX_OPEN_TRANSFERS};
 use crate::requesters::{Permission, Requester, Requesters, SelectionKind};
 
 /// A configuration that was checked. The files that it names were not.
@@ -160,6 +160,12 @@ struct RawRequester {
     target_labels: BTreeMap<String, String>,
     selections: Vec<SelectionKind>,
     max_keys: Option<u64>,
+    #[serde(default = "open_transfers")]
+    max_open_transfers: usize,
+}
+
+fn open_transfers() -> usize {
+    DEFAULT_OPEN_TRANSFERS
 }
 
 impl RawConfig {
@@ -225,6 +231,10 @@ impl RawRequester {
             let problem = "0 is out of range".to_owned();
             return Err(("max_keys", problem, "write 1 or more, or leave it out for no limit"));
         }
+        if !(1..=MAX_OPEN_TRANSFERS).contains(&self.max_open_transfers) {
+            let problem = format!("{} is out of range", self.max_open_transfers);
+            return Err(("max_open_transfers", problem, "write a number from 1 to 1000000"));
+        }
         Ok(Requester {
             source_labels: labels("source_labels", self.source_labels)?,
             target_labels: labels("target_labels", self.target_labels)?,
@@ -232,6 +242,7 @@ impl RawRequester {
             operations: self.operations,
             selections: self.selections,
             max_keys: self.max_keys,
+            max_open_transfers: self.max_open_transfers,
         })
     }
 }
@@ -333,6 +344,15 @@ selections = ["ids"]
             error.contains(": node.listen: ") && error.ends_with("[::]:7400"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn rejects_a_requester_that_may_have_no_open_transfer() {
+        let error = complaint(
+            "selections = [\"ids\"]",
+            "selections = [\"ids\"]\nmax_open_transfers = 0",
+        );
+        assert!(error.contains(": requester[0].max_open_transfers: "), "{error}");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! | state | awaits | does |
 //! |---|---|---|
 //! | opened | Hello | verifies and stores it, answers Welcome |
-//! | catching up | nothing | sends whatever is open for this lockbox |
+//! | catching up | nothing | sends whatever is open for this lockbox, as far as it is its turn ([`Offers`]) |
 //! | connected | reports, signals | stores a report and acknowledges it; sends what a signal is about, and the next notices when one is answered |
 //!
 //! A report that is refused is logged and not acknowledged, and the stream goes on: one bad report must not keep the
@@ -23,8 +23,9 @@ use tonic::{Status, Streaming};
 use crate::broker::Broker;
 use crate::clock::now_ms;
 use crate::limits::{HELLO_TIMEOUT, MAX_NOTICES_IN_FLIGHT};
+use crate::offers::{Offers, Queued};
 use crate::refusal::Refusal;
-use crate::registry::ToHear;
+use crate::registry::{Offer, OpenOffer, ToHear};
 use crate::sessions::{Closing, Session, Signal};
 use crate::status;
 
@@ -37,6 +38,8 @@ pub(crate) struct Connection {
     /// Set by its Hello.
     lockbox_id: Option<LockboxId>,
     notices: Notices,
+    /// What this lockbox is offered as a target, and what waits for its turn.
+    offers: Offers,
 }
 
 /// How far a lockbox was told of the compromise notices on this connection.
@@ -74,6 +77,7 @@ impl Connection {
             outbound,
             lockbox_id: None,
             notices: Notices::default(),
+            offers: Offers::default(),
         }
     }
 
@@ -169,13 +173,49 @@ impl Connection {
         loop {
             let (page, last) = self.broker.all_to_hear(lockbox_id, after).await.map_err(internal)?;
             for heard in page {
-                self.send(message(heard)).await?;
+                self.tell_of(heard).await?;
             }
             match last {
                 Some(last) => after = Some(last),
-                None => return Ok(()),
+                None => return self.offer_next().await,
             }
         }
+    }
+
+    async fn tell_of(&mut self, heard: ToHear) -> Result<(), End> {
+        match heard {
+            ToHear::Revocation(revocation) => self.send(revoke(revocation)).await,
+            ToHear::Offer(open) if open.is_accepted || self.offers.is_offered(open.id) => self.offer_again(open).await,
+            ToHear::Offer(open) => {
+                let queued = Queued {
+                    created_at_ms: open.created_at_ms,
+                    id: open.id,
+                    source_id: open.source_id,
+                };
+                self.offers.queue(open.requester, queued);
+                Ok(())
+            }
+        }
+    }
+
+    /// The target has it, and may lack the address of the source.
+    async fn offer_again(&mut self, open: OpenOffer) -> Result<(), End> {
+        self.offers.note(&open.requester, open.source_id, open.id, open.place);
+        match self.broker.offer(open.id).await.map_err(internal)? {
+            Some(offer) => self.send(message(offer)).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Offers what it is the turn of.
+    async fn offer_next(&mut self) -> Result<(), End> {
+        while let Some(id) = self.offers.next() {
+            match self.broker.offer(id).await.map_err(internal)? {
+                Some(offer) => self.send(message(offer)).await?,
+                None => self.offers.remove(id),
+            }
+        }
+        Ok(())
     }
 
     /// Sends what the lockbox has not applied, as many at once as may be unanswered.
@@ -214,10 +254,16 @@ impl Connection {
                 self.notices.more = self.notices.is_known;
                 self.tell_notices(lockbox_id).await
             }
-            Signal::Transfer(id) => match self.broker.to_hear(lockbox_id, id).await.map_err(internal)? {
-                Some(heard) => self.send(message(heard)).await,
-                None => Ok(()),
-            },
+            Signal::Transfer(id) => {
+                let heard = self.broker.to_hear(lockbox_id, id).await.map_err(internal)?;
+                if !matches!(heard, Some(ToHear::Offer(_))) {
+                    self.offers.remove(id);
+                }
+                if let Some(heard) = heard {
+                    self.tell_of(heard).await?;
+                }
+                self.offer_next().await
+            }
         }
     }
 
@@ -236,7 +282,14 @@ impl Connection {
     async fn report(&mut self, lockbox_id: LockboxId, report: TransferReport) -> Result<(), End> {
         let report_id = report.report_id;
         let outcome = self.broker.report(lockbox_id, report).await;
-        self.answer(lockbox_id, report_id, outcome).await
+        if let Ok(reported) = &outcome
+            && let Some(place) = reported.place
+        {
+            let id = reported.authorization_id;
+            self.offers.note(&reported.requester, reported.source_id, id, place);
+        }
+        self.answer(lockbox_id, report_id, outcome.map(drop)).await?;
+        self.offer_next().await
     }
 
     async fn custody(&mut self, lockbox_id: LockboxId, report: CustodyReport) -> Result<(), End> {
@@ -272,17 +325,15 @@ impl Connection {
     }
 }
 
-fn message(heard: ToHear) -> connect_response::Message {
-    match heard {
-        ToHear::Offer {
-            authorization,
-            source_address,
-        } => connect_response::Message::OfferTransfer(OfferTransfer {
-            authorization,
-            source_address,
-        }),
-        ToHear::Revocation(revocation) => connect_response::Message::RevokeTransfer(RevokeTransfer { revocation }),
-    }
+fn message(offer: Offer) -> connect_response::Message {
+    connect_response::Message::OfferTransfer(OfferTransfer {
+        authorization: offer.authorization,
+        source_address: offer.source_address,
+    })
+}
+
+fn revoke(revocation: Vec<u8>) -> connect_response::Message {
+    connect_response::Message::RevokeTransfer(RevokeTransfer { revocation })
 }
 
 fn internal(refusal: Refusal) -> End {

@@ -247,7 +247,7 @@ left_days = 30
 # Who may ask for what. A requester is named by its client certificate: the URI in it, or else the DNS name, or else the
 # common name. Whoever is not listed here may nothing. A lockbox must have all the labels of source_labels or
 # target_labels; {{}} asks for none. max_keys limits how many keys leave by one request, however they are selected (without it:
-# no limit).
+# no limit), max_open_transfers how many transfers the requester may have open (without it: 1024).
 [[requester]]
 name = "{OPERATOR}"
 operations = ["copy", "move", "revoke", "roster", "list-all"]

@@ -7,6 +7,7 @@
 //! | [`registry`] | what the broker remembers, durably |
 //! | [`broker`] | the two together with the signing key and the open connections |
 //! | `evidence` | what is given out about one lockbox's keys, for restoring a backup of it |
+//! | `offers` | whose transfer a target is offered next |
 //! | [`node_service`], [`control_service`] | the two ports; they parse, ask and answer |
 //! | [`inventory_service`] | what lockboxes report of their keys, and what a stolen one opens |
 //! | [`notice_service`] | what the admins tell every lockbox of keys that strangers know |
@@ -40,6 +41,7 @@ pub mod keyfile;
 pub mod limits;
 pub mod node_service;
 pub mod notice_service;
+mod offers;
 pub mod picture;
 pub mod pki;
 pub mod port_certificates;

@@ -20,6 +20,9 @@ pub const MAX_TOKEN_LIFE: Duration = Duration::from_secs(90 * 24 * 60 * 60);
 /// Receipts, and erasure records, in one report.
 pub const MAX_REPORT_RECEIPTS: usize = 64;
 
+/// Withheld keys that one report tells of, with the reason of each. A page has a hundred transfers.
+pub const MAX_WITHHELD_TOLD: usize = 32;
+
 /// Transfers in one page, if the requester doesn't say, and at most.
 pub const DEFAULT_PAGE: usize = 100;
 pub const MAX_PAGE: usize = 1_000;
@@ -75,6 +78,18 @@ pub const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 /// Events that wait for one connected lockbox. One that is further behind is disconnected: on its next connection it gets
 /// everything that is open.
 pub const MAX_WAITING_SIGNALS: usize = 4_096;
+
+/// Transfers of one requester that a target works on at a time. A lockbox has 16 sessions at once: while they run, as many wait at
+/// hand, and what another requester asks for meanwhile waits behind no more.
+pub const MAX_OFFERED: usize = 32;
+
+/// Transfers of one requester from one source that a target tries while it can't reach the source. An attempt may take one of its 16
+/// sessions until the connection times out; the first that comes through frees the others.
+pub const MAX_TRIED: usize = 4;
+
+/// Open transfers of one requester, if its row in the configuration does not say otherwise, and at most. Each takes a few KiB.
+pub const DEFAULT_OPEN_TRANSFERS: usize = 1_024;
+pub const MAX_OPEN_TRANSFERS: usize = 1_000_000;
 
 /// Compromise notices that one lockbox has not answered. It applies one after the other, and the rest can wait here.
 pub const MAX_NOTICES_IN_FLIGHT: usize = 8;

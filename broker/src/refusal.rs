@@ -22,6 +22,11 @@ pub enum Refusal {
     RequestIdTaken,
     #[error("no transfer of this requester has this id; `lockbox-broker transfer list` shows them")]
     UnknownTransfer,
+    #[error(
+        "the requester has {limit} open transfers, as many as max_open_transfers in broker.toml lets it have; wait until some have \
+         ended, or revoke some"
+    )]
+    TooManyOpenTransfers { limit: usize },
     #[error("the transfer is complete, and a complete transfer can't be revoked")]
     AlreadyComplete,
     #[error(

@@ -43,6 +43,8 @@ pub struct Requester {
     pub selections: Vec<SelectionKind>,
     /// Keys that may leave by one request, however they are selected. `None`: as many as are selected.
     pub max_keys: Option<u64>,
+    /// Open transfers that it may have at once.
+    pub max_open_transfers: usize,
 }
 
 /// The table, by name.

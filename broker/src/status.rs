@@ -60,9 +60,11 @@ fn code(refusal: &Refusal) -> Code {
         | Refusal::MuchIsGone
         | Refusal::FromTheFuture { .. } => Code::FailedPrecondition,
         Refusal::Name(_) | Refusal::NotAnEnd | Refusal::NotAdmitted | Refusal::Retired => Code::PermissionDenied,
-        Refusal::TooManyPending | Refusal::Busy | Refusal::TooManyKeys { .. } | Refusal::TooManyMaterials(_) => {
-            Code::ResourceExhausted
-        }
+        Refusal::TooManyPending
+        | Refusal::TooManyOpenTransfers { .. }
+        | Refusal::Busy
+        | Refusal::TooManyKeys { .. }
+        | Refusal::TooManyMaterials(_) => Code::ResourceExhausted,
         Refusal::NotTaken => Code::DeadlineExceeded,
         Refusal::Store(_) | Refusal::Record(_) => Code::Internal,
     }

@@ -19,8 +19,9 @@ use std::time::Duration;
 
 use lockbox_authz::AuthorizationId;
 use lockbox_core::lockbox::{BrokerAddress, LockboxError, Membership, Standing};
+use lockbox_core::report::Role;
 use lockbox_rpc::api::node::node_service_client::NodeServiceClient;
-use lockbox_rpc::api::node::{JoinRequest, JoinStatus};
+use lockbox_rpc::api::node::{JoinRequest, JoinStatus, TransferStage};
 use lockbox_rpc::tls::raw_key;
 use lockbox_rpc::transport::{ClientTimeouts, ConnectError, MAX_MESSAGE_BYTES, connect_raw_key};
 use tokio::sync::Notify;
@@ -48,11 +49,20 @@ pub(crate) struct LinkState {
     pub(crate) address: String,
 }
 
-/// First presentations that this lockbox refused as source: id and what the requester may know.
+/// First presentations that this lockbox refused as source, and transfers that do not go on for now.
 #[derive(Default)]
 pub(crate) struct Refusals {
-    waiting: Mutex<VecDeque<(AuthorizationId, String)>>,
+    waiting: Mutex<VecDeque<Word>>,
     wake: Notify,
+}
+
+/// What the requester may know of a transfer, and no ledger has.
+pub(crate) struct Word {
+    pub(crate) id: AuthorizationId,
+    pub(crate) role: Role,
+    /// REFUSED or WAITING.
+    pub(crate) stage: TransferStage,
+    pub(crate) detail: String,
 }
 
 /// Why the link broke, or could not be made.
@@ -85,12 +95,38 @@ impl From<Sealed> for LinkError {
 }
 
 impl Refusals {
-    pub(crate) fn push(&self, id: AuthorizationId, detail: String) {
+    /// This lockbox, as the source, refused it for good.
+    pub(crate) fn refused(&self, id: AuthorizationId, detail: String) {
+        self.push(Word {
+            id,
+            role: Role::Source,
+            stage: TransferStage::Refused,
+            detail,
+        });
+    }
+
+    /// It can't go on for now.
+    pub(crate) fn waits(&self, id: AuthorizationId, role: Role, detail: impl Into<String>) {
+        self.push(Word {
+            id,
+            role,
+            stage: TransferStage::Waiting,
+            detail: detail.into(),
+        });
+    }
+
+    /// A later word replaces an earlier one. Without room a refusal, which is said once, replaces what is said with each attempt.
+    fn push(&self, word: Word) {
         let mut waiting = lock(&self.waiting);
+        waiting.retain(|other| (other.id, other.role) != (word.id, word.role));
         if waiting.len() == MAX_WAITING_REFUSALS {
-            waiting.pop_front();
+            if word.stage == TransferStage::Waiting {
+                return;
+            }
+            let least = waiting.iter().position(|other| other.stage == TransferStage::Waiting);
+            waiting.remove(least.unwrap_or(0));
         }
-        waiting.push_back((id, detail));
+        waiting.push_back(word);
         drop(waiting);
         self.wake.notify_one();
     }
@@ -99,7 +135,7 @@ impl Refusals {
         lock(&self.waiting).clear();
     }
 
-    fn pop(&self) -> Option<(AuthorizationId, String)> {
+    fn pop(&self) -> Option<Word> {
         lock(&self.waiting).pop_front()
     }
 }

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use lockbox_authz::AuthorizationId;
+use lockbox_core::report::Role;
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::{self, JoinSet};
 
@@ -161,9 +162,11 @@ async fn pull(node: Arc<Node>, places: Arc<Semaphore>, try_now: Arc<Notify>, id:
         }
         let pause = backoff.next();
         let pause_ms = pause.as_millis();
+        let told = error.requester_text();
         let error = crate::chain(&error);
         tracing::warn!(target: "transfer", authorization = %id, role = "target", error, pause_ms, "it is tried again");
         lock(&node.pulls.troubles).insert(id, error);
+        node.refusals.waits(id, Role::Target, told);
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             () = try_now.notified() => {}

@@ -15,6 +15,8 @@ use crate::pki::PkiError;
 use crate::serve::ServeError;
 
 pub(super) const OTHER: u8 = 1;
+/// The transfer is complete, and some of the selected keys stay at the source.
+pub(super) const WITHHELD: u8 = 3;
 pub(super) const USAGE: u8 = 64;
 pub(super) const UNAVAILABLE: u8 = 69;
 pub(super) const STORE: u8 = 74;

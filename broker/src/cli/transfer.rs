@@ -7,12 +7,12 @@ use clap::{ArgGroup, Args, Subcommand, ValueEnum};
 use lockbox_authz::{AuthorizationId, KeyId, Labels, Operation, Selection};
 use lockbox_rpc::api::control::{
     AuthorizeTransferRequest, GetTransferRequest, ListTransfersRequest, RevokeTransferRequest,
-    Transfer as WireTransfer, TransferState, WatchTransferRequest,
+    Transfer as WireTransfer, TransferState, WatchTransferRequest, WithheldKey,
 };
 use serde_json::{Value, json};
 
 use super::client::Broker;
-use super::error::{CliError, OTHER, UNAVAILABLE};
+use super::error::{CliError, OTHER, UNAVAILABLE, WITHHELD};
 use super::output::{Format, Table, print, print_json};
 use super::{Global, block_on};
 use crate::broker::random;
@@ -80,7 +80,8 @@ pub(super) struct Authorize {
     /// Write the signed authorization to a file, for a lockbox without a route to the broker
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// Wait until the transfer has ended; fails if it ends other than complete
+    /// Wait until the transfer has ended. Ends with code 3 if it is complete but selected keys stay at the source, and with
+    /// code 1 if it ends otherwise
     #[arg(long)]
     wait: bool,
     /// Give up waiting after so many seconds; the transfer goes on
@@ -182,7 +183,15 @@ impl Authorize {
         let id = id.map_err(|error| CliError::other(format!("the broker's answer is refused: {error}")))?;
         let last = watch_for(global, broker, id, self.wait_timeout).await?;
         match last.state() {
-            TransferState::Complete => Ok(()),
+            TransferState::Complete if last.withheld_count == 0 => Ok(()),
+            TransferState::Complete => Err(CliError::new(
+                WITHHELD,
+                format!(
+                    "the transfer is complete, but {} of the selected keys stay at the source; see above why, and ask again for \
+                     them when they may leave",
+                    last.withheld_count
+                ),
+            )),
             _ => Err(CliError::new(
                 OTHER,
                 format!("the transfer ended {}: {}", state(&last), or_dash(&last.detail)),
@@ -348,10 +357,11 @@ async fn watch(
         .into_inner();
     while let Some(change) = changes.message().await.map_err(failed)? {
         let transfer = change.transfer.unwrap_or_default();
+        let is_complete = transfer.state() == TransferState::Complete;
         match global.output {
             Format::Json => print(&format!("{}\n", to_json(&transfer)))?,
             Format::Table => print(&format!(
-                "{}  {}  {}  {} -> {}  {} keys{}\n",
+                "{}  {}  {}  {} -> {}  {} keys{}\n{}",
                 id,
                 state(&transfer),
                 operation(&transfer),
@@ -362,6 +372,11 @@ async fn watch(
                     String::new()
                 } else {
                     format!("  {}", transfer.detail)
+                },
+                if is_complete {
+                    withheld(&transfer)
+                } else {
+                    String::new()
                 },
             ))?,
         }
@@ -403,7 +418,22 @@ fn describe(transfer: &WireTransfer, counts: &[(&str, usize)]) -> String {
     for (key, count) in counts {
         table.row([(*key).to_owned(), count.to_string()]);
     }
-    table.render().trim_start_matches('\n').to_owned()
+    table.render().trim_start_matches('\n').to_owned() + &withheld(transfer)
+}
+
+/// A line for each key that stays at the source, as far as they are told.
+fn withheld(transfer: &WireTransfer) -> String {
+    let line = |key: &WithheldKey| format!("withheld  {}  {}\n", key_id(key), key.reason);
+    let mut lines: String = transfer.withheld.iter().map(line).collect();
+    let told = transfer.withheld.len() as u64;
+    if transfer.withheld_count > told {
+        lines += &format!("withheld  {} more keys\n", transfer.withheld_count - told);
+    }
+    lines
+}
+
+fn key_id(key: &WithheldKey) -> String {
+    KeyId::from_slice("key_id", &key.key_id).map_or_else(|_| "?".to_owned(), |id| id.to_string())
 }
 
 fn to_json(transfer: &WireTransfer) -> Value {
@@ -418,6 +448,10 @@ fn to_json(transfer: &WireTransfer) -> Value {
         "keys_received": transfer.keys_received,
         "keys_erased": transfer.keys_erased,
         "withheld_count": transfer.withheld_count,
+        "withheld": transfer.withheld.iter().map(|key| json!({
+            "key_id": key_id(key),
+            "reason": key.reason,
+        })).collect::<Vec<_>>(),
         "requester": transfer.requester,
         "request_id": transfer.request_id,
         "created_at_ms": transfer.created_at_ms,
@@ -480,9 +514,13 @@ fn progress(transfer: &WireTransfer) -> String {
         Ok(Operation::Move) => transfer.keys_erased,
         _ => transfer.keys_received,
     };
-    match transfer.key_count {
+    let progress = match transfer.key_count {
         0 => done.to_string(),
         all => format!("{done}/{all}"),
+    };
+    match transfer.withheld_count {
+        0 => progress,
+        withheld => format!("{progress} ({withheld} withheld)"),
     }
 }
 

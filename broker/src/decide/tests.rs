@@ -116,6 +116,7 @@ fn operator() -> Requester {
         target_labels: Labels::default(),
         selections: vec![SelectionKind::Ids, SelectionKind::Labels, SelectionKind::All],
         max_keys: Some(2),
+        max_open_transfers: 1_000,
     }
 }
 

@@ -11,6 +11,7 @@
 //! | `request/` hash of requester and request id | `RequestRecord` |
 //! | `all/` time id | nothing: all transfers, the newest first |
 //! | `own/` hash of requester, time id | nothing: a requester's transfers, the newest first |
+//! | `open/` id | nothing: a transfer that has not ended |
 //! | `end/` lockbox id | nothing: transfers that this lockbox may still have to hear of |
 //! | `lockbox/` lockbox id | `LockboxRecord` |
 //! | `pending/` identity key | `PendingRecord` |
@@ -43,6 +44,7 @@ use lockbox_authz::{AuthorizationId, Hash, KeyId, LockboxId, MaterialId, PublicK
 
 pub(super) const ROSTER: &[u8] = b"roster/";
 pub(super) const ALL: &[u8] = b"all/";
+pub(super) const OPEN: &[u8] = b"open/";
 pub(super) const LOCKBOX: &[u8] = b"lockbox/";
 pub(super) const PENDING: &[u8] = b"pending/";
 pub(super) const NOTICE: &[u8] = b"notice/";
@@ -102,6 +104,10 @@ pub(super) fn place(created_at_ms: i64, id: AuthorizationId) -> [u8; PLACE_BYTES
     place[..8].copy_from_slice(&(u64::MAX - created_at_ms.unsigned_abs()).to_be_bytes());
     place[8..].copy_from_slice(&id.0);
     place
+}
+
+pub(super) fn open(id: AuthorizationId) -> Vec<u8> {
+    [OPEN, &id.0[..]].concat()
 }
 
 pub(super) fn end(lockbox_id: LockboxId) -> Vec<u8> {

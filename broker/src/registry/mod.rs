@@ -15,6 +15,7 @@ mod left;
 mod left_out;
 mod lockboxes;
 mod notices;
+mod open;
 mod preview;
 mod readings;
 mod records;
@@ -42,12 +43,13 @@ pub use left::InventoryBounds;
 pub use left_out::{Group, LeftOut};
 pub use lockboxes::LockboxFacts;
 pub use notices::{Notice, NoticeAnswer, NoticesToHear};
+use open::OpenTransfers;
 pub use preview::{Named, Subject};
 use readings::Readings;
 pub use reports::Reported;
 pub use roster::{OpenError, SyncOutcome, founding_batch, is_founded, refusal, screen};
-pub use transfer::{EndReport, Revoked, Transfer, is_ended, lapses_at_ms};
-pub use transfers::{Authorized, Evidence, Page, ToHear};
+pub use transfer::{EndReport, Place, Revoked, Transfer, is_ended, lapses_at_ms};
+pub use transfers::{Authorized, Evidence, Offer, OpenOffer, Page, ToHear};
 
 /// See the module.
 pub struct Registry {
@@ -64,6 +66,7 @@ struct State {
     lockboxes: BTreeMap<LockboxId, LockboxFacts>,
     /// The certificates among those facts, in the form in which the decision needs them.
     wrapping_certificates: BTreeMap<LockboxId, UnverifiedEnvelope>,
+    open: OpenTransfers,
     /// How many batches the store has taken.
     submitted: u64,
 }
@@ -88,6 +91,7 @@ impl Registry {
     pub fn open(store: Arc<dyn Store>) -> Result<Self, OpenError> {
         let roster = Arc::new(roster::load(store.as_ref())?);
         let lockboxes = lockboxes::load(store.as_ref())?;
+        let open = OpenTransfers::load(store.as_ref())?;
         let wrapping_certificates = lockboxes
             .iter()
             .map(|(id, facts)| (*id, facts.wrapping_certificate.clone()))
@@ -98,6 +102,7 @@ impl Registry {
                 roster,
                 lockboxes,
                 wrapping_certificates,
+                open,
                 submitted: 0,
             }),
             progress: watch::Sender::default(),

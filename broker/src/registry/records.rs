@@ -1,6 +1,7 @@
 //! What the broker writes down beside what was signed. Protobuf: fields are added, and never given another meaning.
 
 use lockbox_authz::FieldError;
+use lockbox_rpc::api::control::WithheldKey;
 use prost::Message;
 
 #[derive(Clone, PartialEq, Message)]
@@ -63,6 +64,10 @@ pub(super) struct EndRecord {
     pub(super) withheld_count: u64,
     #[prost(string, tag = "5")]
     pub(super) detail: String,
+    #[prost(message, repeated, tag = "6")]
+    pub(super) withheld: Vec<WithheldKey>,
+    #[prost(bool, tag = "7")]
+    pub(super) waits: bool,
 }
 
 #[derive(Clone, PartialEq, Message)]

@@ -2,23 +2,28 @@
 
 use lockbox_authz::limits::MAX_REASON_CHARS;
 use lockbox_authz::{
-    AuthorizationId, ClusterId, ErasureRecord, FieldError, Hash, LockboxId, PublicKey, Receipt, UnverifiedEnvelope,
-    field,
+    AuthorizationId, ClusterId, ErasureRecord, FieldError, Hash, KeyId, LockboxId, PublicKey, Receipt,
+    UnverifiedEnvelope, field,
 };
-use lockbox_rpc::api::node::{TransferReport, TransferRole, TransferStage};
+use lockbox_rpc::api::control;
+use lockbox_rpc::api::node::{TransferReport, TransferRole, TransferStage, WithheldKey};
 use lockbox_store::Batch;
 
-use super::transfer::{EndReport, Transfer};
+use super::transfer::{EndReport, Place, Transfer};
 use super::{Turn, keys};
-use crate::limits::MAX_REPORT_RECEIPTS;
+use crate::limits::{MAX_REPORT_RECEIPTS, MAX_WITHHELD_TOLD};
 use crate::refusal::Refusal;
 
 /// A report that was taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reported {
     pub authorization_id: AuthorizationId,
     /// False if it said nothing new.
     pub changed: bool,
+    pub requester: String,
+    pub source_id: LockboxId,
+    /// What of the target's time it takes; `None` if the source has reported.
+    pub place: Option<Place>,
 }
 
 impl Turn<'_> {
@@ -59,14 +64,20 @@ impl Turn<'_> {
         if changed {
             batch.put(keys::transfer(id), transfer.encode());
         }
+        if transfer.state(now_ms) != before.state(now_ms) {
+            Self::put_open(&mut batch, &transfer, now_ms);
+        }
         if transfer.end(report.role()).is_over() && !before.end(report.role()).is_over() {
             batch.remove(keys::end_transfer(lockbox_id, id));
         }
         self.commit(batch)?;
-        let authorization_id = id;
+        self.note_open(&transfer, now_ms);
         Ok(Reported {
-            authorization_id,
+            authorization_id: id,
             changed,
+            place: (report.role() == TransferRole::Target).then(|| transfer.place(now_ms)),
+            source_id: transfer.source_id,
+            requester: transfer.requester,
         })
     }
 
@@ -165,11 +176,25 @@ fn end_report(report: &TransferReport) -> Result<EndReport, FieldError> {
         return Err(FieldError::new("stage", "must be one of those that are named"));
     }
     field::text("detail", &report.detail, 0, MAX_REASON_CHARS)?;
+    if report.withheld.len() > MAX_WITHHELD_TOLD {
+        return Err(FieldError::new("withheld", "must be at most 32"));
+    }
+    let withheld = report.withheld.iter().map(withheld).collect::<Result<_, _>>()?;
     Ok(EndReport {
         stage: report.stage(),
         key_count: report.key_count,
         keys_done: report.keys_done,
         withheld_count: report.withheld_count,
         detail: report.detail.clone(),
+        withheld,
+        waits: report.stage() == TransferStage::Waiting,
+    })
+}
+
+fn withheld(key: &WithheldKey) -> Result<control::WithheldKey, FieldError> {
+    field::text("withheld.reason", &key.reason, 1, MAX_REASON_CHARS)?;
+    Ok(control::WithheldKey {
+        key_id: KeyId::from_slice("withheld.key_id", &key.key_id)?.to_vec(),
+        reason: key.reason.clone(),
     })
 }

@@ -16,6 +16,7 @@ mod custody;
 mod inventory;
 mod joins;
 mod left;
+mod open;
 mod received;
 
 const NOW_MS: i64 = 1_800_000_000_000;
@@ -116,6 +117,7 @@ fn table() -> Requesters {
         target_labels: Labels::default(),
         selections: vec![SelectionKind::Ids, SelectionKind::All],
         max_keys: None,
+        max_open_transfers: 1_000,
     });
     table
 }

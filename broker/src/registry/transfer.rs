@@ -15,7 +15,7 @@
 
 use lockbox_authz::limits::MAX_CLOCK_SKEW_MS;
 use lockbox_authz::{AuthorizationId, FieldError, Hash, LockboxId, Operation};
-use lockbox_rpc::api::control::TransferState;
+use lockbox_rpc::api::control::{TransferState, WithheldKey};
 use lockbox_rpc::api::node::{TransferRole, TransferStage};
 use prost::Message;
 
@@ -57,6 +57,17 @@ pub struct Revoked {
     pub reason: String,
 }
 
+/// What of its target's time a transfer takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// The target works on it.
+    Works,
+    /// The target tries it again and again, and nothing is heard of the source.
+    Tries,
+    /// None: it has ended, or the source has said in a moment that it has to wait.
+    None,
+}
+
 /// What one end last reported. All zeros until it does.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EndReport {
@@ -64,7 +75,12 @@ pub struct EndReport {
     pub key_count: u64,
     pub keys_done: u64,
     pub withheld_count: u64,
+    /// Why it ended before its time, or what it waits for.
     pub detail: String,
+    /// The first of the keys that the source withholds.
+    pub withheld: Vec<WithheldKey>,
+    /// Whether it can't go on for now.
+    pub waits: bool,
 }
 
 impl Transfer {
@@ -107,17 +123,27 @@ impl Transfer {
         self.source.withheld_count.max(self.target.withheld_count)
     }
 
-    /// For people: why it ended before its time.
-    pub fn detail(&self, now_ms: i64) -> &str {
+    /// For people: why it ended before its time, or what it waits for.
+    pub fn detail(&self, now_ms: i64) -> String {
         if let Some(revoked) = &self.revoked {
-            return &revoked.reason;
+            return revoked.reason.clone();
         }
-        if self.state(now_ms) == TransferState::Expired {
-            return TIME_RAN_OUT;
+        let waits = |end: &EndReport| end.waits;
+        match self.state(now_ms) {
+            TransferState::Complete => String::new(),
+            TransferState::Refused => self.told_by(EndReport::is_over).to_owned(),
+            TransferState::Expired => match self.told_by(waits) {
+                "" => TIME_RAN_OUT.to_owned(),
+                why => format!("{TIME_RAN_OUT}: {why}"),
+            },
+            _ => self.told_by(waits).to_owned(),
         }
-        let ended = |end: &&EndReport| matches!(end.stage, TransferStage::Refused | TransferStage::Ended);
+    }
+
+    /// What the first such end has told, the source before the target.
+    fn told_by(&self, is_meant: impl Fn(&EndReport) -> bool) -> &str {
         let ends = [&self.source, &self.target];
-        let told = ends.into_iter().filter(ended).find(|end| !end.detail.is_empty());
+        let told = ends.into_iter().find(|end| is_meant(end) && !end.detail.is_empty());
         told.map_or("", |end| &end.detail)
     }
 
@@ -137,12 +163,18 @@ impl Transfer {
         }
     }
 
-    /// Takes an end's report. Done is done: a later report can't take that back.
+    /// Takes an end's report. Done is done: a later report can't take that back. That an end waits changes nothing else.
     pub fn set_end(&mut self, role: TransferRole, mut report: EndReport) {
         let end = match role {
             TransferRole::Source => &mut self.source,
             _ => &mut self.target,
         };
+        if report.waits {
+            if !end.is_over() {
+                (end.waits, end.detail) = (true, report.detail);
+            }
+            return;
+        }
         if end.stage == TransferStage::Complete {
             report.stage = TransferStage::Complete;
         }
@@ -156,6 +188,15 @@ impl Transfer {
             TransferState::Authorized | TransferState::Accepted | TransferState::Running
         );
         open && self.target.stage != TransferStage::Complete
+    }
+
+    /// What of its target's time it takes.
+    pub fn place(&self, now_ms: i64) -> Place {
+        match (self.is_offered(now_ms), self.target.waits, self.source.waits) {
+            (false, _, _) | (true, true, true) => Place::None,
+            (true, false, _) => Place::Works,
+            (true, true, false) => Place::Tries,
+        }
     }
 
     fn is_complete(&self) -> bool {
@@ -240,6 +281,8 @@ impl EndReport {
             keys_done: self.keys_done,
             withheld_count: self.withheld_count,
             detail: self.detail.clone(),
+            withheld: self.withheld.clone(),
+            waits: self.waits,
         }
     }
 
@@ -251,6 +294,8 @@ impl EndReport {
             keys_done: record.keys_done,
             withheld_count: record.withheld_count,
             detail: record.detail,
+            withheld: record.withheld,
+            waits: record.waits,
         }
     }
 }
@@ -263,6 +308,8 @@ impl Default for EndReport {
             keys_done: 0,
             withheld_count: 0,
             detail: String::new(),
+            withheld: Vec::new(),
+            waits: false,
         }
     }
 }

@@ -5,11 +5,12 @@ use lockbox_authz::{
     Verified, field, limits::MAX_REASON_CHARS,
 };
 use lockbox_rpc::api::control::{self, TransferState};
+use lockbox_rpc::api::node::TransferStage;
 use lockbox_store::Batch;
 use prost::Message;
 
 use super::records::{RequestRecord, decode};
-use super::transfer::{EndReport, Revoked, Transfer, is_ended};
+use super::transfer::{EndReport, Place, Revoked, Transfer, is_ended};
 use super::{Turn, keys};
 use crate::decide::{self, TransferRequest, View, decide};
 use crate::limits::{DEFAULT_TTL_SECONDS, MAX_PAGE_BYTES, SCAN_PAGE};
@@ -53,13 +54,30 @@ pub struct Page {
 /// What a lockbox has to hear of a transfer.
 #[derive(Clone, Debug)]
 pub enum ToHear {
-    Offer {
-        /// Serialized envelope.
-        authorization: Vec<u8>,
-        source_address: String,
-    },
+    /// To be offered when it is the requester's turn.
+    Offer(OpenOffer),
     /// Serialized envelope.
     Revocation(Vec<u8>),
+}
+
+/// An open transfer, as far as its target's turns need it.
+#[derive(Clone, Debug)]
+pub struct OpenOffer {
+    pub id: AuthorizationId,
+    pub requester: String,
+    pub source_id: LockboxId,
+    pub created_at_ms: i64,
+    /// The target has accepted it.
+    pub is_accepted: bool,
+    pub place: Place,
+}
+
+/// What a target is offered.
+#[derive(Clone, Debug)]
+pub struct Offer {
+    /// Serialized envelope.
+    pub authorization: Vec<u8>,
+    pub source_address: String,
 }
 
 impl Turn<'_> {
@@ -86,7 +104,14 @@ impl Turn<'_> {
         };
         let signed = Verified::sign(decide(request, &view, now_ms)?, broker_key);
         let transfer = transfer_of(&signed);
-        self.commit(authorized_batch(&signed, &transfer, request_hash))?;
+        let mut batch = authorized_batch(&signed, &transfer, request_hash);
+        let limit = decide::known(requesters, &request.requester)?.max_open_transfers;
+        if self.open_count(&request.requester, now_ms, &mut batch) >= limit {
+            return Err(Refusal::TooManyOpenTransfers { limit });
+        }
+        Self::put_open(&mut batch, &transfer, now_ms);
+        self.commit(batch)?;
+        self.note_open(&transfer, now_ms);
         tracing::info!(
             transfer = %transfer.authorization_id,
             requester = transfer.requester,
@@ -191,7 +216,9 @@ impl Turn<'_> {
         let mut batch = Batch::new();
         batch.put(keys::transfer(id), transfer.encode());
         batch.put(keys::revocation(id), signed.envelope().to_bytes());
+        Self::put_open(&mut batch, &transfer, now_ms);
         self.commit(batch)?;
+        self.note_open(&transfer, now_ms);
         tracing::info!(transfer = %id, reason, "revoked");
         Ok(transfer)
     }
@@ -275,8 +302,9 @@ impl Turn<'_> {
             created_at_ms: transfer.created_at_ms,
             expires_at_ms: transfer.expires_at_ms,
             changed_at_ms,
-            detail: transfer.detail(now_ms).to_owned(),
+            detail: transfer.detail(now_ms),
             reason: transfer.reason.clone(),
+            withheld: transfer.source.withheld.clone(),
         })
     }
 
@@ -288,8 +316,24 @@ impl Turn<'_> {
         if transfer.target_id != lockbox_id || !transfer.is_offered(now_ms) {
             return Ok(None);
         }
+        Ok(Some(ToHear::Offer(OpenOffer {
+            id,
+            requester: transfer.requester.clone(),
+            source_id: transfer.source_id,
+            created_at_ms: transfer.created_at_ms,
+            is_accepted: transfer.target.stage != TransferStage::Unspecified,
+            place: transfer.place(now_ms),
+        })))
+    }
+
+    /// The offer of a transfer, if it is still to be offered.
+    pub fn offer(&self, id: AuthorizationId, now_ms: i64) -> Result<Option<Offer>, Refusal> {
+        let transfer = self.transfer(id)?.ok_or(Refusal::UnknownTransfer)?;
+        if !transfer.is_offered(now_ms) {
+            return Ok(None);
+        }
         let source = self.lockbox_facts(transfer.source_id);
-        Ok(Some(ToHear::Offer {
+        Ok(Some(Offer {
             authorization: self.authorization(id)?,
             source_address: source.map(|facts| facts.peer_address.clone()).unwrap_or_default(),
         }))

@@ -31,6 +31,10 @@ pub const MAX_CHUNK_BYTES: usize = 1024 * 1024;
 /// settled in one step.
 pub const MAX_FAMILY_CHUNKS: usize = RECEIPTS_PER_MESSAGE as usize;
 
+/// Withheld keys of a transfer that are told with their reasons, of about 150 bytes each: the ledger's record is written anew with
+/// every receipt.
+pub const MAX_WITHHELD_TOLD: usize = 32;
+
 /// Chunks that the source sends before it waits for a receipt. Enough to hide the target's disk and one round trip.
 pub const CHUNK_WINDOW: u32 = 4;
 

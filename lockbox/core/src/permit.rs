@@ -30,6 +30,9 @@ pub struct Permit {
     pub(crate) plan: Plan,
 }
 
+/// What the requester is told of an alarm.
+const ALARM_AT_SOURCE: &str = "an alarm at the source stops its transfers until its operator clears it";
+
 /// What the checks lead to.
 pub(crate) enum Decision {
     /// A first session.
@@ -80,6 +83,8 @@ pub enum Refusal {
     NoKey(KeyId),
     #[error("step 11, keys: no key is selected that may leave")]
     NothingSelected,
+    #[error("step 11, keys: {count} keys are selected, and none may leave; the first: {first}")]
+    AllWithheld { count: u64, first: String },
     #[error("step 12, state: key {key} is {state} and may not be copied")]
     State { key: KeyId, state: &'static str },
     #[error("step 13, open transfers: key {key} is part of the open transfer {transfer}")]
@@ -141,6 +146,7 @@ impl Refusal {
         match self {
             Self::NoKey(_)
             | Self::NothingSelected
+            | Self::AllWithheld { .. }
             | Self::State { .. }
             | Self::Busy { .. }
             | Self::Policy { .. }
@@ -155,7 +161,10 @@ impl Refusal {
             | Self::TooManyTransfers { .. }
             | Self::OverLimit { .. }
             | Self::TooManyChunks => self.to_string(),
-            _ => self.peer_text().to_owned(),
+            // That there is an alarm, and not which key or roster raised it.
+            Self::Alarm | Self::Canary(_) => ALARM_AT_SOURCE.to_owned(),
+            _ if self.is_final() => self.peer_text().to_owned(),
+            _ => "the source can't do it now; its log says why".to_owned(),
         }
     }
 }
@@ -263,7 +272,7 @@ impl Lockbox {
     }
 
     /// Resolves the selection. Keys that are named must all be allowed to leave; of keys that are selected by label, those
-    /// that may not leave are withheld and counted.
+    /// that may not leave are withheld, and noted with the reason.
     fn plan(&self, statement: &Authorization, target: &roster::Lockbox) -> Result<Plan, Refusal> {
         let mut plan = Plan::default();
         let mut bonds = Bonds::new(self.has_bonds()?, statement.operation);
@@ -281,22 +290,27 @@ impl Lockbox {
             }
             Selection::Labels(_) | Selection::All => {
                 self.plan_by_bucket(statement, target, &mut plan, &mut bonds)?;
-                plan.withheld_count += bonds.withhold();
+                bonds.withhold(&mut plan.withheld);
             }
         }
         let is_named = matches!(statement.selection, Selection::Ids(_));
         for group in bonds.groups() {
-            let (lowest, count) = (group.lowest(), group.count());
+            let key_ids = group.key_ids();
+            let too_many = Refusal::TooManyLayers(group.lowest());
             match group.parts(self.chunk_keys) {
                 Some(parts) => plan.put_family(&parts, self.chunk_keys)?,
-                None if is_named => return Err(Refusal::TooManyLayers(lowest)),
-                None => plan.withheld_count += count as u64,
+                None if is_named => return Err(too_many),
+                None => key_ids.iter().for_each(|key| plan.withheld.add(*key, &too_many)),
             }
         }
-        if plan.chunks.is_empty() {
-            return Err(Refusal::NothingSelected);
+        match plan.withheld.first.first() {
+            _ if !plan.chunks.is_empty() => Ok(plan),
+            None => Err(Refusal::NothingSelected),
+            Some(first) => Err(Refusal::AllWithheld {
+                count: plan.withheld.count,
+                first: first.reason.clone(),
+            }),
         }
-        Ok(plan)
     }
 
     /// The keys that are named. A canary among them is found whatever else is wrong with the selection.
@@ -345,7 +359,7 @@ impl Lockbox {
                     Ok(()) if bonds.take(self, &key)? => {}
                     Ok(()) => plan.add(&key, self.chunk_keys)?,
                     Err(Refusal::Local(error)) => return Err(Refusal::Local(error)),
-                    Err(_) => plan.withheld_count += 1,
+                    Err(why) => plan.withheld.add(*key_id, &why),
                 }
             }
         }

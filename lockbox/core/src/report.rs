@@ -43,6 +43,8 @@ pub struct TransferStatus {
     /// The same, with those that have a receipt and wait for the rest of their family at the source.
     pub chunks_received: u32,
     pub withheld_count: u64,
+    /// The first of these keys, with the reason of each; none at the target.
+    pub withheld: Vec<wire::WithheldKey>,
     pub began_at_ms: i64,
     pub ended_at_ms: i64,
     pub detail: String,
@@ -411,6 +413,7 @@ fn outgoing_status(outgoing: &Outgoing) -> TransferStatus {
         chunks_done: outgoing.next_unsettled_chunk(),
         chunks_received: record.next_chunk,
         withheld_count: record.withheld_count,
+        withheld: record.withheld.clone(),
         began_at_ms: record.opened_at_ms,
         ended_at_ms: record.ended_at_ms,
         detail: record.ended_because.clone(),
@@ -431,6 +434,7 @@ fn incoming_status(incoming: &Incoming) -> TransferStatus {
         chunks_done: record.next_settled_chunk,
         chunks_received: record.next_settled_chunk,
         withheld_count: record.withheld_count,
+        withheld: Vec::new(),
         began_at_ms: record.accepted_at_ms,
         ended_at_ms: record.ended_at_ms,
         detail: record.ended_because.clone(),

@@ -1,9 +1,10 @@
 //! What the broker is told about transfers, as messages.
 
-use lockbox_authz::AuthorizationId;
 use lockbox_core::report::{Report, Role};
 use lockbox_core::wire::TransferState;
-use lockbox_rpc::api::node::{TransferReport, TransferRole, TransferStage};
+use lockbox_rpc::api::node::{TransferReport, TransferRole, TransferStage, WithheldKey};
+
+use super::Word;
 
 /// What a report says, without its evidence: two reports that are alike need not both be sent on one connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,24 +44,32 @@ pub(super) fn from_ledger(report: &Report, report_id: u64) -> TransferReport {
         key_count: status.key_count,
         keys_done: status.keys_done,
         withheld_count: status.withheld_count,
+        withheld: status.withheld.iter().map(withheld).collect(),
         receipts: report.receipts.clone(),
         erasure_records: report.erasure_records.clone(),
-        detail: status
-            .detail
-            .chars()
-            .take(lockbox_authz::limits::MAX_REASON_CHARS)
-            .collect(),
+        detail: shortened(&status.detail),
     }
 }
 
-/// A transfer that one end refused before its ledger knew of it.
-pub(super) fn refusal(id: AuthorizationId, role: Role, detail: String, report_id: u64) -> TransferReport {
+fn withheld(key: &lockbox_core::wire::WithheldKey) -> WithheldKey {
+    WithheldKey {
+        key_id: key.key_id.clone(),
+        reason: shortened(&key.reason),
+    }
+}
+
+fn shortened(text: &str) -> String {
+    text.chars().take(lockbox_authz::limits::MAX_REASON_CHARS).collect()
+}
+
+/// A transfer that one end refused before its ledger knew of it, or that does not go on for now.
+pub(super) fn word(word: Word, report_id: u64) -> TransferReport {
     TransferReport {
         report_id,
-        authorization_id: id.to_vec(),
-        role: self::role(role).into(),
-        stage: TransferStage::Refused.into(),
-        detail,
+        authorization_id: word.id.to_vec(),
+        role: role(word.role).into(),
+        stage: word.stage.into(),
+        detail: shortened(&word.detail),
         ..TransferReport::default()
     }
 }

@@ -16,18 +16,19 @@ use lockbox_authz::{Authorization, AuthorizationId, Revocation};
 use lockbox_core::custody;
 use lockbox_core::lockbox::LockboxError;
 use lockbox_core::report::{Report, Role, Told};
-use lockbox_core::transfer::target::TargetError;
+use lockbox_core::transfer::target::{ALARM_AT_TARGET, TargetError};
 use lockbox_core::wire::TransferState;
 use lockbox_rpc::api::node::node_service_client::NodeServiceClient;
 use lockbox_rpc::api::node::{
-    ConnectRequest, CustodyReport, Hello, OfferTransfer, TransferReport, connect_request, connect_response,
+    ConnectRequest, CustodyReport, Hello, OfferTransfer, TransferReport, TransferStage, connect_request,
+    connect_response,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 
 use super::report::{self, Gist};
-use super::{LinkError, LinkState};
+use super::{LinkError, LinkState, Word};
 use crate::backoff::Backoff;
 use crate::clock::now_ms;
 use crate::engine::{Sealed, StepError};
@@ -222,13 +223,24 @@ impl Stream<'_> {
             Err(StepError::Refused(error)) if error.is_final() => {
                 tracing::warn!(target: "transfer", role = "target", %error, "an offered transfer is refused");
                 if let Ok(claimed) = claimed {
-                    let detail = "the target refused it".to_owned();
-                    self.tell(|number| report::refusal(claimed.authorization_id, Role::Target, detail, number))
-                        .await?;
+                    let word = Word {
+                        id: claimed.authorization_id,
+                        role: Role::Target,
+                        stage: TransferStage::Refused,
+                        detail: "the target refused it; its log says why".to_owned(),
+                    };
+                    self.tell(|number| report::word(word, number)).await?;
                 }
             }
             Err(error) => {
                 tracing::warn!(target: "transfer", role = "target", %error, "an offered transfer can't be accepted yet");
+                if let Ok(claimed) = claimed {
+                    let why = match error {
+                        StepError::Refused(TargetError::Alarm) => ALARM_AT_TARGET,
+                        _ => "the target can't accept it now; its log says why",
+                    };
+                    self.node.refusals.waits(claimed.authorization_id, Role::Target, why);
+                }
                 if self.deferred.len() < MAX_DEFERRED {
                     self.deferred.push(offer);
                 }
@@ -297,9 +309,8 @@ impl Stream<'_> {
     }
 
     async fn tell_refusals(&mut self) -> Result<(), LinkError> {
-        while let Some((id, detail)) = self.node.refusals.pop() {
-            self.tell(|number| report::refusal(id, Role::Source, detail, number))
-                .await?;
+        while let Some(word) = self.node.refusals.pop() {
+            self.tell(|number| report::word(word, number)).await?;
         }
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! `lockbox transfer`.
 
 use lockbox_authz::limits::MAX_ENVELOPE_BYTES;
-use lockbox_rpc::api::local::{AcceptTransferRequest, GetTransferRequest, ListTransfersRequest, Transfer};
+use lockbox_rpc::api::local::{AcceptTransferRequest, GetTransferRequest, ListTransfersRequest, Transfer, WithheldKey};
 use serde_json::{Value, json};
 
 use super::args::TransferCommand;
@@ -87,6 +87,10 @@ fn transfer_json(transfer: &Transfer) -> Value {
         "chunk_count": transfer.chunk_count,
         "chunks_done": transfer.chunks_done,
         "withheld_count": transfer.withheld_count,
+        "withheld": transfer.withheld.iter().map(|key| json!({
+            "key_id": uuid(&key.key_id),
+            "reason": key.reason,
+        })).collect::<Vec<_>>(),
         "began_at_ms": time_or_null(transfer.began_at_ms),
         "ended_at_ms": time_or_null(transfer.ended_at_ms),
         "detail": or_null(transfer.detail.clone()),
@@ -97,7 +101,7 @@ fn transfer_json(transfer: &Transfer) -> Value {
 
 fn transfer_text(transfer: &Transfer) -> String {
     let count = |count: u64| if count == 0 { String::new() } else { count.to_string() };
-    fields(&[
+    let shown = fields(&[
         ("transfer", uuid(&transfer.authorization_id)),
         ("operation", operation(transfer).to_owned()),
         ("state", transfer.state.clone()),
@@ -111,7 +115,9 @@ fn transfer_text(transfer: &Transfer) -> String {
         ("ended", rfc3339(transfer.ended_at_ms)),
         ("requester", transfer.requester.clone()),
         ("reason", transfer.reason.clone()),
-    ])
+    ]);
+    let withheld = |key: &WithheldKey| format!("withheld  {}  {}\n", uuid(&key.key_id), key.reason);
+    shown + &transfer.withheld.iter().map(withheld).collect::<String>()
 }
 
 fn transfers_text(transfers: &[Transfer]) -> String {

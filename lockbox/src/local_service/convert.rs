@@ -243,11 +243,19 @@ pub(super) fn transfer(status: &TransferStatus, pulls: &Pulls) -> local::Transfe
         chunk_count: status.chunk_count,
         chunks_done: status.chunks_done,
         withheld_count: status.withheld_count,
+        withheld: status.withheld.iter().map(withheld).collect(),
         began_at_ms: status.began_at_ms,
         ended_at_ms: status.ended_at_ms,
         detail,
         requester: authorization.requester.clone(),
         reason: authorization.reason.clone(),
+    }
+}
+
+fn withheld(key: &lockbox_core::wire::WithheldKey) -> local::WithheldKey {
+    local::WithheldKey {
+        key_id: key.key_id.clone(),
+        reason: key.reason.clone(),
     }
 }
 

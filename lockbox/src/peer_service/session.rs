@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use lockbox_authz::{Authorization, AuthorizationId, PublicKey, UnverifiedEnvelope};
 use lockbox_core::permit::Refusal;
+use lockbox_core::report::Role;
 use lockbox_core::transfer::source::{AwaitPresent, AwaitReceipt, AwaitResume, Next, SourceError};
 use lockbox_core::transfer::{Present, Settlement};
 use lockbox_rpc::api::peer::{TransferRequest, TransferResponse};
@@ -225,10 +226,15 @@ impl Talk {
 
     /// A first presentation that is refused leaves no record in the ledger, so nobody else would tell the requester.
     fn tell_broker(&self, id: AuthorizationId, error: &StepError<SourceError>) {
-        if let StepError::Refused(SourceError::Refused(refusal)) = error
-            && concerns_the_target(refusal)
-        {
-            self.node.refusals.push(id, refusal.requester_text());
+        let StepError::Refused(SourceError::Refused(refusal)) = error else {
+            return;
+        };
+        let told = refusal.requester_text();
+        if concerns_the_target(refusal) {
+            self.node.refusals.refused(id, told);
+        } else if !refusal.is_final() {
+            // Nothing may be verified yet: whatever id a peer names, the broker takes this as a hint that ends nothing.
+            self.node.refusals.waits(id, Role::Source, told);
         }
     }
 }
@@ -243,6 +249,7 @@ fn concerns_the_target(refusal: &Refusal) -> bool {
             | Refusal::Revoked
             | Refusal::NoKey(_)
             | Refusal::NothingSelected
+            | Refusal::AllWithheld { .. }
             | Refusal::State { .. }
             | Refusal::Policy { .. }
             | Refusal::Canary(_)

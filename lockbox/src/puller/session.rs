@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lockbox_authz::AuthorizationId;
-use lockbox_core::transfer::target::{AwaitChunk, AwaitOffer, OpenIncoming, TargetError};
+use lockbox_core::transfer::target::{ALARM_AT_TARGET, AwaitChunk, AwaitOffer, OpenIncoming, TargetError};
 use lockbox_core::transfer::{Chunk, Present, Settlement};
 use lockbox_rpc::api::peer::peer_service_client::PeerServiceClient;
 use lockbox_rpc::api::peer::{TransferRequest, TransferResponse};
@@ -68,6 +68,17 @@ impl PullError {
             Self::Target(StepError::Refused(error)) if error.declines() => Verdict::Decline,
             Self::Target(StepError::Refused(error)) if error.is_final() => Verdict::End,
             _ => Verdict::TryAgain,
+        }
+    }
+}
+
+impl PullError {
+    /// What the requester may know of a session that is tried again: nothing of cryptographic checks.
+    pub(super) fn requester_text(&self) -> &'static str {
+        match self {
+            Self::Connect(_) => "the target can't reach the source",
+            Self::Target(StepError::Refused(TargetError::Alarm)) => ALARM_AT_TARGET,
+            _ => "a session has failed, and the target tries again",
         }
     }
 }

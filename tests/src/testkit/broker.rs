@@ -161,15 +161,16 @@ impl Broker {
 
     /// Runs the command line with another client.toml.
     pub fn command_as(&self, client: &Path, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Output {
-        self.start_as(client, args).wait()
+        self.start_command_as(client, args).wait()
     }
 
     /// Starts the command line as the operator.
     pub fn start_command(&self, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Running {
-        self.start_as(&self.0.dir.join("client.toml"), args)
+        self.start_command_as(&self.0.dir.join("client.toml"), args)
     }
 
-    fn start_as(&self, client: &Path, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Running {
+    /// Starts the command line with another client.toml.
+    pub fn start_command_as(&self, client: &Path, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Running {
         let mut command = Command::new(binaries::broker());
         command
             .env_remove("LOCKBOX_BROKER_CLIENT")

@@ -12,6 +12,7 @@ use lockbox_authz::id::KeyId;
 use lockbox_authz::limits::MAX_SELECTED_KEYS;
 
 use super::Refusal;
+use super::plan::Withheld;
 use crate::lifecycle::family::MAX_LAYERS;
 use crate::limits::{MAX_CHUNK_BYTES, MAX_FAMILY_CHUNKS};
 use crate::lockbox::{Lockbox, LockboxError};
@@ -90,21 +91,23 @@ impl Bonds {
         }
     }
 
-    /// Leaves out what would be torn, and gives how many those are. Each key is left out once, and looks then at what it is
-    /// bound to: the work grows with the keys and their bonds.
-    pub(super) fn withhold(&mut self) -> u64 {
-        let before = self.keys.len();
+    /// Leaves out what would be torn, and notes it. Each key is left out once, and looks then at what it is bound to: the work
+    /// grows with the keys and their bonds.
+    pub(super) fn withhold(&mut self, withheld: &mut Withheld) {
         let torn = self.keys.iter().filter(|(key, bond)| self.torn(**key, bond).is_some());
         let mut waiting: Vec<KeyId> = torn.map(|(key, _)| *key).collect();
         while let Some(key) = waiting.pop() {
-            let Some(bond) = self.keys.remove(&key) else { continue };
+            let why = self.keys.get(&key).and_then(|bond| self.torn(key, bond));
+            let (Some(why), Some(bond)) = (why, self.keys.remove(&key)) else {
+                continue;
+            };
+            withheld.add(key, &why);
             // What lies on it lacks it now; and a MOVE of what it lies on would leave it behind.
             waiting.extend(bond.above);
             if self.operation == Operation::Move {
                 waiting.extend(bond.below);
             }
         }
-        (before - self.keys.len()) as u64
     }
 
     /// What travels as one each, in the order in which it is to be planned: for a MOVE whole families, for a COPY each

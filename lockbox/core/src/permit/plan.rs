@@ -4,16 +4,36 @@ use lockbox_authz::id::KeyId;
 
 use super::Refusal;
 use super::bonds::{Group, bytes_of};
-use crate::limits::{MAX_CHUNK_BYTES, MAX_CHUNKS};
+use crate::limits::{MAX_CHUNK_BYTES, MAX_CHUNKS, MAX_WITHHELD_TOLD};
 use crate::record::Key;
+use crate::wire;
 
 /// Which keys travel in which chunk.
 #[derive(Default)]
 pub(crate) struct Plan {
     pub(crate) chunks: Vec<PlannedChunk>,
     pub(crate) key_count: u64,
-    pub(crate) withheld_count: u64,
+    pub(crate) withheld: Withheld,
     bytes_in_last: usize,
+}
+
+/// The selected keys that stay here.
+#[derive(Default)]
+pub(crate) struct Withheld {
+    pub(crate) count: u64,
+    /// The first [`MAX_WITHHELD_TOLD`] of them, with the reason of each.
+    pub(crate) first: Vec<wire::WithheldKey>,
+}
+
+impl Withheld {
+    pub(super) fn add(&mut self, key_id: KeyId, why: &Refusal) {
+        self.count += 1;
+        if self.first.len() < MAX_WITHHELD_TOLD {
+            let key_id = key_id.to_vec();
+            let reason = why.requester_text();
+            self.first.push(wire::WithheldKey { key_id, reason });
+        }
+    }
 }
 
 /// The keys of one chunk.

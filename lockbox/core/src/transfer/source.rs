@@ -264,7 +264,8 @@ fn record_plan(permit: Permit, now_ms: i64, changes: &mut Changes) -> (Outgoing,
         state: TransferState::Open.into(),
         chunk_count,
         key_count: permit.plan.key_count,
-        withheld_count: permit.plan.withheld_count,
+        withheld_count: permit.plan.withheld.count,
+        withheld: permit.plan.withheld.first,
         opened_at_ms: now_ms,
         ..Default::default()
     };

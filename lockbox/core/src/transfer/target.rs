@@ -38,6 +38,9 @@ use self::arrivals::{check_selection, take_key};
 mod accept;
 mod arrivals;
 
+/// What the requester is told of an alarm.
+pub const ALARM_AT_TARGET: &str = "an alarm at the target stops its transfers until its operator clears it";
+
 /// Why the target refuses an authorization, or ends a session.
 #[derive(Debug, thiserror::Error)]
 pub enum TargetError {

@@ -34,6 +34,13 @@ fn bonds(operation: Operation, lie: &[(u32, Option<u32>)], may_leave: impl Fn(u3
     bonds
 }
 
+/// Leaves out what would be torn: how many those are.
+fn withhold(bonds: &mut Bonds) -> u64 {
+    let mut withheld = Withheld::default();
+    bonds.withhold(&mut withheld);
+    withheld.count
+}
+
 /// Sound pairs of which the ids come first, and then a base with a wide family.
 fn pairs_and_a_wide_family() -> (Vec<(u32, Option<u32>)>, u32) {
     let base = 2 * MANY;
@@ -47,7 +54,7 @@ fn a_pinned_base_withholds_all_its_layers_and_nothing_else() {
     let (lie, base) = pairs_and_a_wide_family();
     for operation in [Operation::Copy, Operation::Move] {
         let mut bonds = bonds(operation, &lie, |number| number != base);
-        assert_eq!(bonds.withhold(), u64::from(MANY));
+        assert_eq!(withhold(&mut bonds), u64::from(MANY));
         let planned: usize = bonds.groups().iter().map(Group::count).sum();
         assert_eq!(planned, MANY as usize);
     }
@@ -58,10 +65,10 @@ fn a_pinned_layer_withholds_its_family_from_a_move_and_only_itself_from_a_copy()
     let (lie, base) = pairs_and_a_wide_family();
     let pinned = base + MANY;
     let mut moved = bonds(Operation::Move, &lie, |number| number != pinned);
-    assert_eq!(moved.withhold(), u64::from(MANY), "the base and its other layers");
+    assert_eq!(withhold(&mut moved), u64::from(MANY), "the base and its other layers");
     assert!(moved.groups().iter().all(|group| group.count() == 2));
     let mut copied = bonds(Operation::Copy, &lie, |number| number != pinned);
-    assert_eq!(copied.withhold(), 0);
+    assert_eq!(withhold(&mut copied), 0);
     assert_eq!(copied.groups().len(), lie.len() - 1);
 }
 
@@ -71,7 +78,7 @@ fn a_chain_falls_as_a_whole_with_its_lowest_key() {
     let lie: Vec<_> = (0..MANY).map(|number| (number, Some(number + 1))).collect();
     for operation in [Operation::Copy, Operation::Move] {
         let mut bonds = bonds(operation, &lie, |_| true);
-        assert_eq!(bonds.withhold(), u64::from(MANY));
+        assert_eq!(withhold(&mut bonds), u64::from(MANY));
         assert!(bonds.groups().is_empty());
     }
 }

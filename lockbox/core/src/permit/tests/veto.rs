@@ -100,6 +100,45 @@ fn withholds_the_pinned_key_and_takes_the_rest_when_all_are_selected() {
 }
 
 #[test]
+fn rejects_a_selection_of_which_no_key_may_leave_and_says_why() {
+    let mut case = Case::with_policy(TransferPolicy {
+        pinned: true,
+        ..TransferPolicy::default()
+    });
+    case.statement.selection = Selection::All;
+    let refusal = case.refusal();
+    assert!(matches!(refusal, Refusal::AllWithheld { count: 1, .. }) && refusal.is_final());
+    assert!(
+        refusal.requester_text().contains("is pinned to its lockbox"),
+        "{refusal}"
+    );
+}
+
+/// The reasons are told with the first of many; how many there are is told in any case.
+#[test]
+fn the_first_keys_that_are_withheld_are_told_with_their_reasons() {
+    const PINNED: u64 = 40;
+    let mut case = Case::new();
+    for _ in 0..PINNED {
+        case.cluster.a.create(
+            "pinned",
+            TransferPolicy {
+                pinned: true,
+                ..TransferPolicy::default()
+            },
+        );
+    }
+    case.statement.selection = Selection::All;
+    let (bytes, head) = (case.signed(), case.cluster.roster.head());
+    case.present(bytes, head).expect("one key may leave");
+    let reports = case.cluster.a.lockbox().reports(1).expect("undamaged");
+    let status = &reports[0].status;
+    assert_eq!((status.withheld_count, status.withheld.len()), (PINNED, 32));
+    let is_pinned = |key: &crate::wire::WithheldKey| key.reason.contains("is pinned") && key.key_id != case.key_id.0;
+    assert!(status.withheld.iter().all(is_pinned));
+}
+
+#[test]
 fn rejects_a_canary_whatever_else_is_wrong() {
     let policy = TransferPolicy {
         canary: true,
@@ -112,9 +151,10 @@ fn rejects_a_canary_whatever_else_is_wrong() {
         case.statement.selection = selection.unwrap_or(Selection::Ids(vec![case.key_id, unknown]));
         let refusal = case.refusal();
         assert!(matches!(refusal, Refusal::Canary(key) if key == case.key_id));
-        assert_eq!(
-            refusal.requester_text(),
-            "refused",
+        let told = refusal.requester_text();
+        assert_eq!(told, Refusal::Alarm.requester_text());
+        assert!(
+            !told.contains("canary") && !told.contains(&case.key_id.to_string()),
             "a thief must not learn what gave it away"
         );
     }
