@@ -74,7 +74,7 @@ fn rejects_a_second_tool_while_one_runs() {
     let (_, job) = rotation(&a);
     let gate = Gate::new(cluster.folder());
     let ran = cluster.folder().join("ran");
-    let first = job_start(&a, job, &format!(": {{new}}; echo 50%; {}", gate.read()));
+    let first = job_start(&a, job, &format!("cat {{new}} > /dev/null; echo 50%; {}", gate.read()));
     wait_for_percent(&a, job, 50);
     let second = job_run(&a, job, &format!("touch {}; : {{new}}", ran.display()));
     assert!(refused(&second).contains("under way"), "{}", second.stderr);
@@ -126,7 +126,7 @@ fn a_job_keeps_up_with_its_tool_and_the_tool_outlives_the_daemon() {
     let gate = Gate::new(cluster.folder());
     let go = gate.read();
     let script = format!(
-        "printf '    (10.99/100%%)\\r'; {go}; echo 'Progress:  30.0%, ETA 00m09s' >&2; {go}; printf ' 20%%\\n 41%%'; {go}; : {{new}}"
+        "printf '    (10.99/100%%)\\r'; {go}; echo 'Progress:  30.0%, ETA 00m09s' >&2; {go}; printf ' 20%%\\n 41%%'; {go}; cat {{new}} > /dev/null"
     );
     let tool = job_start(&a, job, &script);
     wait_for_percent(&a, job, 10);
@@ -148,7 +148,7 @@ fn a_job_keeps_up_with_its_tool_and_the_tool_outlives_the_daemon() {
     assert_eq!(job_stands(&a, job), ("running".to_owned(), 41));
     assert!(a.holds(old) && a.holds(job));
 
-    let tool = job_start(&a, job, &format!("echo 5%; {go}; : {{new}}"));
+    let tool = job_start(&a, job, &format!("echo 5%; {go}; cat {{new}} > /dev/null"));
     wait_for_percent(&a, job, 5);
     a.restart();
     gate.open();

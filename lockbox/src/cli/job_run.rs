@@ -57,7 +57,6 @@ pub(super) async fn run(mut client: Client, job: KeyId, words: &[OsString]) -> R
     let early = EarlySignals::catch().map_err(|error| failed("watched", error))?;
     let child = tool.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
     let mut child = child.map_err(|error| failed("run", error))?;
-    drop(pipes);
     let (newest, seen) = watch::channel(0);
     pass_on(child.stdout.take(), newest.clone());
     pass_on(child.stderr.take(), newest);
@@ -66,11 +65,11 @@ pub(super) async fn run(mut client: Client, job: KeyId, words: &[OsString]) -> R
         .await
         .map_err(|error| failed("waited for", error))?;
     reporter.complain();
-    command.succeeded(status)?;
+    command.succeeded(status, &pipes)?;
     reporter.report(100).await.map_err(|error| {
         CliError::failed(format!(
-            "{} has ended well, but the lockbox can't be told: {error}; tell it when it is back: `lockbox job progress {job} 100`, \
-             and then `lockbox job verify {job} -- COMMAND`",
+            "{} has ended well, but the lockbox can't be told: {error}; when it is back, use `lockbox job run {job} -- COMMAND` \
+             with a command that opens all of the data with {{new}}, and then `lockbox job verify {job} -- COMMAND`",
             command.name()
         ))
     })

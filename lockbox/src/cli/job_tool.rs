@@ -16,7 +16,7 @@ use std::process::{Command, ExitStatus, Stdio};
 
 use lockbox_authz::id::KeyId;
 use lockbox_rpc::api::local::{GetJobRequest, Job, RevealKeyRequest, RevealKeyResponse};
-use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::io::{FdFlags, fcntl_setfd, ioctl_fionread};
 
 use super::args::Encoding;
 use super::client::Client;
@@ -48,6 +48,10 @@ pub(super) struct JobTool<'a> {
     program: &'a OsStr,
     arguments: Vec<Vec<Piece<'a>>>,
 }
+
+/// The pipes that a command was given, each with the key that is in it. They are kept until the command has ended, so that it can
+/// be told which keys it has read.
+pub(super) struct Pipes(Vec<(Which, PipeReader)>);
 
 /// A part of an argument.
 #[derive(Debug, PartialEq)]
@@ -111,9 +115,8 @@ impl<'a> JobTool<'a> {
             .collect()
     }
 
-    /// The command as it is to be started, and a pipe for each placeholder, which has its key and its end already. Once the
-    /// command was started it has the pipes, and these are to be dropped.
-    pub(super) fn with_keys(&self, keys: &JobKeys) -> Result<(Command, Vec<PipeReader>), CliError> {
+    /// The command as it is to be started, and a pipe for each placeholder, which has its key and its end already.
+    pub(super) fn with_keys(&self, keys: &JobKeys) -> Result<(Command, Pipes), CliError> {
         let mut command = Command::new(self.program);
         let mut pipes = Vec::new();
         for pieces in &self.arguments {
@@ -123,49 +126,53 @@ impl<'a> JobTool<'a> {
                     Piece::Text(text) => argument.extend_from_slice(text),
                     Piece::Key(which, encoding) => {
                         let pipe = filled(&secrets::encode(keys.material(*which), *encoding))
-                            .map_err(|error| CliError::failed(format!("no pipe can be made for a key: {error}")))?;
+                            .and_then(inherited)
+                            .map_err(no_pipe)?;
                         argument.extend_from_slice(format!("/dev/fd/{}", pipe.as_raw_fd()).as_bytes());
-                        pipes.push(pipe);
+                        pipes.push((*which, pipe));
                     }
                 }
             }
             command.arg(OsString::from_vec(argument));
         }
-        Ok((command, pipes))
+        Ok((command, Pipes(pipes)))
     }
 
-    /// Runs it to its end; without placeholders the new key is on its standard input. What it prints is for people, and
-    /// goes to standard error: standard output is the answer's.
+    /// Runs it to its end; without a placeholder of the new key, that is on its standard input. What it prints is for people, and
+    /// goes to standard error: standard output is the answer's. It has failed if it has not read the new key.
     pub(super) fn run(&self, keys: &JobKeys) -> Result<(), CliError> {
         let on_stdin = !self.takes(Which::New);
-        let (mut command, pipes) = self.with_keys(keys)?;
+        let (mut command, mut pipes) = self.with_keys(keys)?;
         let stderr = io::stderr().as_fd().try_clone_to_owned();
         let stderr = stderr.map_err(|error| self.failed(format!("can't be given standard error: {error}")))?;
         if on_stdin {
-            command.stdin(Stdio::piped());
+            let pipe = filled(&keys.new.material).map_err(no_pipe)?;
+            command.stdin(pipe.try_clone().map_err(no_pipe)?);
+            pipes.0.push((Which::New, pipe));
         }
         let mut child = command
             .stdout(Stdio::from(stderr))
             .spawn()
             .map_err(|error| self.failed(format!("can't be run: {error}")))?;
-        drop(pipes);
-        if let Some(mut stdin) = child.stdin.take() {
-            match stdin.write_all(&keys.new.material) {
-                // It may have read enough.
-                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
-                outcome => outcome.map_err(|error| self.failed(format!("can't be given the key: {error}")))?,
-            }
-        }
         match child.wait() {
-            Ok(status) => self.succeeded(status),
+            Ok(status) => self.succeeded(status, &pipes),
             Err(error) => Err(self.failed(format!("can't be waited for: {error}"))),
         }
     }
 
-    pub(super) fn succeeded(&self, status: ExitStatus) -> Result<(), CliError> {
-        match status.success() {
-            true => Ok(()),
-            false => Err(self.failed(format!("failed ({status})"))),
+    /// Refuses a command that failed, and one that has not read the new key: whatever it did, it did not do it with that.
+    pub(super) fn succeeded(&self, status: ExitStatus, pipes: &Pipes) -> Result<(), CliError> {
+        if !status.success() {
+            return Err(self.failed(format!("failed ({status})")));
+        }
+        match pipes.is_new_key_read() {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(CliError::failed(format!(
+                "{} ended without reading the new key, so it has not used it; the job stays as it is, and both keys are kept: run a \
+                 command that reads all of the new key, from {{new}} or {{new:hex}}, or from its standard input in `job verify`",
+                self.program.to_string_lossy()
+            ))),
+            Err(error) => Err(self.failed(format!("can't be asked what it has read: {error}"))),
         }
     }
 
@@ -174,6 +181,14 @@ impl<'a> JobTool<'a> {
         CliError::failed(format!(
             "{program} {what}; the job stays as it is, and both keys are kept: see to what it says, and run it again"
         ))
+    }
+}
+
+impl Pipes {
+    /// Whether some pipe with the new key is empty.
+    fn is_new_key_read(&self) -> io::Result<bool> {
+        let mut of_new = self.0.iter().filter(|(which, _)| *which == Which::New);
+        of_new.try_fold(false, |is_read, (_, pipe)| Ok(is_read || ioctl_fionread(pipe)? == 0))
     }
 }
 
@@ -221,9 +236,17 @@ fn first_placeholder(argument: &[u8]) -> Option<(usize, usize, Piece<'static>)> 
 fn filled(key: &[u8]) -> io::Result<PipeReader> {
     let (reader, mut writer) = io::pipe()?;
     writer.write_all(key)?;
-    // Whatever this process starts from now on inherits the pipe: that is the command, and nothing else is ever started.
-    fcntl_setfd(&reader, FdFlags::empty())?;
     Ok(reader)
+}
+
+/// Whatever this process starts from now on inherits the pipe: that is the command, and nothing else is ever started.
+fn inherited(pipe: PipeReader) -> io::Result<PipeReader> {
+    fcntl_setfd(&pipe, FdFlags::empty())?;
+    Ok(pipe)
+}
+
+fn no_pipe(error: io::Error) -> CliError {
+    CliError::failed(format!("no pipe can be made for a key: {error}"))
 }
 
 #[cfg(test)]
@@ -252,15 +275,17 @@ mod tests {
         let command = JobTool::parse(&words).unwrap();
         let (started, pipes) = command.with_keys(&keys(b"\x01\xab", b"\xff\x00")).unwrap();
         let fds: Vec<_> = pipes
+            .0
             .iter()
-            .map(|pipe| format!("/dev/fd/{}", pipe.as_raw_fd()))
+            .map(|(_, pipe)| format!("/dev/fd/{}", pipe.as_raw_fd()))
             .collect();
         let arguments: Vec<_> = started.get_args().map(|argument| argument.to_str().unwrap()).collect();
         let object = format!("secret,id=n,file={},x={}", fds[1], fds[2]);
         assert_eq!(arguments, ["-k", &fds[0], "--object", &object, &fds[3]]);
         let read: Vec<_> = pipes
+            .0
             .into_iter()
-            .map(|mut pipe| {
+            .map(|(_, mut pipe)| {
                 let mut bytes = Vec::new();
                 pipe.read_to_end(&mut bytes).unwrap();
                 bytes
@@ -276,7 +301,10 @@ mod tests {
             let command = JobTool::parse(&words).unwrap();
             assert!(!command.takes(Which::Old) && !command.takes(Which::New), "{word}");
             let (started, pipes) = command.with_keys(&keys(b"old", b"new")).unwrap();
-            assert!(started.get_args().eq([OsStr::new(word)]) && pipes.is_empty(), "{word}");
+            assert!(
+                started.get_args().eq([OsStr::new(word)]) && pipes.0.is_empty(),
+                "{word}"
+            );
         }
         assert_eq!(
             pieces(b"{{old}{new:hex}}"),

@@ -60,16 +60,16 @@ pub(super) enum JobCommand {
         #[arg(last = true, required = true, value_name = "COMMAND")]
         command: Vec<OsString>,
     },
-    /// Say how much is done, if `job run` does not do it.
+    /// Report how much is done, for a tool that `job run` did not start.
     Progress {
         job: KeyId,
-        /// 0 to 100.
+        /// 0 to 100: the tool has ended, and all data is under the new key.
         percent: u32,
     },
     /// Open the data with the new key: run a command that gets it, and take its success as the proof.
     ///
     /// The command gets the new key on its standard input. With the placeholders of `job run` in its arguments it gets by pipes
-    /// what they say, and its standard input stays as it is.
+    /// what they say, and its standard input stays as it is. Its success counts only if it has read the new key.
     #[command(after_help = VERIFY_EXAMPLES)]
     Verify {
         job: KeyId,

@@ -63,8 +63,8 @@ pub enum LifecycleError {
         to: &'static str,
     },
     #[error(
-        "job {job} stands at {percent} %: data may still be under the old key; let `lockbox job run` end well, or say that \
-         all of it is under the new one: lockbox job progress {job} 100"
+        "job {job} is at {percent} %, so data may still be under the old key; run the tool that encrypts the data anew to \
+         its end with `lockbox job run {job} -- COMMAND`"
     )]
     Unfinished { job: KeyId, percent: u32 },
     #[error(
