@@ -5,6 +5,7 @@
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use lockbox_authz::field;
 use lockbox_authz::limits::MAX_ADDRESS_CHARS;
@@ -14,6 +15,7 @@ use rustix::process::geteuid;
 use serde::Deserialize;
 
 use crate::backend::Backend;
+use crate::destruction::RawDestruction;
 use crate::key_socket::{KeySocket, RawKeySocket, beside};
 
 /// A configuration that was checked. The folder that it names was not.
@@ -34,6 +36,8 @@ pub struct Config {
     pub store: Backend,
     /// What leaves at most, whatever a broker signs.
     pub caps: Caps,
+    /// How long the daemon runs until a key is erased that was scheduled for destruction.
+    pub grace: Duration,
     /// Where systemd and crypttab(5) fetch keys; `None` for nowhere.
     pub key_socket: Option<KeySocket>,
     pub log: Log,
@@ -117,6 +121,11 @@ impl Config {
              # transfers_per_hour = 60\n\
              # keys_per_authorization = 1024\n\
              \n\
+             # How long the daemon runs until it erases a key that was scheduled for destruction. Until then, to have it back:\n\
+             # lockbox key cancel-destruction\n\
+             [destruction]\n\
+             # grace = \"7d\"\n\
+             \n\
              [log]\n\
              # \"text\" or \"json\"\n\
              format = \"text\"\n\
@@ -158,6 +167,8 @@ struct RawConfig {
     key_socket: Option<RawKeySocket>,
     #[serde(default)]
     caps: RawCaps,
+    #[serde(default)]
+    destruction: RawDestruction,
     #[serde(default)]
     log: Log,
 }
@@ -216,6 +227,13 @@ impl RawConfig {
                 "correct the value, or pin the keys that must not leave",
             ));
         }
+        let grace = self.destruction.check().map_err(|problem| {
+            refuse(
+                "destruction.grace",
+                problem,
+                "write a whole number with a unit (s, m, h or d), from \"1s\" to \"366d\"",
+            )
+        })?;
         let base = file.parent().unwrap_or(Path::new(""));
         let socket = base.join(self.socket);
         let key_socket = match self.key_socket.map(|raw| raw.check(base, &socket)).transpose() {
@@ -237,6 +255,7 @@ impl RawConfig {
                 transfers_per_hour: hourly,
                 keys_per_authorization: self.caps.keys_per_authorization,
             },
+            grace,
             key_socket,
             log: self.log,
         })

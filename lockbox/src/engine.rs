@@ -11,6 +11,7 @@
 //! | anything else | the process ends: it says which promise it would break by going on |
 
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Instant;
 
 use lockbox_authz::{ErasureClass, LockboxId, PublicKey, Roster, Signer};
 use lockbox_core::lifecycle::caps::Caps;
@@ -35,6 +36,8 @@ pub struct Engine {
     proofs: Mutex<Vec<Durable>>,
     /// What the configuration lets leave at most.
     caps: Mutex<Caps>,
+    /// The run time that the store had noted when it was opened, and when that was.
+    run_time: Mutex<(u64, Instant)>,
     /// `None` while sealed.
     cluster: watch::Sender<Option<Arc<Cluster>>>,
     /// Counts durable steps.
@@ -120,6 +123,7 @@ impl Engine {
             state: RwLock::new(None),
             proofs: Mutex::new(Vec::new()),
             caps: Mutex::default(),
+            run_time: Mutex::new((0, Instant::now())),
             cluster: watch::Sender::new(None),
             activity: watch::Sender::new(0),
             durable: watch::Sender::new(0),
@@ -137,12 +141,22 @@ impl Engine {
         *self.caps.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// How long daemons have run with this store unsealed, in milliseconds: what the core counts grace times in. The time that a
+    /// machine is suspended does not count.
+    pub fn run_ms(&self) -> u64 {
+        let (noted_ms, opened) = *self.run_time.lock().unwrap_or_else(PoisonError::into_inner);
+        let since_ms = u64::try_from(opened.elapsed().as_millis()).unwrap_or(u64::MAX);
+        noted_ms.saturating_add(since_ms)
+    }
+
     /// Opens the store and the lockbox in it. Blocks. The engine must be sealed.
     pub fn open(&self, folder: &Folder, header: Header, root: RootKey) -> Result<(), OpenError> {
         let store = folder.open_store()?;
         let (mut lockbox, completing) = open_lockbox(&store, folder, &header, &root)?;
         complete(&store, completing)?;
         lockbox.set_caps(self.caps());
+        let noted_ms = lockbox.run_time_ms()?;
+        *self.run_time.lock().unwrap_or_else(PoisonError::into_inner) = (noted_ms, Instant::now());
         let mut state = self.write();
         self.publish(&lockbox);
         *state = Some(Unsealed {

@@ -12,6 +12,7 @@
 //! | `puller` | the target's end of transfers |
 //! | `broker_link`, `join` | the broker |
 //! | `notices` | what admins say of keys that strangers know |
+//! | `destruction` | keys that are erased after a grace time |
 //! | [`serve`] | the daemon from start to stop |
 //! | [`cli`] | the command line |
 //! | [`alloc`], [`memory`] | that no secret is left lying in memory |
@@ -33,6 +34,7 @@ mod broker_link;
 pub mod cli;
 pub mod clock;
 pub mod config;
+mod destruction;
 pub mod engine;
 pub mod entropy;
 pub mod files;

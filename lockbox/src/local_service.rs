@@ -198,7 +198,8 @@ impl LocalService for LocalPort {
         self.unsealed(&request)?;
         let request = request.into_inner();
         let list = convert::KeyList::from_wire(request).map_err(status::local)?;
-        let page = self.node.engine.read_durable(move |lockbox| list.page(lockbox));
+        let run_ms = self.node.engine.run_ms();
+        let page = self.node.engine.read_durable(move |lockbox| list.page(lockbox, run_ms));
         let page = page.await.map_err(status::local)?.map_err(status::local)?;
         Ok(Response::new(page))
     }
@@ -209,7 +210,7 @@ impl LocalService for LocalPort {
         let entry = self.node.engine.read_durable(move |lockbox| lockbox.key(key_id));
         let entry = entry.await.map_err(status::local)?.map_err(status::local)?;
         Ok(Response::new(GetKeyResponse {
-            key: Some(convert::key_entry(&entry)),
+            key: Some(convert::key_entry(&entry, self.node.engine.run_ms())),
         }))
     }
 

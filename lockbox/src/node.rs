@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 
 use crate::broker_link::{self, LinkState, Refusals};
 use crate::config::Config;
+use crate::destruction;
 use crate::engine::{Engine, OpenError, Sealed};
 use crate::folder::{Folder, FolderError};
 use crate::peer_port;
@@ -156,6 +157,7 @@ impl Node {
         tasks.spawn(puller::run(Arc::clone(self)));
         tasks.spawn(broker_link::run(Arc::clone(self)));
         tasks.spawn(scan::run(Arc::clone(self)));
+        tasks.spawn(destruction::run(Arc::clone(self)));
         tasks
     }
 }

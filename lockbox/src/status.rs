@@ -102,6 +102,8 @@ impl LocalCode for LifecycleError {
             Self::ClonePolicy { .. } => Code::PermissionDenied,
             Self::Transition { .. }
             | Self::State { .. }
+            | Self::Scheduled(_)
+            | Self::NotScheduled(_)
             | Self::Layered { .. }
             | Self::InJob { .. }
             | Self::JobState { .. }

@@ -237,7 +237,7 @@ fn rejects_a_job_that_is_over_before_anything_is_run() {
     a.command_around(&["job", "verify", &name], ["sh", "-c", "cat > /dev/null"])
         .expect_success("job verify");
     rejected(job, &format!("job {name} is verified"));
-    a.ask(&["job", "done", &name]);
+    a.ask(&["job", "done", &name, "--yes"]);
     rejected(job, &format!("job {name} is done"));
 
     let (_, cancelled) = rotation(&a);
@@ -313,7 +313,7 @@ fn readmes_new_key_in_place_always_opens_with_the_key_that_a_boot_is_given() {
     run_shell(&remove, &a.reveal(old)).expect_success("luksRemoveKey");
     boots("without the old slot", &new_key);
     assert!(!luks::opens(&volume, &old_key), "the old key still opens it");
-    a.ask(&["job", "done", &job.to_string()]);
+    a.ask(&["job", "done", &job.to_string(), "--yes"]);
     boots("at the end", &new_key);
 
     // One slot is left, so that it can be done again.

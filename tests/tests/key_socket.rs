@@ -118,7 +118,7 @@ fn snapshots_and_clones_of_its_name_do_not_keep_a_volume_shut() {
     assert_eq!(key_client::volume(&a.key_socket(), "data"), a.reveal(data));
     verify(&a, again);
     assert_eq!(key_client::volume(&a.key_socket(), "data"), a.reveal(data));
-    a.ask(&["job", "done", &again.to_string()]);
+    a.ask(&["job", "done", &again.to_string(), "--yes"]);
     assert!(!a.holds(clones[0]));
     assert_eq!(key_client::volume(&a.key_socket(), "data"), a.reveal(data));
 }
@@ -145,7 +145,7 @@ fn a_volume_is_given_the_key_that_its_rotation_has_come_to() {
         let material = a.reveal(new);
         verify(&a, new);
         given(&material);
-        a.ask(&["job", "done", &new.to_string()]);
+        a.ask(&["job", "done", &new.to_string(), "--yes"]);
         assert!(!a.holds(old));
         given(&material);
         old = new;
@@ -168,7 +168,7 @@ fn a_volume_whose_rotation_was_cancelled_is_given_its_old_key() {
     // The next one ends well, and what the first one left is not taken for the volume's key.
     let new = rotated(&a, data);
     verify(&a, new);
-    a.ask(&["job", "done", &new.to_string()]);
+    a.ask(&["job", "done", &new.to_string(), "--yes"]);
     for volume in ["data", "by-id"] {
         assert_eq!(key_client::volume(&a.key_socket(), volume), a.reveal(new));
     }
@@ -180,7 +180,7 @@ fn rejects_a_name_that_a_rotated_key_and_another_one_have() {
     let (_cluster, a) = alone();
     let (rotated, other) = (rotated(&a, a.create_key("data")), a.create_key("data"));
     verify(&a, rotated);
-    a.ask(&["job", "done", &rotated.to_string()]);
+    a.ask(&["job", "done", &rotated.to_string(), "--yes"]);
     for key in [rotated, other] {
         refused(&a, &volume("data"), &key.to_string());
     }

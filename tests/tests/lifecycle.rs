@@ -275,7 +275,7 @@ fn the_key_is_compromised_then_what_do_you_do() {
     data.encrypt_anew(&a, job);
     seen(volume, "a", "progress", "running, 100 %");
     data.verify(&a, job).expect_success("the tool opens it");
-    let done = a.ask(&["job", "done", &job.to_string()]);
+    let done = a.ask(&["job", "done", &job.to_string(), "--now", "--yes"]);
     assert_eq!(id(&done["destroyed_key_id"]), volume);
     assert_eq!(
         id(&done["remaining_key_ids"][0]),
@@ -474,7 +474,7 @@ fn option_4_what_is_made_of_a_layer_keeps_the_ancestor_and_travels_with_it() {
         ];
         lockbox.ask(&["job", "progress", &job, "100"]);
         lockbox.command(verify).expect_success("job verify");
-        lockbox.ask(&["job", "done", &job]);
+        lockbox.ask(&["job", "done", &job, "--now", "--yes"]);
     };
     let base = volume(&a, "share,layer");
     let layer = clone(&a, base, "layer");

@@ -283,7 +283,7 @@ fn a_rotated_volume_opens_with_the_new_key_only() {
         verify.into_iter().chain([volume_path]),
     )
     .expect_success("job verify");
-    let done = a.ask(&["job", "done", &job.to_string()]);
+    let done = a.ask(&["job", "done", &job.to_string(), "--now", "--yes"]);
     assert_eq!(id(&done["destroyed_key_id"]), volume);
     assert!(!a.holds(volume));
     assert!(new.shows(&[&a.reveal(job)], ALL, EARLY));

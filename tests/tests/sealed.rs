@@ -8,10 +8,10 @@ use std::process::Command;
 
 use lockbox_rpc::api::local::lifecycle_service_client::LifecycleServiceClient;
 use lockbox_rpc::api::local::{
-    AcceptTransferRequest, AddConsumerRequest, ApplyNoticeRequest, ApplyRosterRequest, CancelJobRequest,
-    ClearAlarmRequest, CompromiseKeyRequest, CreateKeyRequest, DeriveKeyRequest, DestroyKeyRequest, FinishJobRequest,
-    GetImpactRequest, GetJobRequest, GetKeyRequest, GetRosterRequest, GetTransferRequest, ImportKeyRequest,
-    JoinRequest, ListJobsRequest, ListKeysRequest, ListTransfersRequest, RemoveConsumerRequest,
+    AcceptTransferRequest, AddConsumerRequest, ApplyNoticeRequest, ApplyRosterRequest, CancelDestructionRequest,
+    CancelJobRequest, ClearAlarmRequest, CompromiseKeyRequest, CreateKeyRequest, DeriveKeyRequest, DestroyKeyRequest,
+    FinishJobRequest, GetImpactRequest, GetJobRequest, GetKeyRequest, GetRosterRequest, GetTransferRequest,
+    ImportKeyRequest, JoinRequest, ListJobsRequest, ListKeysRequest, ListTransfersRequest, RemoveConsumerRequest,
     ReportJobProgressRequest, RevealKeyRequest, SetKeyRequest, UnsealRequest, VerifyJobRequest, unseal_request,
 };
 use lockbox_rpc::transport::connect_unix;
@@ -89,6 +89,7 @@ fn the_life_of_keys(lockbox: &Lockbox) -> Vec<(&'static str, Result<(), Status>)
     ask!(verify_job, VerifyJobRequest::default());
     ask!(finish_job, FinishJobRequest::default());
     ask!(cancel_job, CancelJobRequest::default());
+    ask!(cancel_destruction, CancelDestructionRequest::default());
     answers
 }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use clap::Subcommand;
-use lockbox_authz::inventory::{InventoryEntry, InventoryState};
+use lockbox_authz::inventory::InventoryEntry;
 use lockbox_authz::{KeyId, LockboxId, MaterialId};
 use lockbox_rpc::api::control::preview_notice_request::Subject;
 use lockbox_rpc::api::control::{NoticeFinding, NoticeKeys, NoticeMaterials, PreviewNoticeRequest};
@@ -259,7 +259,7 @@ impl Preview {
             claims.entry(entry.material_id).or_default().insert(lockbox.clone());
         }
         let is_held = entry.state.is_held() && finding.held_until_ms == 0;
-        if is_held && entry.state != InventoryState::Compromised {
+        if is_held && !entry.state.is_compromised() {
             let material_id = (!keys.is_empty()).then_some(entry.material_id);
             let held = self.held.entry(material_id).or_default();
             *held.entry(lockbox.clone()).or_default() += 1;

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lockbox_authz::inventory::{InventoryEntry, InventoryState};
+use lockbox_authz::inventory::InventoryEntry;
 use lockbox_authz::limits::MAX_REASON_CHARS;
 use lockbox_authz::{
     CompromiseNotice, FieldError, Hash, InventoryReport, LockboxId, MaterialId, NoticeId, UnverifiedEnvelope, Verified,
@@ -123,7 +123,7 @@ impl Turn<'_> {
     ///
     /// A report that is older than the notice has the lockbox told once more than needed, which changes nothing there.
     pub fn recall_unmarked(&mut self, report: &InventoryReport) -> Result<bool, Refusal> {
-        let unmarked = |entry: &&InventoryEntry| entry.state.is_held() && entry.state != InventoryState::Compromised;
+        let unmarked = |entry: &&InventoryEntry| entry.state.is_held() && !entry.state.is_compromised();
         let materials = report.entries.iter().filter(unmarked).map(|entry| entry.material_id);
         self.recall_applied(report.lockbox_id, &materials.collect())
     }

@@ -5,13 +5,12 @@ use lockbox_authz::id::{AuthorizationId, KeyId};
 use rand_core::CryptoRng;
 use zeroize::Zeroizing;
 
-use crate::custody;
 use crate::damaged::Traces;
 use crate::lifecycle::LifecycleError;
 use crate::lifecycle::change::consumer_text;
 use crate::lifecycle::derive::new_ids;
-use crate::lifecycle::family::{index, unindex};
-use crate::lifecycle::state::rules;
+use crate::lifecycle::destruction::erase;
+use crate::lifecycle::family::index;
 use crate::limits::{DEFAULT_GENERATED_BYTES, MAX_MATERIAL_BYTES, MIN_GENERATED_BYTES};
 use crate::lockbox::{Lockbox, LockboxError};
 use crate::record::{ClonePolicy, Consumer, Departure, Key, KeyInfo, KeyOrigin, KeyState, Tombstone, TransferPolicy};
@@ -117,7 +116,8 @@ impl Lockbox {
     /// A key with its material, for a consumer on this machine.
     pub fn reveal_key(&self, key_id: KeyId) -> Result<Key, LockboxError> {
         let key = self.held_key(key_id)?;
-        let rules = rules(key.info.state);
+        key.info.check_not_scheduled()?;
+        let rules = key.info.rules();
         if !rules.reads {
             let what = "is given to nobody until it is active again";
             let state = rules.name;
@@ -246,11 +246,8 @@ impl Lockbox {
                 consumers: names.join(", "),
             });
         }
-        let tombstone = Tombstone::destroyed(&key.info, now_ms);
         let mut changes = Changes::default();
-        unindex(&key.info, &mut changes);
-        changes.erase_key(tombstone.clone());
-        custody::note_destroyed(key_id, &mut changes);
+        let tombstone = erase(&key.info, now_ms, &mut changes);
         let remaining = self.other_keys_of_material(&key.info)?;
         let batches = self.vault.stage(changes, rng)?;
         Ok(Step::new(
@@ -360,9 +357,11 @@ impl Lockbox {
             clone_policy: request.clone_policy,
             transfer_policy: request.transfer_policy,
             lineage: None,
+            destruction: None,
         };
         info.check()?;
         if let Some(existing) = self.vault.key(key_id)? {
+            existing.info.check_not_scheduled()?;
             let same_secret = origin == KeyOrigin::Generated || existing.material.equals(&material);
             return if same_secret && is_repetition(&existing.info, &info) {
                 Ok(Step::new(Vec::new(), existing.info))

@@ -8,7 +8,6 @@ use lockbox_authz::keys::PublicKey;
 use lockbox_authz::roster::{self, Head, HeadComparison, Roster};
 
 use crate::ledger::Outgoing;
-use crate::lifecycle::state::rules;
 use crate::limits::{MAX_CHUNKS, MAX_CLOCK_SKEW_MS, MAX_FAMILY_CHUNKS};
 use crate::lockbox::{Lockbox, LockboxError, Standing};
 use crate::record::Key;
@@ -87,6 +86,8 @@ pub enum Refusal {
     AllWithheld { count: u64, first: String },
     #[error("step 12, state: key {key} is {state} and may not be copied")]
     State { key: KeyId, state: &'static str },
+    #[error("step 12, state: key {0} is scheduled for destruction")]
+    Scheduled(KeyId),
     #[error("step 13, open transfers: key {key} is part of the open transfer {transfer}")]
     Busy { key: KeyId, transfer: AuthorizationId },
     #[error("step 14, policy: key {key} {why}")]
@@ -148,6 +149,7 @@ impl Refusal {
             | Self::NothingSelected
             | Self::AllWithheld { .. }
             | Self::State { .. }
+            | Self::Scheduled(_)
             | Self::Busy { .. }
             | Self::Policy { .. }
             | Self::Expired
@@ -401,7 +403,10 @@ impl Lockbox {
         let info = &key.info;
         let id = info.key_id;
         // 12. Its state lets it leave: what is known to strangers is not spread further.
-        let rules = rules(info.state);
+        if info.destruction.is_some() {
+            return Err(Refusal::Scheduled(id));
+        }
+        let rules = info.rules();
         if statement.operation == Operation::Copy && !rules.may_copy {
             let state = rules.name;
             return Err(Refusal::State { key: id, state });

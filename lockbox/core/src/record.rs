@@ -35,6 +35,24 @@ pub struct KeyInfo {
     pub clone_policy: ClonePolicy,
     pub transfer_policy: TransferPolicy,
     pub lineage: Option<Lineage>,
+    /// Set while the key is scheduled for destruction. The state is then the one that a cancellation gives back.
+    pub destruction: Option<Destruction>,
+}
+
+/// A key's scheduled destruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Destruction {
+    pub origin: DestructionOrigin,
+    pub scheduled_at_ms: i64,
+    /// The lockbox's run time at which the key is erased; in a backup, the run time that remained.
+    pub due_run_ms: u64,
+}
+
+/// Who or what scheduled a destruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DestructionOrigin {
+    /// The end of this rotation: the data is under its new key.
+    Rotation(KeyId),
 }
 
 /// The local veto: what the key's own lockbox lets a broker do with it.
@@ -106,6 +124,7 @@ impl Key {
             clone_policy: record.clone_policy.unwrap_or_default(),
             transfer_policy: TransferPolicy::from_wire(record.transfer_policy.take().unwrap_or_default())?,
             lineage: record.lineage.take().map(Lineage::from_wire).transpose()?,
+            destruction: record.destruction.take().map(Destruction::from_wire).transpose()?,
         };
         info.check()?;
         Ok(Self { info, material })
@@ -128,6 +147,7 @@ impl Key {
             clone_policy: Some(info.clone_policy),
             transfer_policy: Some(info.transfer_policy.to_wire()),
             lineage: info.lineage.as_ref().map(Lineage::to_wire),
+            destruction: info.destruction.map(Destruction::to_wire),
         }
     }
 }
@@ -182,6 +202,33 @@ impl TransferPolicy {
             deny_move: self.deny_move,
             required_target_labels: self.required_target_labels.to_wire(),
             canary: self.canary,
+        }
+    }
+}
+
+impl Destruction {
+    fn from_wire(wire: wire::ScheduledDestruction) -> Result<Self, FieldError> {
+        let origin = match wire.origin {
+            Some(wire::scheduled_destruction::Origin::Rotation(job)) => {
+                DestructionOrigin::Rotation(KeyId::from_slice("rotation", &job)?)
+            }
+            None => return Err(FieldError::new("origin", "must be one that this software knows")),
+        };
+        Ok(Self {
+            origin,
+            scheduled_at_ms: field::time_ms("scheduled_at_ms", wire.scheduled_at_ms)?,
+            due_run_ms: wire.due_run_ms,
+        })
+    }
+
+    fn to_wire(self) -> wire::ScheduledDestruction {
+        let origin = match self.origin {
+            DestructionOrigin::Rotation(job) => wire::scheduled_destruction::Origin::Rotation(job.to_vec()),
+        };
+        wire::ScheduledDestruction {
+            origin: Some(origin),
+            scheduled_at_ms: self.scheduled_at_ms,
+            due_run_ms: self.due_run_ms,
         }
     }
 }

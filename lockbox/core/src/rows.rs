@@ -50,13 +50,17 @@ pub enum Row {
     Spent,
     /// A material that a compromise notice named.
     Noticed(MaterialId),
+    /// A key that is scheduled for destruction: the run time at which it is due, then the key.
+    Due(u64, KeyId),
+    /// How long daemons have run with this store unsealed.
+    RunTime,
 }
 
 impl Row {
     pub fn key(self) -> Vec<u8> {
         let mut key = vec![self.kind()];
         match self {
-            Self::Identity | Self::Membership | Self::RestoredFrom | Self::Spent => {}
+            Self::Identity | Self::Membership | Self::RestoredFrom | Self::Spent | Self::RunTime => {}
             Self::RosterEntry(number) | Self::Alarm(number) => key.extend(number.to_be_bytes()),
             Self::Tombstone(id) | Self::OutgoingKey(id) | Self::Destruction(id) | Self::Job(id) => key.extend(id.0),
             Self::Outgoing(id)
@@ -69,6 +73,10 @@ impl Row {
                 key.extend(chunk.to_be_bytes());
             }
             Self::Noticed(id) => key.extend(id.0),
+            Self::Due(due_ms, key_id) => {
+                key.extend(due_ms.to_be_bytes());
+                key.extend(key_id.0);
+            }
             Self::MaterialKey(id, key_id) => {
                 key.extend(id.0);
                 key.extend(key_id.0);
@@ -106,6 +114,8 @@ impl Row {
             Self::HeldBy(..) => b'h',
             Self::Spent => b'n',
             Self::Noticed(_) => b'q',
+            Self::Due(..) => b'y',
+            Self::RunTime => b'z',
         }
     }
 }
@@ -152,6 +162,12 @@ pub(crate) fn data_keys_of(bucket: usize) -> Vec<u8> {
 pub(crate) fn data_key_id(place: &[u8]) -> Option<KeyId> {
     let (prefix, id) = place.split_last_chunk::<16>()?;
     (prefix.len() == 3 && prefix[0] == DATA_KEY_KIND).then_some(KeyId(*id))
+}
+
+/// When the key is due, and which, whose row [`Row::Due`] stands at a place.
+pub(crate) fn due(place: &[u8]) -> Option<(u64, KeyId)> {
+    let (due_ms, id) = place.get(1..)?.split_first_chunk::<8>()?;
+    Some((u64::from_be_bytes(*due_ms), KeyId(id.try_into().ok()?)))
 }
 
 /// Whether a key's record may stand here.

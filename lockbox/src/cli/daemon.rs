@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::args::{SecretArgs, ServeArgs};
 use super::client::Client;
 use super::error::CliError;
-use super::output::{Output, fields, hex, mebibytes, or_null, uuid};
+use super::output::{Output, duration_text, fields, hex, mebibytes, or_null, uuid};
 use super::secrets;
 use crate::clock::rfc3339;
 use crate::config::Config;
@@ -117,6 +117,8 @@ fn status_json(status: &GetStatusResponse) -> Value {
         "broker_connected": status.broker_connected,
         "broker_address": or_null(status.broker_address.clone()),
         "key_count": status.key_count,
+        "scheduled_count": status.scheduled_count,
+        "next_destruction_ms": (status.scheduled_count > 0).then_some(status.next_destruction_ms),
         "store": store_text(status.store_state()),
         "store_finding": or_null(status.store_finding.clone()),
         "damaged_records": status.damaged_records,
@@ -168,6 +170,7 @@ fn status_text(status: &GetStatusResponse) -> String {
         ("broker", broker),
         ("peers at", status.peer_address.clone()),
         ("keys", status.key_count.to_string()),
+        ("scheduled", scheduled_text(status)),
         ("store", store_text(status.store_state()).to_owned()),
         ("disk", disk_text(status)),
         ("slots", slots.join(", ")),
@@ -184,6 +187,17 @@ fn status_text(status: &GetStatusResponse) -> String {
         );
     }
     text
+}
+
+/// Keys that are scheduled for destruction; nothing for none.
+fn scheduled_text(status: &GetStatusResponse) -> String {
+    match status.scheduled_count {
+        0 => String::new(),
+        count => format!(
+            "{count} for destruction, the first in {} of the daemon's run time",
+            duration_text(status.next_destruction_ms)
+        ),
+    }
 }
 
 fn explain(error: ServeError) -> CliError {

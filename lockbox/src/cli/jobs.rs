@@ -8,7 +8,8 @@ use lockbox_core::lifecycle::LifecycleError;
 use lockbox_core::lifecycle::derive::Relation;
 use lockbox_core::lifecycle::job::opened_proof;
 use lockbox_rpc::api::local::{
-    CancelJobRequest, FinishJobRequest, Job, ListJobsRequest, ReportJobProgressRequest, VerifyJobRequest,
+    CancelJobRequest, FinishJobRequest, GetKeyRequest, Job, Key, ListJobsRequest, ReportJobProgressRequest,
+    VerifyJobRequest,
 };
 use serde_json::{Value, json};
 
@@ -16,8 +17,10 @@ use super::client::Client;
 use super::error::CliError;
 use super::job_run;
 use super::job_tool::{JobKeys, JobTool, Which, find, find_open};
-use super::output::{Output, fields, or_null, table, time_or_null, uuid};
-use crate::clock::rfc3339;
+use super::keys;
+use super::lifecycle::consumer_text;
+use super::output::{Output, duration_text, fields, or_null, table, time_or_null, uuid};
+use crate::clock::{now_ms, rfc3339};
 
 /// Jobs of one request.
 const PAGE: u32 = 1_000;
@@ -77,8 +80,19 @@ pub(super) enum JobCommand {
         #[arg(last = true, required = true, value_name = "COMMAND")]
         command: Vec<OsString>,
     },
-    /// End a job that was verified. A rotation destroys the old key.
-    Done { job: KeyId },
+    /// End a job that was verified. A rotation schedules its old key for destruction.
+    ///
+    /// The old key can't be used from then on. It is erased after the grace time, which counts while the daemon runs unsealed: 7
+    /// days, or `grace` of the section [destruction] in lockbox.toml. Until then `lockbox key cancel-destruction` gives it back.
+    Done {
+        job: KeyId,
+        /// Erase the old key at once. It never comes back.
+        #[arg(long)]
+        now: bool,
+        /// Don't ask.
+        #[arg(long)]
+        yes: bool,
+    },
     /// Give a job up. Both keys stay as they are, and nothing keeps either from being destroyed.
     Cancel {
         job: KeyId,
@@ -109,7 +123,12 @@ pub(super) async fn run(command: JobCommand, mut client: Client, output: &Output
             });
         }
         JobCommand::Verify { job, command } => Some(verify(&mut client, job, &command).await?),
-        JobCommand::Done { job } => return done(&mut client, job, output).await,
+        JobCommand::Done { job, now, yes } => {
+            if !yes {
+                ask(&mut client, job, now).await?;
+            }
+            return done(&mut client, job, now, output).await;
+        }
         JobCommand::Cancel {
             job,
             nothing_under_new_key,
@@ -186,23 +205,74 @@ async fn verify(client: &mut Client, job: KeyId, words: &[OsString]) -> Result<J
     Ok(job.unwrap_or_default())
 }
 
-async fn done(client: &mut Client, job: KeyId, output: &Output) -> Result<(), CliError> {
+/// Shows which key the end of a rotation takes, and asks. A rekey and a layer take none.
+async fn ask(client: &mut Client, job: KeyId, now: bool) -> Result<(), CliError> {
+    let found = find(client, job).await?;
+    // The daemon refuses any other, or there is nothing left to do.
+    let is_next = found.state == "verified" || (found.state == "done" && now);
+    if found.kind != Relation::Rotate.name() || !is_next {
+        return Ok(());
+    }
+    let key_id = found.old_key_id;
+    let old = client.service.get_key(GetKeyRequest { key_id }).await?.into_inner();
+    let old = old.key.unwrap_or_default();
+    if old.departed {
+        return Ok(());
+    }
+    let id = uuid(&old.key_id);
+    let what = match now {
+        true => "The end of this job erases its old key at once. It never comes back, and neither does data that only it opens".to_owned(),
+        false => format!(
+            "The end of this job schedules its old key for destruction. Nothing can use the key from then on. It is erased after the \
+             grace time; until then `lockbox key cancel-destruction {id}` gives it back"
+        ),
+    };
+    keys::confirm(&format!("{what}:\n{}", doomed_text(&old)))
+}
+
+fn doomed_text(key: &Key) -> String {
+    let age_ms = u64::try_from(now_ms() - key.created_at_ms).unwrap_or(0);
+    let consumers: Vec<_> = key.consumers.iter().map(consumer_text).collect();
+    let consumers = match consumers.is_empty() {
+        true => "none".to_owned(),
+        false => consumers.join(" "),
+    };
+    fields(&[
+        ("key", uuid(&key.key_id)),
+        ("name", key.name.clone()),
+        ("material", uuid(&key.material_id)),
+        ("state", key.state.clone()),
+        ("age", duration_text(age_ms)),
+        ("consumers", consumers),
+    ])
+}
+
+async fn done(client: &mut Client, job: KeyId, now: bool, output: &Output) -> Result<(), CliError> {
     let key_id = job.to_vec();
     let answer = client
         .lifecycle
-        .finish_job(FinishJobRequest { key_id })
+        .finish_job(FinishJobRequest { key_id, now })
         .await?
         .into_inner();
     let job = answer.job.unwrap_or_default();
     let destroyed = answer.destroyed.map(|key| uuid(&key.key_id)).unwrap_or_default();
     let remaining: Vec<_> = answer.remaining_key_ids.iter().map(|id| uuid(id)).collect();
+    let scheduled = answer.scheduled.as_ref();
     let mut json = job_json(&job);
+    json["scheduled"] = scheduled.map_or(Value::Null, keys::key_json);
     json["destroyed_key_id"] = or_null(destroyed.clone());
     json["remaining_key_ids"] = json!(remaining);
     output.print(&json, || {
         let mut text = job_text(&job);
         if !destroyed.is_empty() {
             text += &format!("\nThe old key {destroyed} is destroyed.\n");
+        }
+        if let Some(key) = scheduled {
+            let (id, remaining) = (uuid(&key.key_id), keys::remaining_text(key));
+            text += &format!(
+                "\nThe old key {id} is scheduled for destruction, in {remaining}. Until then, to have it back:\n  \
+                 lockbox key cancel-destruction {id}\n"
+            );
         }
         if !remaining.is_empty() {
             text += &format!("Its material lives on in: {}\n", remaining.join(", "));

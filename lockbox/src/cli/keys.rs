@@ -8,8 +8,8 @@ use lockbox_core::keys::DAMAGED;
 use lockbox_core::lifecycle::derive::policy_text;
 use lockbox_core::record::ClonePolicy;
 use lockbox_rpc::api::local::{
-    CreateKeyRequest, DestroyKeyRequest, GetKeyRequest, GetStatusRequest, ImportKeyRequest, Key, ListKeysRequest,
-    RevealKeyRequest, TransferPolicy,
+    CreateKeyRequest, DestroyKeyRequest, Destruction, GetKeyRequest, GetStatusRequest, ImportKeyRequest, Key,
+    ListKeysRequest, RevealKeyRequest, TransferPolicy,
 };
 use serde_json::{Value, json};
 
@@ -17,7 +17,7 @@ use super::args::{Attributes, Encoding, KeyCommand, KeyName};
 use super::client::Client;
 use super::error::CliError;
 use super::lifecycle::consumer_text;
-use super::output::{Output, fields, labels_json, labels_text, or_null, table, time_or_null, uuid};
+use super::output::{Output, duration_text, fields, labels_json, labels_text, or_null, table, time_or_null, uuid};
 use super::{lifecycle, secrets};
 use crate::clock::rfc3339;
 
@@ -67,7 +67,11 @@ pub(super) async fn run(command: KeyCommand, mut client: Client, output: &Output
         } => reveal(&mut client, key, encoding, to_terminal).await,
         KeyCommand::Destroy { key, force, yes } => {
             let key_id = resolve(&mut client, key, false).await?;
-            confirm(key_id, yes)?;
+            if !yes {
+                confirm(&format!(
+                    "Key {key_id} will be gone for good, and with it whatever only it opens.\n"
+                ))?;
+            }
             let key_id = key_id.to_vec();
             let request = DestroyKeyRequest { key_id, force };
             let answer = client.service.destroy_key(request).await?.into_inner();
@@ -236,12 +240,16 @@ fn is_damaged(key: &Key) -> bool {
     key.state == DAMAGED
 }
 
+fn is_scheduled(key: &Key) -> bool {
+    key.destruction.is_some()
+}
+
 fn ids<'a>(keys: impl Iterator<Item = &'a Key>) -> Vec<String> {
     keys.map(|key| uuid(&key.key_id)).collect()
 }
 
 /// The one key that is meant: one that is here, or else one that is gone. A name that several keys have is refused: the
-/// wrong one might be destroyed.
+/// wrong one might be destroyed. A key that is scheduled for destruction counts only if no other has the name.
 pub(super) async fn resolve(client: &mut Client, key: KeyName, include_departed: bool) -> Result<KeyId, CliError> {
     let name = match key {
         KeyName::Id(id) => return Ok(id),
@@ -251,6 +259,24 @@ pub(super) async fn resolve(client: &mut Client, key: KeyName, include_departed:
     if keys.is_empty() && include_departed {
         (damaged, keys) = named(client, &name, true).await?;
     }
+    let (scheduled, others): (Vec<Key>, _) = keys.into_iter().partition(is_scheduled);
+    only(&name, &damaged, if others.is_empty() { scheduled } else { others })
+}
+
+/// The one key that is meant among those that are scheduled for destruction.
+pub(super) async fn resolve_scheduled(client: &mut Client, key: KeyName) -> Result<KeyId, CliError> {
+    let name = match key {
+        KeyName::Id(id) => return Ok(id),
+        KeyName::Name(name) => name,
+    };
+    let (damaged, mut keys) = named(client, &name, false).await?;
+    if keys.iter().any(is_scheduled) {
+        keys.retain(is_scheduled);
+    }
+    only(&name, &damaged, keys)
+}
+
+fn only(name: &str, damaged: &[String], keys: Vec<Key>) -> Result<KeyId, CliError> {
     match &keys[..] {
         [] if !damaged.is_empty() => Err(CliError::store(format!(
             "there is no key named {name:?} among those that can be read; the names of damaged keys can't:\n  {}",
@@ -280,24 +306,30 @@ async fn named(client: &mut Client, name: &str, include_departed: bool) -> Resul
     Ok((ids(damaged.iter()), named))
 }
 
-fn confirm(key_id: KeyId, yes: bool) -> Result<(), CliError> {
-    if yes {
-        return Ok(());
-    }
+/// Shows what a command takes away, and asks.
+pub(super) fn confirm(what: &str) -> Result<(), CliError> {
+    lockbox_host::ask!("{what}");
     if !io::stdin().is_terminal() {
         return Err(CliError::usage(
-            "a destroyed key does not come back; say --yes if that is what you want",
+            "nothing was done, as standard input is no terminal to ask on; to do it without being asked, say --yes",
         ));
     }
-    lockbox_host::ask!(
-        "Key {key_id} will be gone for good, and with it whatever only it opens. Type \"destroy\" to go on: "
-    );
+    lockbox_host::ask!("Type \"destroy\" to go on: ");
     let mut answer = String::new();
     let read = io::stdin().lock().read_line(&mut answer);
     match read {
         Ok(_) if answer.trim() == "destroy" => Ok(()),
-        _ => Err(CliError::failed("nothing was destroyed")),
+        _ => Err(CliError::failed("nothing was done")),
     }
+}
+
+/// How long a key that is scheduled for destruction is still there.
+pub(super) fn remaining_text(key: &Key) -> String {
+    let remaining_ms = key
+        .destruction
+        .as_ref()
+        .map_or(0, |destruction| destruction.remaining_ms);
+    format!("{} of the daemon's run time", duration_text(remaining_ms))
 }
 
 pub(super) fn print(output: &Output, key: &Key) -> Result<(), CliError> {
@@ -329,9 +361,20 @@ pub(super) fn key_json(key: &Key) -> Value {
         "relation": or_null(key.relation.clone()),
         "lies_on_key_id": or_null(uuid(&key.lies_on_key_id)),
         "open_transfer": or_null(uuid(&key.open_transfer)),
+        "destruction": key.destruction.as_ref().map(destruction_json),
         "departed_at_ms": time_or_null(key.departed_at_ms),
         "moved_to": or_null(uuid(&key.moved_to)),
         "damage": or_null(key.damage.clone()),
+    })
+}
+
+fn destruction_json(destruction: &Destruction) -> Value {
+    json!({
+        "origin": destruction.origin,
+        "job": or_null(uuid(&destruction.job_key_id)),
+        "scheduled_at_ms": destruction.scheduled_at_ms,
+        "remaining_ms": destruction.remaining_ms,
+        "returns_to": destruction.returns_to,
     })
 }
 
@@ -360,10 +403,25 @@ pub(super) fn key_text(key: &Key) -> String {
         ("as its", key.relation.clone()),
         ("lies on", lies_on_text(key)),
         ("in transfer", uuid(&key.open_transfer)),
+        ("destroyed in", destruction_text(key)),
         ("gone since", time(key.departed_at_ms)),
         ("moved to", uuid(&key.moved_to)),
         ("material", uuid(&key.material_id)),
     ])
+}
+
+fn destruction_text(key: &Key) -> String {
+    let Some(destruction) = &key.destruction else {
+        return String::new();
+    };
+    format!(
+        "{}, as {} {} ended at {}; if that is cancelled, it is {} again",
+        remaining_text(key),
+        destruction.origin,
+        uuid(&destruction.job_key_id),
+        rfc3339(destruction.scheduled_at_ms),
+        destruction.returns_to
+    )
 }
 
 /// A layer lies on what it descends from; that is said already.

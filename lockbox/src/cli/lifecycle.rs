@@ -5,8 +5,9 @@ use lockbox_authz::field::Label;
 use lockbox_authz::id::KeyId;
 use lockbox_authz::wire::{InventoryConsumer, InventoryEntry, InventoryState};
 use lockbox_rpc::api::local::{
-    AddConsumerRequest, ClonePolicy, CompromiseKeyRequest, DeriveKeyRequest, Finding, GetImpactRequest,
-    GetImpactResponse, GetKeyRequest, LabelSet, Relation, RemoveConsumerRequest, SetKeyRequest, TransferPolicy,
+    AddConsumerRequest, CancelDestructionRequest, ClonePolicy, CompromiseKeyRequest, DeriveKeyRequest, Finding,
+    GetImpactRequest, GetImpactResponse, GetKeyRequest, LabelSet, Relation, RemoveConsumerRequest, SetKeyRequest,
+    TransferPolicy,
 };
 use serde_json::{Value, json};
 
@@ -41,12 +42,14 @@ pub(super) enum LifeCommand {
         #[command(flatten)]
         descendant: Descendant,
     },
-    /// Make new material for a volume: a job, at whose end the old key is destroyed.
+    /// Make new material for a volume: a job, at whose end the old key is scheduled for destruction.
     Rotate {
         key: KeyName,
         #[command(flatten)]
         descendant: Descendant,
     },
+    /// Give a key that is scheduled for destruction the state back that it had.
+    CancelDestruction { key: KeyName },
     /// Mark every key here that has this key's material as known to strangers. Other lockboxes are told by
     /// `lockbox-broker key compromise`.
     Compromise { key: KeyName },
@@ -144,6 +147,11 @@ pub(super) async fn run(command: LifeCommand, client: &mut Client, output: &Outp
             derive(key, relation, descendant, client, output).await
         }
         LifeCommand::Rotate { key, descendant } => derive(key, Relation::Rotate, descendant, client, output).await,
+        LifeCommand::CancelDestruction { key } => {
+            let key_id = keys::resolve_scheduled(client, key).await?.to_vec();
+            let answer = client.lifecycle.cancel_destruction(CancelDestructionRequest { key_id });
+            keys::print(output, &answer.await?.into_inner().key.unwrap_or_default())
+        }
         LifeCommand::Compromise { key } => compromise(key, client, output).await,
         LifeCommand::Impact { key } => {
             let key_id = resolve(client, key, true).await?.to_vec();
@@ -356,6 +364,7 @@ fn state(entry: &InventoryEntry) -> &'static str {
         InventoryState::Compromised => "compromised",
         InventoryState::Destroyed => "destroyed",
         InventoryState::Moved => "moved",
+        InventoryState::Scheduled | InventoryState::ScheduledCompromised => "scheduled",
         InventoryState::Unspecified => "unknown",
     }
 }

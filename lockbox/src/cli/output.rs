@@ -58,6 +58,27 @@ pub(super) fn fields(pairs: &[(&str, String)]) -> String {
         .collect()
 }
 
+/// A length of time in its two largest units.
+pub(super) fn duration_text(ms: u64) -> String {
+    let seconds = ms / 1_000;
+    let units = [
+        (seconds / 86_400, "d"),
+        (seconds / 3_600 % 24, "h"),
+        (seconds / 60 % 60, "min"),
+        (seconds % 60, "s"),
+    ];
+    let first = units
+        .iter()
+        .position(|(count, _)| *count > 0)
+        .unwrap_or(units.len() - 1);
+    let shown = units[first..].iter().take(2).filter(|(count, _)| *count > 0);
+    let words: Vec<_> = shown.map(|(count, unit)| format!("{count} {unit}")).collect();
+    match words.is_empty() {
+        true => "0 s".to_owned(),
+        false => words.join(" "),
+    }
+}
+
 /// An id of 16 bytes as a UUID, and nothing for none.
 pub(super) fn uuid(bytes: &[u8]) -> String {
     lockbox_authz::KeyId::from_slice("id", bytes).map_or_else(|_| String::new(), |id| id.to_string())
@@ -99,6 +120,15 @@ pub(super) fn labels_json(labels: &[lockbox_authz::wire::Label]) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_length_of_time_has_two_units() {
+        let second = 1_000;
+        assert_eq!(duration_text(0), "0 s");
+        assert_eq!(duration_text(61 * second), "1 min 1 s");
+        assert_eq!(duration_text(7 * 86_400 * second), "7 d");
+        assert_eq!(duration_text(7 * 86_400 * second - 1), "6 d 23 h");
+    }
 
     #[test]
     fn columns_line_up() {

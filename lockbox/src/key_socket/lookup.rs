@@ -39,8 +39,9 @@ pub(super) async fn find(engine: &Arc<Engine>, key: KeyName) -> Result<KeyId, Re
     }
 }
 
+/// Keys that are scheduled for destruction count only if no other key has the name: the refusal then says so.
 async fn named(engine: &Arc<Engine>, name: &str) -> Result<Vec<KeyId>, Refusal> {
-    let mut found = Vec::new();
+    let (mut found, mut scheduled) = (Vec::new(), Vec::new());
     let mut after = None;
     loop {
         let page = engine.read(move |lockbox| lockbox.keys_after(after, PAGE)).await??;
@@ -50,11 +51,14 @@ async fn named(engine: &Arc<Engine>, name: &str) -> Result<Vec<KeyId>, Refusal> 
             if let KeyEntry::Here { info, .. } = entry
                 && info.name == name
             {
-                found.push(info.key_id);
+                match info.destruction {
+                    Some(_) => scheduled.push(info.key_id),
+                    None => found.push(info.key_id),
+                }
             }
         }
         if page.len() < PAGE {
-            return Ok(found);
+            return Ok(if found.is_empty() { scheduled } else { found });
         }
     }
 }

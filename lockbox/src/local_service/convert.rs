@@ -7,7 +7,10 @@ use lockbox_authz::wire::InventoryConsumer;
 use lockbox_core::keys::{DAMAGED, KeyEntry, KeyRequest};
 use lockbox_core::lifecycle::state::rules;
 use lockbox_core::lockbox::{Lockbox, LockboxError, Standing};
-use lockbox_core::record::{ClonePolicy, Consumer, Departure, KeyInfo, KeyOrigin, Lineage, Tombstone, TransferPolicy};
+use lockbox_core::record::{
+    ClonePolicy, Consumer, Departure, Destruction, DestructionOrigin, KeyInfo, KeyOrigin, Lineage, Tombstone,
+    TransferPolicy,
+};
 use lockbox_core::report::{Role, TransferStatus};
 use lockbox_core::slots::Header;
 use lockbox_core::wire::TransferState;
@@ -40,6 +43,7 @@ pub(super) fn slots(header: &Header) -> Vec<local::Slot> {
 /// What an unsealed lockbox has to say.
 pub(super) async fn fill_status(answer: &mut local::GetStatusResponse, node: &Node) -> Result<(), Status> {
     let cluster = node.engine.cluster().map_err(status::local)?;
+    let scheduled;
     let seen = node.engine.read(|lockbox| {
         let alarm = |(number, alarm): (&u64, &lockbox_core::lockbox::Alarm)| local::Alarm {
             alarm_id: *number,
@@ -54,6 +58,7 @@ pub(super) async fn fill_status(answer: &mut local::GetStatusResponse, node: &No
             alarms,
             certificate,
             lockbox.key_count(),
+            lockbox.scheduled(),
         )
     });
     (
@@ -61,7 +66,12 @@ pub(super) async fn fill_status(answer: &mut local::GetStatusResponse, node: &No
         answer.alarms,
         answer.wrapping_certificate,
         answer.key_count,
+        scheduled,
     ) = seen.await.map_err(status::local)?;
+    let scheduled = scheduled.map_err(status::local)?;
+    answer.scheduled_count = u32::try_from(scheduled.count).unwrap_or(u32::MAX);
+    let next_due_ms = scheduled.next_due_ms.unwrap_or(0);
+    answer.next_destruction_ms = next_due_ms.saturating_sub(node.engine.run_ms());
     answer.lockbox_id = cluster.lockbox_id.to_vec();
     answer.identity_key = cluster.identity_key.to_vec();
     answer.fingerprint = cluster.identity_key.fingerprint().to_string();
@@ -160,7 +170,7 @@ pub(super) fn consumer(wire: InventoryConsumer) -> Consumer {
     }
 }
 
-pub(super) fn key_entry(entry: &KeyEntry) -> local::Key {
+pub(super) fn key_entry(entry: &KeyEntry, run_ms: u64) -> local::Key {
     match entry {
         KeyEntry::Here {
             info,
@@ -169,7 +179,7 @@ pub(super) fn key_entry(entry: &KeyEntry) -> local::Key {
         } => local::Key {
             open_transfer: open_transfer.map(|id| id.to_vec()).unwrap_or_default(),
             damage: damage.clone().unwrap_or_default(),
-            ..key_info(info)
+            ..scheduled_key(info, run_ms)
         },
         KeyEntry::Gone(gone) => tombstone(gone),
         KeyEntry::Damaged(damaged) => local::Key {
@@ -182,6 +192,25 @@ pub(super) fn key_entry(entry: &KeyEntry) -> local::Key {
     }
 }
 
+/// A key that may be scheduled for destruction, with what remains of its grace time.
+pub(super) fn scheduled_key(info: &KeyInfo, run_ms: u64) -> local::Key {
+    let destruction = |own: &Destruction| {
+        let DestructionOrigin::Rotation(job) = own.origin;
+        local::Destruction {
+            origin: "rotation".to_owned(),
+            job_key_id: job.to_vec(),
+            scheduled_at_ms: own.scheduled_at_ms,
+            remaining_ms: own.remaining_ms(run_ms),
+            returns_to: rules(info.state).name.to_owned(),
+        }
+    };
+    local::Key {
+        destruction: info.destruction.as_ref().map(destruction),
+        ..key_info(info)
+    }
+}
+
+/// A key that is in use.
 pub(super) fn key_info(info: &KeyInfo) -> local::Key {
     local::Key {
         key_id: info.key_id.to_vec(),
@@ -189,7 +218,7 @@ pub(super) fn key_info(info: &KeyInfo) -> local::Key {
         name: info.name.clone(),
         algorithm: info.algorithm.clone(),
         length_bytes: u32::try_from(info.length_bytes).unwrap_or(u32::MAX),
-        state: rules(info.state).name.to_owned(),
+        state: info.rules().name.to_owned(),
         origin: origin(info.origin).to_owned(),
         created_at_ms: info.created_at_ms,
         labels: info.labels.to_wire(),
@@ -296,7 +325,7 @@ impl KeyList {
         })
     }
 
-    pub(super) fn page(&self, lockbox: &Lockbox) -> Result<local::ListKeysResponse, LockboxError> {
+    pub(super) fn page(&self, lockbox: &Lockbox, run_ms: u64) -> Result<local::ListKeysResponse, LockboxError> {
         let mut answer = local::ListKeysResponse::default();
         let mut after = self.after;
         let (mut looked_at, mut bytes) = (0, 0);
@@ -310,7 +339,7 @@ impl KeyList {
                 after = Some(entry.key_id());
                 looked_at += 1;
                 if self.takes(&entry) {
-                    let key = key_entry(&entry);
+                    let key = key_entry(&entry, run_ms);
                     bytes += key.encoded_len();
                     answer.keys.push(key);
                 }

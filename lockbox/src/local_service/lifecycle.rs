@@ -7,6 +7,7 @@ use lockbox_authz::field::FieldError;
 use lockbox_authz::id::KeyId;
 use lockbox_core::lifecycle::change::KeyChange;
 use lockbox_core::lifecycle::derive::{self, DeriveRequest};
+use lockbox_core::lifecycle::destruction::Erase;
 use lockbox_core::lifecycle::job::Job;
 use lockbox_core::lifecycle::notice::NoticeError;
 use lockbox_core::lifecycle::state;
@@ -204,16 +205,43 @@ impl LifecycleService for LocalPort {
 
     async fn finish_job(&self, request: Request<FinishJobRequest>) -> Result<Response<FinishJobResponse>, Status> {
         let peer = self.unsealed(&request)?;
-        let key_id = key_id(&request.into_inner().key_id)?;
-        let done = self.run(move |lockbox, now_ms, rng| lockbox.job_done(key_id, now_ms, rng));
+        let request = request.into_inner();
+        let key_id = key_id(&request.key_id)?;
+        let (grace, run_ms) = (self.node.config.grace, self.node.engine.run_ms());
+        let when = match request.now {
+            true => Erase::Now,
+            false => Erase::Later {
+                grace_ms: u64::try_from(grace.as_millis()).unwrap_or(u64::MAX),
+                run_ms,
+            },
+        };
+        let done = self.run(move |lockbox, now_ms, rng| lockbox.job_done(key_id, when, now_ms, rng));
         let done = done.await?;
         if let Some(gone) = &done.destroyed {
             tracing::info!(key = %gone.key_id, job = %key_id, uid = peer.uid, "destroyed by its rotation");
+        }
+        if let Some(scheduled) = &done.scheduled {
+            tracing::info!(key = %scheduled.key_id, job = %key_id, uid = peer.uid, "scheduled for destruction by its rotation");
         }
         Ok(Response::new(FinishJobResponse {
             job: Some(to_wire(&done.job)),
             destroyed: done.destroyed.as_ref().map(convert::tombstone),
             remaining_key_ids: done.remaining.into_iter().map(KeyId::to_vec).collect(),
+            scheduled: done.scheduled.as_ref().map(|info| convert::scheduled_key(info, run_ms)),
+        }))
+    }
+
+    async fn cancel_destruction(
+        &self,
+        request: Request<CancelDestructionRequest>,
+    ) -> Result<Response<CancelDestructionResponse>, Status> {
+        let peer = self.unsealed(&request)?;
+        let key_id = key_id(&request.into_inner().key_id)?;
+        let info = self.run(move |lockbox, _, rng| lockbox.cancel_destruction(key_id, rng));
+        let info = info.await?;
+        tracing::info!(key = %key_id, uid = peer.uid, "its destruction was cancelled");
+        Ok(Response::new(CancelDestructionResponse {
+            key: Some(convert::key_info(&info)),
         }))
     }
 

@@ -53,7 +53,13 @@ pub enum InventoryState {
     Deactivated,
     Compromised,
     Destroyed,
-    Moved { to: LockboxId },
+    Moved {
+        to: LockboxId,
+    },
+    /// Held, and scheduled for destruction.
+    Scheduled {
+        is_compromised: bool,
+    },
 }
 
 /// The key that another descends from.
@@ -135,6 +141,11 @@ impl InventoryState {
         !matches!(self, Self::Destroyed | Self::Moved { .. })
     }
 
+    /// Whether the key is marked as known to strangers.
+    pub fn is_compromised(self) -> bool {
+        matches!(self, Self::Compromised | Self::Scheduled { is_compromised: true })
+    }
+
     pub fn name(self) -> &'static str {
         match self {
             Self::Active => "active",
@@ -143,6 +154,7 @@ impl InventoryState {
             Self::Compromised => "compromised",
             Self::Destroyed => "destroyed",
             Self::Moved { .. } => "moved",
+            Self::Scheduled { .. } => "scheduled",
         }
     }
 }
@@ -328,6 +340,8 @@ fn state_from_wire(wire: wire::InventoryState, moved_to: &[u8]) -> Result<Invent
         wire::InventoryState::Deactivated => InventoryState::Deactivated,
         wire::InventoryState::Compromised => InventoryState::Compromised,
         wire::InventoryState::Destroyed => InventoryState::Destroyed,
+        wire::InventoryState::Scheduled => InventoryState::Scheduled { is_compromised: false },
+        wire::InventoryState::ScheduledCompromised => InventoryState::Scheduled { is_compromised: true },
         wire::InventoryState::Moved => {
             let to = LockboxId::from_slice("moved_to", moved_to)?;
             return Ok(InventoryState::Moved { to });
@@ -351,6 +365,8 @@ fn state_to_wire(state: InventoryState) -> wire::InventoryState {
         InventoryState::Compromised => wire::InventoryState::Compromised,
         InventoryState::Destroyed => wire::InventoryState::Destroyed,
         InventoryState::Moved { .. } => wire::InventoryState::Moved,
+        InventoryState::Scheduled { is_compromised: false } => wire::InventoryState::Scheduled,
+        InventoryState::Scheduled { is_compromised: true } => wire::InventoryState::ScheduledCompromised,
     }
 }
 

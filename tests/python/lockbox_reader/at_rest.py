@@ -157,6 +157,8 @@ def decode_key(record: bytes) -> dict:
     key = wire.decode_canonical(_SEALED + "KeyRecord", record)
     if key["lineage"] is not None:
         _check_lineage(key["key_id"], key["lineage"])
+    if key["destruction"] is not None:
+        _check_destruction(key["destruction"])
     return key
 
 
@@ -168,6 +170,12 @@ def _check_lineage(key_id: bytes, lineage: dict) -> None:
     if lies_on:
         demand(lineage["relation"] not in ("layer", "rekey"), "field")
         demand(len(lies_on) == 16 and lies_on not in (parent, key_id), "field")
+
+
+def _check_destruction(destruction: dict) -> None:
+    """13.9 The one origin is a rotation."""
+    demand(len(destruction["rotation"]) == 16, "field")
+    demand(destruction["scheduled_at_ms"] > 0, "field")
 
 
 def decode_self(record: bytes) -> dict:

@@ -2,7 +2,7 @@
 
 from .statements import ascending, field, length, text, time, version
 
-_ACTIVE, _MOVED = 1, 6
+_ACTIVE, _MOVED, _SCHEDULED_COMPROMISED = 1, 6, 8
 _CANCELLED = 5
 
 
@@ -28,7 +28,7 @@ def restoration_record(fields: dict) -> None:
 def inventory_entry(fields: dict) -> None:
     length(fields, "key_id", 16)
     length(fields, "material_id", 16)
-    field(_ACTIVE <= fields["state"] <= _MOVED, "state")
+    field(_ACTIVE <= fields["state"] <= _SCHEDULED_COMPROMISED, "state")
     length(fields, "moved_to", 16 if fields["state"] == _MOVED else 0)
     if fields["parent_key_id"] or fields["relation"]:
         length(fields, "parent_key_id", 16)

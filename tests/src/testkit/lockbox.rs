@@ -193,6 +193,14 @@ impl Lockbox {
         fs::write(self.config(), format!("{before}[caps]\n{lines}{after}")).expect("the folder is ours");
     }
 
+    /// How long it waits from its next start on until it erases a key that was scheduled for destruction.
+    pub fn set_grace(&self, grace: &str) {
+        let config = fs::read_to_string(self.config()).expect("init wrote it");
+        let (before, after) = config.split_once("[destruction]\n").expect("init wrote a place for it");
+        let line = format!("grace = \"{grace}\"\n");
+        fs::write(self.config(), format!("{before}[destruction]\n{line}{after}")).expect("the folder is ours");
+    }
+
     /// How much the daemon logs from its next start on.
     pub fn set_log_level(&self, level: &str) {
         let config = fs::read_to_string(self.config()).expect("init wrote it");

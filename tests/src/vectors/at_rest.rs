@@ -6,12 +6,13 @@
 use lockbox_core::labels;
 use lockbox_core::primitives::{aead_open, aead_seal, hkdf_sha256};
 use lockbox_core::wire;
+use lockbox_core::wire::scheduled_destruction::Origin;
 use lockbox_store::Store;
 use prost::Message;
 
 use super::Vector;
 use super::file::hex;
-use super::fixed::FixedRng;
+use super::fixed::{FixedRng, NOW_MS};
 use super::scene::{Node, Scene};
 
 /// The keys of a store that hang on its root key.
@@ -258,6 +259,7 @@ fn key_records(scene: &Scene, keys: &Keys) -> Vec<Vector> {
         })
     };
     let mut vectors = lineages(&good, &data_key, &aad);
+    vectors.extend(scheduled(&good, &data_key, &aad));
     vectors.extend([
         changed(&good, "version-changed", "It claims to be a later version.", |body| {
             body[7] = 2
@@ -370,6 +372,46 @@ fn lineages(good: &Vector, data_key: &[u8; 32], aad: &[u8]) -> Vec<Vector> {
         ),
     ] {
         let (_, body) = with(relation, lies_on);
+        vectors.push(good.spoiled(suffix, "field", about, |vector| vector.body.clone_from(&body)));
+    }
+    vectors
+}
+
+/// Records of the same key that open, while it is scheduled for destruction.
+fn scheduled(good: &Vector, data_key: &[u8; 32], aad: &[u8]) -> Vec<Vector> {
+    let mut rng = FixedRng::new("scheduled");
+    let mut with = |origin: Option<Origin>, scheduled_at_ms: i64| {
+        let plaintext = good.bytes("yields-plaintext");
+        let mut record = wire::KeyRecord::decode(&plaintext[..]).expect("it is accepted");
+        record.destruction = Some(wire::ScheduledDestruction {
+            origin,
+            scheduled_at_ms,
+            due_run_ms: 604_800_000,
+        });
+        let plaintext = record.encode_to_vec();
+        let sealed = aead_seal(data_key, &plaintext, aad, &mut rng);
+        (plaintext, [&good.body[..8], &sealed].concat())
+    };
+    let rotation = |job: &[u8]| Some(Origin::Rotation(job.to_vec()));
+    let job = [0xD4; 16];
+    let (plaintext, body) = with(rotation(&job), NOW_MS);
+    let mut accepted = good.clone();
+    accepted.name = "key-record-scheduled".to_owned();
+    accepted.about = "The old key of a rotation, which is erased after seven days of run time.".to_owned();
+    accepted.body = body;
+    accepted.set("yields-plaintext", hex(&plaintext));
+    let mut vectors = vec![accepted];
+    for (suffix, about, origin, at_ms) in [
+        ("scheduled-by-nothing", "Nothing says what scheduled it.", None, NOW_MS),
+        (
+            "scheduled-by-half-an-id",
+            "The id of the rotation that scheduled it is short.",
+            rotation(&job[..15]),
+            NOW_MS,
+        ),
+        ("scheduled-never", "It has no time.", rotation(&job), 0),
+    ] {
+        let (_, body) = with(origin, at_ms);
         vectors.push(good.spoiled(suffix, "field", about, |vector| vector.body.clone_from(&body)));
     }
     vectors

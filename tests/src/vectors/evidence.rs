@@ -172,6 +172,8 @@ fn entries() -> Vec<InventoryEntry> {
                 to: LockboxId(id16("storage-b")),
             },
         ),
+        entry(7, InventoryState::Scheduled { is_compromised: false }),
+        entry(8, InventoryState::Scheduled { is_compromised: true }),
     ]
 }
 
@@ -222,7 +224,7 @@ fn spoiled_reports() -> Vec<(&'static str, &'static str, Spoil)> {
             wire.entries.reverse()
         }),
         ("key-twice", "A key stands in it twice.", |wire| {
-            let again = wire.entries[5].clone();
+            let again = wire.entries[7].clone();
             wire.entries.push(again);
         }),
         ("before-its-range", "The first key is before the range.", |wire| {
@@ -254,7 +256,7 @@ fn spoiled_reports() -> Vec<(&'static str, &'static str, Spoil)> {
             wire.entries[0].state = 0
         }),
         ("unknown-state", "A state that nobody knows.", |wire| {
-            wire.entries[0].state = 7
+            wire.entries[0].state = 9
         }),
         ("moved-nowhere", "It does not say where a key was moved.", |wire| {
             wire.entries[5].moved_to.clear()

@@ -164,7 +164,11 @@ impl Making {
 
 /// A key that an open MOVE binds is in the backup: it may be the last copy. But the target may hold it by the time that the
 /// backup is restored, so it is marked.
-fn held(lockbox: &Lockbox, key: Key, changed: bool) -> Result<Entry, LockboxError> {
+fn held(lockbox: &Lockbox, mut key: Key, changed: bool) -> Result<Entry, LockboxError> {
+    // The lockbox that it is restored to counts its own run time, from 0.
+    if let Some(destruction) = &mut key.info.destruction {
+        destruction.due_run_ms = destruction.remaining_ms(lockbox.run_time_ms()?);
+    }
     let moving = moving(lockbox, key.info.key_id)?;
     let job = open_job(lockbox, key.info.key_id)?;
     Ok(Entry {

@@ -98,9 +98,10 @@ impl Lockbox {
         Ok(Step::new(batches, info))
     }
 
-    /// A key that is here, and no part of an open transfer.
+    /// A key that is here, not scheduled for destruction, and no part of an open transfer.
     pub(crate) fn free_key(&self, key_id: KeyId) -> Result<Key, LockboxError> {
         let key = self.held_key(key_id)?;
+        key.info.check_not_scheduled()?;
         match self.open_transfer_of(key_id)? {
             Some(transfer) => Err(LockboxError::KeyInTransfer { key: key_id, transfer }),
             None => Ok(key),

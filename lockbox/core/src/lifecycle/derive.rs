@@ -59,6 +59,7 @@ impl Lockbox {
             let same = existing.info.lineage.as_ref().is_some_and(|lineage| {
                 lineage.parent_key_id == request.parent && lineage.relation == request.relation.name()
             });
+            existing.info.check_not_scheduled()?;
             return match same {
                 true => Ok(Step::new(Vec::new(), existing.info)),
                 false => Err(LockboxError::KeyExists(key_id)),

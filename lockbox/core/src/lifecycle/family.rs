@@ -6,6 +6,7 @@
 //! | ancestor ‖ key | the ancestor is the key's parent, or the key lies on it | for good: it is history |
 //! | ancestor ‖ key | the key lies on the ancestor | while the key is here |
 //! | key ‖ job | the job needs the key | until the job ends |
+//! | due ‖ key | the key is scheduled for destruction | until it is erased, or that is cancelled |
 //!
 //! A material that was made here has the id of the key that it was made for, and that key needs no material row: it is
 //! looked for by its id. So a key that shares nothing and descends from nobody costs no row.
@@ -63,6 +64,9 @@ pub(crate) fn index(info: &KeyInfo, changes: &mut Changes) {
     if let Some(ancestor) = info.lies_on() {
         changes.put(Row::LiesOn(ancestor, info.key_id), Vec::new());
     }
+    if let Some(destruction) = &info.destruction {
+        changes.put(Row::Due(destruction.due_run_ms, info.key_id), Vec::new());
+    }
 }
 
 /// The row that stays of a key that was here: those that descend from its parent, here or gone, are found by it.
@@ -82,6 +86,9 @@ fn index_descendant(lineage: &Lineage, key_id: KeyId, changes: &mut Changes) {
 /// The rows of a key that is no longer here.
 pub(crate) fn unindex(info: &KeyInfo, changes: &mut Changes) {
     remove_rows(info.key_id, info.material_id, info.lineage.as_ref(), changes);
+    if let Some(destruction) = &info.destruction {
+        changes.remove(Row::Due(destruction.due_run_ms, info.key_id));
+    }
 }
 
 /// The same for a key that is erased already, while its rows may not be: power may have failed between the two.

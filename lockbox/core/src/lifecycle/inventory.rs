@@ -215,6 +215,9 @@ impl Lockbox {
             key_id: info.key_id,
             material_id: info.material_id,
             state: match info.state {
+                state if info.destruction.is_some() => InventoryState::Scheduled {
+                    is_compromised: state == KeyState::Compromised,
+                },
                 KeyState::Active => InventoryState::Active,
                 KeyState::Suspended => InventoryState::Suspended,
                 KeyState::Deactivated => InventoryState::Deactivated,

@@ -5,7 +5,7 @@
 //! | pending | progress | notes it | running |
 //! | running | progress | notes it | running |
 //! | running at 100 %, verified; of a layer pending, too | verify, with a proof made with the new key | notes the command and the time | verified |
-//! | verified | done | frees both keys; a rotation destroys the old one | done |
+//! | verified | done | frees both keys; a rotation schedules the old one for destruction, or destroys it | done |
 //! | pending; running, verified, if nothing is under the new key | cancel | frees both keys | cancelled |
 //!
 //! While a job is open, neither of its keys is destroyed or moved away: the old material stays until the data was opened
@@ -19,13 +19,13 @@ use rand_core::CryptoRng;
 
 use super::LifecycleError;
 use super::change::consumer_text;
+use super::destruction::{Erase, erase};
 use super::family::Relation;
-use crate::custody;
 use crate::labels;
 use crate::ledger::damaged;
 use crate::lockbox::{Lockbox, LockboxError};
 use crate::primitives::hkdf_sha256;
-use crate::record::{KeyInfo, Tombstone};
+use crate::record::{DestructionOrigin, KeyInfo, Tombstone};
 use crate::rows::Row;
 use crate::step::Step;
 use crate::vault::Changes;
@@ -43,12 +43,14 @@ pub struct Job {
     pub old_key_id: KeyId,
 }
 
-/// A job that was done, and what it destroyed.
+/// A job that was done, and what became of the old key.
 #[derive(Clone, Debug, PartialEq)]
 pub struct JobDone {
     pub job: Job,
-    /// A rotation destroys the old key.
+    /// The old key of a rotation, if it was destroyed at once.
     pub destroyed: Option<Tombstone>,
+    /// The old key of a rotation, if it was scheduled for destruction.
+    pub scheduled: Option<KeyInfo>,
     /// The keys here that still have the old material.
     pub remaining: Vec<KeyId>,
 }
@@ -255,51 +257,66 @@ impl Lockbox {
         self.put_job(job, rng)
     }
 
-    /// Ends a job whose data was opened with the new key. A rotation destroys the old key. A job that is done already is no
-    /// error: the request was repeated.
+    /// Ends a job whose data was opened with the new key. The old key of a rotation is erased, now or later.
+    ///
+    /// A job that is done already is no error: the request was repeated. If the old key is to be erased now and was scheduled by
+    /// this job, it is erased now.
     pub fn job_done(
         &mut self,
         job: KeyId,
+        when: Erase,
         now_ms: i64,
         rng: &mut dyn CryptoRng,
     ) -> Result<Step<JobDone>, LockboxError> {
         let mut job = self.job(job)?;
         let mut changes = Changes::default();
+        let origin = DestructionOrigin::Rotation(job.key_id);
+        let is_repeated = job.state() == JobState::Done;
+        let is_hastened =
+            |info: &KeyInfo| when == Erase::Now && info.destruction.is_some_and(|own| own.origin == origin);
+        let old = match job.relation() == Relation::Rotate.name() {
+            true => self.vault.key(job.old_key_id)?,
+            false => None,
+        };
+        let old = old.filter(|old| !is_repeated || is_hastened(&old.info));
+        if !is_repeated {
+            job.become_state(JobState::Done, &[JobState::Verified], now_ms)?;
+            job.put(&mut changes);
+        }
         let mut done = JobDone {
-            job: job.clone(),
+            job,
             destroyed: None,
+            scheduled: None,
             remaining: Vec::new(),
         };
-        if job.state() == JobState::Done {
-            return Ok(Step::new(Vec::new(), done));
-        }
-        job.become_state(JobState::Done, &[JobState::Verified], now_ms)?;
-        job.put(&mut changes);
-        if job.relation() == Relation::Rotate.name()
-            && let Some(old) = self.vault.key(job.old_key_id)?
-        {
-            // Its consumers went over to the new key when that was made. One that came later would lose its data.
-            let heirs = self
-                .vault
-                .key(job.key_id)?
-                .map_or_else(Vec::new, |new| new.info.consumers);
-            let left: Vec<_> = old.info.consumers.iter().filter(|one| !heirs.contains(one)).collect();
-            if !left.is_empty() {
-                let consumers = left.into_iter().map(consumer_text).collect::<Vec<_>>().join(", ");
-                let key = job.old_key_id;
-                return Err(LockboxError::KeyInUse { key, consumers });
-            }
-            self.check_destroy(old.info.key_id, Some(job.key_id))?;
-            custody::note_destroyed(job.old_key_id, &mut changes);
-            let tombstone = Tombstone::destroyed(&old.info, now_ms);
+        if let Some(old) = old {
+            self.check_heir(&done.job, &old.info)?;
+            self.check_destroy(old.info.key_id, Some(done.job.key_id))?;
             done.remaining = self.other_keys_of_material(&old.info)?;
-            super::family::unindex(&old.info, &mut changes);
-            changes.erase_key(tombstone.clone());
-            done.destroyed = Some(tombstone);
+            match when {
+                Erase::Now => done.destroyed = Some(erase(&old.info, now_ms, &mut changes)),
+                Erase::Later { grace_ms, run_ms } => {
+                    let info = self.schedule(old, origin, (grace_ms, run_ms), now_ms, &mut changes)?;
+                    done.scheduled = Some(info);
+                }
+            }
         }
-        done.job = job;
         let batches = self.vault.stage(changes, rng)?;
         Ok(Step::new(batches, done))
+    }
+
+    /// Refuses to take a rotation's old key from a consumer that the new one has not. Its consumers went over to the new key
+    /// when that was made. One that came later would lose its data.
+    fn check_heir(&self, job: &Job, old: &KeyInfo) -> Result<(), LockboxError> {
+        let new = self.vault.key(job.key_id)?;
+        let heirs = new.map_or_else(Vec::new, |new| new.info.consumers);
+        let left: Vec<_> = old.consumers.iter().filter(|one| !heirs.contains(one)).collect();
+        if left.is_empty() {
+            return Ok(());
+        }
+        let consumers = left.into_iter().map(consumer_text).collect::<Vec<_>>().join(", ");
+        let key = job.old_key_id;
+        Err(LockboxError::KeyInUse { key, consumers })
     }
 
     /// Gives a job up. One that has run is given up only if nothing is under the new key any more, which is the operator's word:

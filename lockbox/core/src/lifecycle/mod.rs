@@ -7,6 +7,7 @@
 //! | `family` | the indexes: keys of a material, descendants, layers, holds |
 //! | [`derive`] | snapshot, clone, rotate |
 //! | [`job`] | rekey, layer and rotate, from pending to done |
+//! | [`destruction`] | keys that are erased after a grace time |
 //! | [`rotation`] | which key has a volume's data |
 //! | [`impact`] | compromise, and what a key's material opens |
 //! | [`notice`] | what admins say of materials that strangers know |
@@ -16,6 +17,7 @@
 pub mod caps;
 pub mod change;
 pub mod derive;
+pub mod destruction;
 pub(crate) mod family;
 pub mod impact;
 pub mod inventory;
@@ -54,6 +56,12 @@ pub enum LifecycleError {
     Layered { key: KeyId, layers: String },
     #[error("key {key} is part of the job {job}, which is not done: finish it, or cancel it")]
     InJob { key: KeyId, job: KeyId },
+    #[error(
+        "key {0} is scheduled for destruction and can't be used; to use it again: lockbox key cancel-destruction {0}"
+    )]
+    Scheduled(KeyId),
+    #[error("key {0} is not scheduled for destruction")]
+    NotScheduled(KeyId),
     #[error("there is no job {0}")]
     NoJob(KeyId),
     #[error("job {job} is {from}, and can't become {to}")]

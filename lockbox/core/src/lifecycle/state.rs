@@ -2,7 +2,7 @@
 //!
 //! A lockbox has no key before its activation: to make a key is to activate it.
 
-use crate::record::KeyState;
+use crate::record::{KeyInfo, KeyState};
 
 /// What a state allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,10 +72,31 @@ pub const TABLE: [(KeyState, StateRules); 4] = [
     ),
 ];
 
+/// A key of any state that is scheduled for destruction: nothing but to cancel that, or to destroy the key.
+pub const SCHEDULED: StateRules = StateRules {
+    name: "scheduled",
+    reads: false,
+    may_move: false,
+    may_copy: false,
+    may_share: false,
+    may_rekey: false,
+    next: &[],
+};
+
 /// What a held key's state allows. A record with an unknown state is refused when it is decoded.
 pub fn rules(state: KeyState) -> &'static StateRules {
     let row = TABLE.iter().find(|(known, _)| *known == state);
     row.map_or(&TABLE[3].1, |(_, rules)| rules)
+}
+
+impl KeyInfo {
+    /// What may be done with the key now.
+    pub fn rules(&self) -> &'static StateRules {
+        match self.destruction {
+            Some(_) => &SCHEDULED,
+            None => rules(self.state),
+        }
+    }
 }
 
 /// Whether one state may follow another. A key may be set to the state that it has.

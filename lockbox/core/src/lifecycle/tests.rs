@@ -7,6 +7,7 @@ use lockbox_authz::impact::{Kinship, Progress, Remedy};
 use super::LifecycleError;
 use super::change::KeyChange;
 use super::derive::{DeriveRequest, Relation};
+use super::destruction::Erase;
 use super::job::opened_proof;
 use super::state::{TABLE, may_follow};
 use crate::keys::KeyRequest;
@@ -15,6 +16,7 @@ use crate::record::{ClonePolicy, Consumer, KeyState, TransferPolicy};
 use crate::testing::{Cluster, Node};
 use crate::transfer::tests::carry;
 
+mod destruction;
 mod inventory;
 mod jobs;
 mod layers;
@@ -69,7 +71,13 @@ fn verify(node: &mut Node, job: KeyId) -> Result<(), LockboxError> {
 }
 
 fn done(node: &mut Node, job: KeyId) -> Result<super::job::JobDone, LockboxError> {
-    node.step(|lockbox, now, rng| lockbox.job_done(job, now, rng))
+    node.step(|lockbox, now, rng| lockbox.job_done(job, Erase::Now, now, rng))
+}
+
+/// Ends a job at this run time, and gives the old key this grace time.
+fn done_later(node: &mut Node, job: KeyId, run_ms: u64, grace_ms: u64) -> Result<super::job::JobDone, LockboxError> {
+    let when = Erase::Later { grace_ms, run_ms };
+    node.step(|lockbox, now, rng| lockbox.job_done(job, when, now, rng))
 }
 
 fn destroy(node: &mut Node, key: KeyId, force: bool) -> Result<Vec<KeyId>, LockboxError> {

@@ -1,11 +1,14 @@
 //! Transfers between two lockboxes on memory stores, message by message.
 
 use crate::keys::KeyEntry;
-use crate::record::{Departure, Tombstone, TransferPolicy};
+use crate::lockbox::LockboxError;
+use crate::record::{Departure, Destruction, DestructionOrigin, Tombstone, TransferPolicy};
+use crate::step::Step;
 use crate::testing::{Cluster, Node};
 use crate::transfer::source::{AwaitPresent, Next, SourceError};
 use crate::transfer::target::{AwaitChunk, TargetError};
 use crate::transfer::{Chunk, Settlement};
+use crate::vault::Changes;
 use crate::wire::TransferState;
 use lockbox_authz::authorization::{Authorization, Operation, Selection};
 use lockbox_authz::field::Labels;
@@ -122,6 +125,28 @@ impl Ends<'_> {
                 Next::Ended => return Ok(false),
                 Next::Resume(_) => panic!("the last Resume message was sent"),
             }
+        }
+    }
+
+    /// A session up to where the first chunk is sent.
+    fn until_chunk(&mut self, id: AuthorizationId) -> (AwaitReceipt, AwaitChunk) {
+        let (present, await_offer) = self.target.lockbox().begin_session(id).expect("it is open");
+        let peer = self.target.lockbox().identity().public_key();
+        let (offer, await_resume) = self
+            .source
+            .step(|lockbox, now, rng| AwaitPresent::new(peer).present(lockbox, &present, now, rng))
+            .expect("an authorized transfer");
+        let (resumes, await_chunk) = self
+            .target
+            .step(|lockbox, _, rng| await_offer.offer(lockbox, &offer, rng))
+            .expect("the offer is good");
+        let (_, next) = self
+            .source
+            .step(|lockbox, now, rng| await_resume.resume(lockbox, &resumes[0], now, rng))
+            .expect("nothing was received yet");
+        match next {
+            Next::Receipt(sending) => (sending, await_chunk),
+            _ => panic!("there is a chunk to send"),
         }
     }
 
@@ -314,23 +339,7 @@ fn a_moved_key_may_come_back_and_a_destroyed_one_may_not() {
         .expect("it is free");
     assert_eq!(gone.tombstone.departure, Departure::Destroyed);
     let id = ends.accept(&again);
-    let (present, await_offer) = ends.target.lockbox().begin_session(id).expect("it is open");
-    let peer = ends.target.lockbox().identity().public_key();
-    let (offer, await_resume) = ends
-        .source
-        .step(|lockbox, now, rng| AwaitPresent::new(peer).present(lockbox, &present, now, rng))
-        .expect("an authorized transfer");
-    let (resumes, await_chunk) = ends
-        .target
-        .step(|lockbox, _, rng| await_offer.offer(lockbox, &offer, rng))
-        .expect("the offer is good");
-    let (_, next) = ends
-        .source
-        .step(|lockbox, now, rng| await_resume.resume(lockbox, &resumes[0], now, rng))
-        .expect("nothing was received yet");
-    let Next::Receipt(mut source) = next else {
-        panic!("there is a chunk to send")
-    };
+    let (mut source, await_chunk) = ends.until_chunk(id);
     let chunk = source.next_chunk(ends.source.lockbox()).expect("sealed").expect("one");
     let refused = ends
         .target
@@ -357,23 +366,7 @@ fn a_chunk_that_was_changed_on_the_way_stores_nothing() {
     let Cluster { a, b, .. } = &mut cluster;
     let mut ends = Ends { source: a, target: b };
     let id = ends.accept(&authorization);
-    let (present, await_offer) = ends.target.lockbox().begin_session(id).expect("it is open");
-    let peer = ends.target.lockbox().identity().public_key();
-    let (offer, await_resume) = ends
-        .source
-        .step(|lockbox, now, rng| AwaitPresent::new(peer).present(lockbox, &present, now, rng))
-        .expect("an authorized transfer");
-    let (resumes, await_chunk) = ends
-        .target
-        .step(|lockbox, _, rng| await_offer.offer(lockbox, &offer, rng))
-        .expect("the offer is good");
-    let (_, next) = ends
-        .source
-        .step(|lockbox, now, rng| await_resume.resume(lockbox, &resumes[0], now, rng))
-        .expect("nothing was received yet");
-    let Next::Receipt(mut source) = next else {
-        panic!("there is a chunk to send")
-    };
+    let (mut source, await_chunk) = ends.until_chunk(id);
     let Chunk { chunk, mut ciphertext } = source.next_chunk(ends.source.lockbox()).expect("sealed").expect("one");
     ciphertext[40] ^= 1;
     let changed = Chunk { chunk, ciphertext };
@@ -383,6 +376,37 @@ fn a_chunk_that_was_changed_on_the_way_stores_nothing() {
     assert!(matches!(refused, Err(TargetError::DoesNotOpen(0))));
     assert!(!is_here(ends.target, key_id));
     assert!(ends.session(id, Cut::Never).expect("a new session resumes"));
+}
+
+/// A source could else have a key erased at its target.
+#[test]
+fn rejects_a_chunk_with_a_key_that_is_scheduled_for_destruction() {
+    let mut cluster = Cluster::new();
+    let key_id = cluster.a.create("volume", TransferPolicy::default());
+    let authorization = cluster.authorize(Operation::Copy, Selection::Ids(vec![key_id]));
+    let Cluster { a, b, .. } = &mut cluster;
+    begin(a, b, &authorization);
+    a.step(|lockbox, _, rng| {
+        let mut key = lockbox.reveal_key(key_id)?;
+        key.info.destruction = Some(Destruction {
+            origin: DestructionOrigin::Rotation(KeyId([9; 16])),
+            scheduled_at_ms: 1,
+            due_run_ms: 1,
+        });
+        let mut changes = Changes::default();
+        changes.put_key(key);
+        let batches = lockbox.vault.stage(changes, rng)?;
+        Ok::<_, LockboxError>(Step::new(batches, ()))
+    })
+    .expect("memory does not fail");
+    let mut ends = Ends { source: a, target: b };
+    let (mut sending, await_chunk) = ends.until_chunk(authorization.statement().authorization_id);
+    let chunk = sending.next_chunk(ends.source.lockbox()).expect("sealed").expect("one");
+    let refused = ends
+        .target
+        .step(|lockbox, now, rng| await_chunk.chunk(lockbox, &chunk, now, rng));
+    assert!(matches!(refused, Err(TargetError::Content(what)) if what.contains("scheduled")));
+    assert!(!is_here(ends.target, key_id));
 }
 
 #[test]

@@ -119,6 +119,7 @@ fn key(number: u8, rng: &mut TestRng) -> Key {
             clone_policy: Default::default(),
             transfer_policy: TransferPolicy::default(),
             lineage: None,
+            destruction: None,
         },
         material,
     }

@@ -5,6 +5,7 @@ use lockbox_authz::id::AuthorizationId;
 use super::*;
 use crate::lifecycle::LifecycleError;
 use crate::lifecycle::derive::DeriveRequest;
+use crate::lifecycle::destruction::Erase;
 use crate::lifecycle::family::Relation;
 use crate::lifecycle::job::{JobState, opened_proof};
 use crate::testing::Cluster;
@@ -94,9 +95,41 @@ fn an_open_job_holds_both_keys_after_a_restore_and_can_be_ended_there() {
         .step(|lockbox, now_ms, rng| lockbox.job_verified(new, "cryptsetup", &proof, now_ms, rng))
         .expect("the data opens");
     let done = restored
-        .step(|lockbox, now_ms, rng| lockbox.job_done(new, now_ms, rng))
+        .step(|lockbox, now_ms, rng| lockbox.job_done(new, Erase::Now, now_ms, rng))
         .expect("it was verified");
     assert_eq!(done.destroyed.expect("a rotation").key_id, old);
+}
+
+/// A backup that forgot it would bring back as active what an operator has let go, and one that was never erased is a leak.
+#[test]
+fn a_scheduled_key_comes_back_scheduled_with_what_remained_of_its_grace_time() {
+    let mut node = node_with(1);
+    let old = *state(&node).keys().next().expect("one key");
+    let new = rotate(&mut node, old);
+    progress(&mut node, new, 100);
+    let proof = opened_proof(new, "cryptsetup", &node.reveal(new));
+    node.step(|lockbox, now_ms, rng| lockbox.job_verified(new, "cryptsetup", &proof, now_ms, rng))
+        .expect("the data opens");
+    let when = Erase::Later {
+        grace_ms: 100_000,
+        run_ms: 1_000_000,
+    };
+    node.step(|lockbox, now_ms, rng| lockbox.job_done(new, when, now_ms, rng))
+        .expect("it was verified");
+    node.step(|lockbox, now_ms, rng| lockbox.tick(1_030_000, now_ms, rng))
+        .expect("memory does not fail");
+    let file = make(&mut node, |_, _| {}).expect("nothing is wrong with it");
+    let (mut restored, _) = restore(&file, |_| {});
+    let refused = restored.lockbox().reveal_key(old);
+    assert!(matches!(
+        refused,
+        Err(LockboxError::Lifecycle(LifecycleError::Scheduled(_)))
+    ));
+    let mut erased = |run_ms| {
+        let tick = restored.step(|lockbox, now_ms, rng| lockbox.tick(run_ms, now_ms, rng));
+        tick.expect("memory does not fail").erased.len()
+    };
+    assert_eq!((erased(69_999), erased(70_000)), (0, 1));
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use super::jobs::restore;
 use super::*;
 use crate::lifecycle::LifecycleError;
+use crate::lifecycle::destruction::Erase;
 use crate::lifecycle::family::Relation;
 use crate::lifecycle::job::opened_proof;
 use crate::record::ClonePolicy;
@@ -31,7 +32,7 @@ fn the_snapshot_of_a_layer_that_is_gone_keeps_the_base_after_a_restore() {
     let proof = opened_proof(layer, "qemu-img", &node.reveal(layer));
     node.step(|lockbox, now_ms, rng| lockbox.job_verified(layer, "qemu-img", &proof, now_ms, rng))
         .expect("a good proof");
-    node.step(|lockbox, now_ms, rng| lockbox.job_done(layer, now_ms, rng))
+    node.step(|lockbox, now_ms, rng| lockbox.job_done(layer, Erase::Now, now_ms, rng))
         .expect("it is verified");
     let snapshot = derive(&mut node, layer, Relation::Snapshot);
     destroy(&mut node, layer);

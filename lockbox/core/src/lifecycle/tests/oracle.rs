@@ -10,7 +10,8 @@ use lockbox_authz::id::KeyId;
 use lockbox_authz::impact::{Finding, Holding, Progress, Remedy, assess};
 use rand_core::Rng;
 
-use super::{ANY, derive, destroy, done, make, verify};
+use super::{ANY, derive, destroy, done, done_later, make, verify};
+use crate::keys::KeyEntry;
 use crate::lifecycle::derive::Relation;
 use crate::record::{KeyInfo, KeyState};
 use crate::testing::{Cluster, Node, TestRng};
@@ -24,7 +25,11 @@ const FEW: usize = 8;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
-    Held { compromised: bool },
+    Held {
+        compromised: bool,
+        /// The job whose end scheduled its destruction, and the run time at which it is due.
+        scheduled: Option<(KeyId, u64)>,
+    },
     Destroyed,
     Moved,
 }
@@ -52,6 +57,7 @@ struct World {
     rng: TestRng,
     made: BTreeMap<KeyId, Made>,
     places: [BTreeMap<KeyId, Place>; 2],
+    run_ms: u64,
 }
 
 impl World {
@@ -61,6 +67,7 @@ impl World {
             rng: TestRng::new(seed),
             made: BTreeMap::new(),
             places: [BTreeMap::new(), BTreeMap::new()],
+            run_ms: 0,
         }
     }
 
@@ -94,7 +101,14 @@ impl World {
     }
 
     fn is_compromised(&self, at: usize, key: KeyId) -> bool {
-        self.places[at].get(&key) == Some(&Place::Held { compromised: true })
+        matches!(self.places[at].get(&key), Some(Place::Held { compromised: true, .. }))
+    }
+
+    fn scheduled(&self, at: usize, key: KeyId) -> Option<(KeyId, u64)> {
+        match self.places[at].get(&key) {
+            Some(Place::Held { scheduled, .. }) => *scheduled,
+            _ => None,
+        }
     }
 
     /// The open jobs at a lockbox that need a key.
@@ -139,7 +153,7 @@ impl World {
         let some = self.pick(&held);
         let working: Vec<KeyId> = held.iter().copied().filter(|key| self.has_open_job(at, *key)).collect();
         let at_work = self.pick(&working);
-        match (self.roll(24), some) {
+        match (self.roll(27), some) {
             (_, None) => self.create(at),
             (0..4, Some(key)) if held.len() < FEW => {
                 let lying: Vec<KeyId> = held.into_iter().filter(|key| self.below(*key).is_some()).collect();
@@ -151,6 +165,8 @@ impl World {
             (9..14, Some(key)) => self.destroy(at, key),
             (14, Some(key)) if self.roll(4) == 0 => self.compromise(at, key),
             (14..23, Some(key)) => self.job(at, at_work.unwrap_or(key)),
+            (23..25, Some(_)) => self.tick(at),
+            (25, Some(_)) => self.cancel(at),
             (_, Some(_)) => self.node(at).restart(),
         }
     }
@@ -175,7 +191,46 @@ impl World {
             job,
         };
         self.made.insert(key, made);
-        self.places[at].insert(key, Place::Held { compromised: false });
+        let place = Place::Held {
+            compromised: false,
+            scheduled: None,
+        };
+        self.places[at].insert(key, place);
+    }
+
+    /// Time goes by, and what is due by now is gone.
+    fn tick(&mut self, at: usize) {
+        self.run_ms += self.roll(20) as u64;
+        let run_ms = self.run_ms;
+        let mut due = self.held(at);
+        due.retain(|key| self.scheduled(at, *key).is_some_and(|(_, due_ms)| due_ms <= run_ms));
+        let step = self.node(at).step(|lockbox, now, rng| lockbox.tick(run_ms, now, rng));
+        let tick = step.expect("memory does not fail");
+        let erased: BTreeSet<KeyId> = tick.erased.iter().map(|gone| gone.key_id).collect();
+        assert_eq!(Vec::from_iter(erased), due);
+        assert!(tick.postponed.is_empty(), "{:?}", tick.postponed);
+        for key in due {
+            self.places[at].insert(key, Place::Destroyed);
+        }
+    }
+
+    fn cancel(&mut self, at: usize) {
+        let mut held = self.held(at);
+        if self.roll(4) > 0 {
+            held.retain(|key| self.scheduled(at, *key).is_some());
+        }
+        let Some(key) = self.pick(&held) else { return };
+        let allowed = self.scheduled(at, key).is_some();
+        let step = self
+            .node(at)
+            .step(|lockbox, _, rng| lockbox.cancel_destruction(key, rng));
+        assert_eq!(step.is_ok(), allowed, "{key}: {step:?}");
+        self.hold(at, key, self.is_compromised(at, key), None);
+    }
+
+    fn hold(&mut self, at: usize, key: KeyId, compromised: bool, scheduled: Option<(KeyId, u64)>) {
+        let place = Place::Held { compromised, scheduled };
+        self.places[at].insert(key, place);
     }
 
     fn derive(&mut self, at: usize, parent: KeyId) {
@@ -192,7 +247,7 @@ impl World {
             Relation::Rekey => true,
             Relation::Rotate => self.jobs_needing(at, parent).is_empty() && self.keys_on(at, parent).is_empty(),
         };
-        let allowed = allowed && !self.is_being_rewritten(at, parent);
+        let allowed = allowed && !self.is_being_rewritten(at, parent) && self.scheduled(at, parent).is_none();
         let outcome = derive(self.node(at), parent, relation);
         assert_eq!(outcome.is_ok(), allowed, "{relation:?} of {parent}: {outcome:?}");
         if let Ok(key) = outcome {
@@ -251,13 +306,14 @@ impl World {
             return;
         }
         for key in chosen {
-            let mut same = self.siblings_at(to, key);
+            let siblings = self.siblings_at(to, key);
             let compromised =
-                self.is_compromised(from, key) || same.iter().any(|sibling| self.is_compromised(to, *sibling));
-            same.push(key);
-            for sibling in same {
-                self.places[to].insert(sibling, Place::Held { compromised });
+                self.is_compromised(from, key) || siblings.iter().any(|sibling| self.is_compromised(to, *sibling));
+            for sibling in siblings {
+                self.hold(to, sibling, compromised, self.scheduled(to, sibling));
             }
+            // What comes again is wanted again.
+            self.hold(to, key, compromised, None);
             if operation == Operation::Move {
                 self.places[from].insert(key, Place::Moved);
             }
@@ -267,7 +323,7 @@ impl World {
     fn may_leave(&self, from: usize, chosen: &[KeyId], operation: Operation) -> bool {
         chosen.iter().all(|key| {
             let whole_below = self.below(*key).is_none_or(|below| chosen.contains(&below));
-            let is_held = self.holds(from, *key);
+            let is_held = self.holds(from, *key) && self.scheduled(from, *key).is_none();
             is_held
                 && whole_below
                 && match operation {
@@ -304,7 +360,7 @@ impl World {
         let fresh = siblings.iter().filter(|key| !self.is_compromised(at, **key)).count();
         assert_eq!(marked, fresh);
         for key in siblings {
-            self.places[at].insert(key, Place::Held { compromised: true });
+            self.hold(at, key, true, self.scheduled(at, key));
         }
     }
 
@@ -324,6 +380,8 @@ impl World {
                 assert_eq!(step.is_ok(), allowed);
                 allowed.then_some(Job::Running(percent))
             }
+            // Nobody can open anything with a key that is scheduled for destruction.
+            1..3 if self.scheduled(at, key).is_some() => return,
             1..3 => {
                 let allowed = match job {
                     Job::Running(percent) => percent == 100 || relation == Relation::Layer,
@@ -338,10 +396,21 @@ impl World {
                 let others = self.jobs_needing(at, old).len() > 1;
                 let needed = destroys && (others || !self.keys_on(at, old).is_empty());
                 let allowed = job == Job::Done || (job == Job::Verified && !needed);
-                let outcome = done(self.node(at), key);
-                assert_eq!(outcome.is_ok(), allowed, "{job:?} {outcome:?}");
-                if allowed && job == Job::Verified && destroys {
-                    self.places[at].insert(old, Place::Destroyed);
+                let (run_ms, grace_ms) = (self.run_ms, self.roll(40) as u64);
+                let is_hastened = job == Job::Done && self.scheduled(at, old).is_some_and(|(by, _)| by == key);
+                let is_next = job == Job::Verified && destroys && self.holds(at, old);
+                if self.roll(3) == 0 {
+                    let outcome = done(self.node(at), key);
+                    assert_eq!(outcome.is_ok(), allowed, "{job:?} {outcome:?}");
+                    if allowed && (is_next || is_hastened) {
+                        self.places[at].insert(old, Place::Destroyed);
+                    }
+                } else {
+                    let outcome = done_later(self.node(at), key, run_ms, grace_ms);
+                    assert_eq!(outcome.is_ok(), allowed, "{job:?} {outcome:?}");
+                    if allowed && is_next {
+                        self.hold(at, old, self.is_compromised(at, old), Some((key, run_ms + grace_ms)));
+                    }
                 }
                 allowed.then_some(Job::Done)
             }
@@ -366,12 +435,12 @@ impl World {
         let made: Vec<(KeyId, Vec<u8>)> = self.made.iter().map(|(key, made)| (*key, made.bytes.clone())).collect();
         for at in 0..2 {
             for (key, bytes) in &made {
-                let holds = self.holds(at, *key);
+                let holds = self.holds(at, *key) && self.scheduled(at, *key).is_none();
                 let revealed = self.node(at).lockbox().reveal_key(*key);
                 let opens = revealed.as_ref().is_ok_and(|key| key.material.expose() == bytes);
                 assert_eq!((revealed.is_ok(), opens), (holds, holds), "{key} at {at}");
                 let compromised = revealed.is_ok_and(|key| key.info.state == KeyState::Compromised);
-                assert_eq!(compromised, self.is_compromised(at, *key));
+                assert_eq!(compromised, holds && self.is_compromised(at, *key));
             }
         }
         for (key, one) in &self.made {
@@ -425,7 +494,10 @@ impl World {
 
     fn cluster_info(&self, at: usize, key: KeyId) -> KeyInfo {
         let node = [&self.cluster.a, &self.cluster.b][at];
-        node.lockbox().reveal_key(key).expect("it is held").info
+        match node.lockbox().key(key) {
+            Ok(KeyEntry::Here { info, .. }) => info,
+            other => panic!("{key} is not held: {other:?}"),
+        }
     }
 
     /// Whether old blocks of a key's volume are under the exposed material by what it lies on, or it has the material.

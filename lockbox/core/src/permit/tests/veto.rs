@@ -5,7 +5,7 @@ use lockbox_authz::id::AuthorizationId;
 
 use super::*;
 use crate::lifecycle::caps::{Caps, HOUR_MS};
-use crate::record::KeyState;
+use crate::record::{Destruction, DestructionOrigin, KeyState};
 
 #[test]
 fn rejects_a_key_that_is_not_here() {
@@ -27,6 +27,27 @@ fn rejects_a_copy_of_a_compromised_key() {
     case.change_key(|key| key.info.state = KeyState::Compromised);
     case.statement.operation = Operation::Copy;
     assert!(matches!(case.refusal(), Refusal::State { .. }));
+}
+
+#[test]
+fn rejects_a_key_that_is_scheduled_for_destruction() {
+    for operation in [Operation::Copy, Operation::Move] {
+        let mut case = Case::new();
+        case.change_key(|key| {
+            key.info.destruction = Some(Destruction {
+                origin: DestructionOrigin::Rotation(KeyId([9; 16])),
+                scheduled_at_ms: 1,
+                due_run_ms: 1,
+            });
+        });
+        case.statement.operation = operation;
+        assert!(matches!(case.refusal(), Refusal::Scheduled(id) if id == case.key_id));
+        // What else is selected may leave.
+        case.statement.selection = Selection::All;
+        let refusal = case.refusal();
+        assert!(matches!(refusal, Refusal::AllWithheld { count: 1, .. }), "{refusal}");
+        assert!(refusal.requester_text().contains("is scheduled for destruction"));
+    }
 }
 
 #[test]

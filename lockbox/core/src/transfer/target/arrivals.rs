@@ -24,12 +24,16 @@ pub(super) fn check_selection(incoming: &Incoming, keys: &[Key]) -> Result<(), T
         if !selected || !seen.insert(key.info.key_id) {
             return Err(TargetError::Content("has a key that is not due"));
         }
+        // Its run time is the source's, and no source may say when a key is erased here.
+        if key.info.destruction.is_some() {
+            return Err(TargetError::Content("has a key that is scheduled for destruction"));
+        }
     }
     Ok(())
 }
 
 /// What is to be stored of a key that arrived. One that is here already, with the same material, stays as it is; but what is
-/// known to be compromised never counts as less again.
+/// known to be compromised never counts as less again, and what is scheduled for destruction here is wanted again.
 ///
 /// A key that is being moved away is not taken: this lockbox would give a receipt for a copy that the receipt of the other
 /// transfer makes it erase, and the last copy could be lost between the two. It is declined rather than awaited, or two
@@ -44,9 +48,12 @@ pub(super) fn take_key(lockbox: &Lockbox, key: Key) -> Result<Option<Key>, Targe
         if !same {
             return Err(TargetError::Conflict(key_id));
         }
-        let is_news = key.info.state == KeyState::Compromised && existing.info.state != KeyState::Compromised;
-        existing.info.state = KeyState::Compromised;
-        return Ok(is_news.then_some(existing));
+        let is_exposed = key.info.state == KeyState::Compromised && existing.info.state != KeyState::Compromised;
+        if is_exposed {
+            existing.info.state = KeyState::Compromised;
+        }
+        let was_scheduled = existing.info.destruction.take().is_some();
+        return Ok((is_exposed || was_scheduled).then_some(existing));
     }
     match lockbox.tombstone(key_id)? {
         Some(tombstone) if tombstone.departure == Departure::Destroyed => Err(TargetError::WasDestroyed(key_id)),
@@ -96,6 +103,8 @@ pub(crate) fn check_layers(lockbox: &Lockbox, keys: &[Key]) -> Result<(), Target
 /// take what lies on it along, and this key was not here when that was planned.
 fn chain_here(lockbox: &Lockbox, key: KeyId, ancestor: KeyId) -> Result<usize, TargetError> {
     let found = lockbox.vault.key(ancestor).map_err(LockboxError::from)?;
+    // One that is scheduled for destruction does not stay.
+    let found = found.filter(|found| found.info.destruction.is_none());
     let found = found.ok_or(TargetError::MissingAncestor { key, ancestor })?;
     if is_on_its_way_out(lockbox, ancestor)? {
         return Err(TargetError::OnItsWayOut(ancestor));
