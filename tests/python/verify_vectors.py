@@ -109,7 +109,7 @@ def judge_book_record(vector: Vector) -> None:
 
 
 def judge_key_record(vector: Vector) -> None:
-    bound = [vector.bytes(name) for name in ("store-id", "placing-key", "bucket-key", "key-id", "sealed-data-key")]
+    bound = [vector.bytes(name) for name in ("store-id", "placing-key", "leaf-key", "key-id", "sealed-data-key")]
     data_key, record = at_rest.open_key_record(*bound, vector.body)
     at_rest.decode_key(record)
     yields(vector, "data-key", data_key)
@@ -123,15 +123,17 @@ def judge_store(vector: Vector) -> None:
     rows = at_rest.parse_rows(vector.body)
     opened.check_anchor(rows)
     rows.pop(b"A")
-    buckets = opened.open_table(epoch, epoch_key, rows.pop(b"T"))
+    nodes = opened.open_tree(epoch, epoch_key, rows)
+    # What leads on from an epoch that is over opens no more.
+    assert all(int.from_bytes(place[1:], "big") < epoch for place in list(rows) if place[:1] == b"N" and rows.pop(place))
     data_keys = {place[3:]: rows.pop(place) for place in list(rows) if place[:1] == b"W"}
     records = {place[1:]: rows.pop(place) for place in list(rows) if place[:1] == b"R"}
     assert data_keys.keys() == records.keys()
     (key_id,) = records
-    bucket_key = buckets[at_rest.bucket_of(opened.placing, key_id)]
+    leaf_key = opened.leaf_key(epoch_key, nodes, at_rest.leaf_of(opened.placing, key_id))
     store_id = vector.bytes("store-id")
     _, record = at_rest.open_key_record(
-        store_id, opened.placing, bucket_key, key_id, data_keys[key_id], records[key_id]
+        store_id, opened.placing, leaf_key, key_id, data_keys[key_id], records[key_id]
     )
     yields(vector, "key-id", at_rest.decode_key(record)["key_id"])
     yields(vector, "material", at_rest.decode_key(record)["material"])

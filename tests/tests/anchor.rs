@@ -152,7 +152,7 @@ fn a_record_that_was_put_back_is_found_out() {
 
     lockbox.start();
     assert_eq!(lockbox.scanned().store_state(), StoreState::Damaged);
-    let refused = lockbox.try_reveal(first).expect_err("its bucket's key is gone");
+    let refused = lockbox.try_reveal(first).expect_err("its leaf's key is gone");
     assert_eq!(refused.code(), Code::DataLoss);
     assert!(refused.message().contains(&first.to_string()), "{refused}");
     assert!(lockbox.holds(second));

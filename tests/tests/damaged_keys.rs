@@ -226,3 +226,89 @@ fn a_key_that_was_destroyed_as_damaged_does_not_come_back_from_a_backup() {
     made.expect_success("backup restore");
     assert!(restored.holds(kept) && !restored.holds(rotten));
 }
+
+/// Turns one bit of the row of a node of the key tree. The daemon is stopped.
+fn rot_node(lockbox: &Lockbox, depth: u8, number: u16) {
+    let node = [&b"T"[..], &[depth], &number.to_be_bytes()].concat();
+    let rows = lockbox.rows(|place| place == node);
+    let [(place, stored)] = &rows[..] else {
+        panic!("the node has no row");
+    };
+    let mut batch = Batch::new();
+    let mut stored = stored.clone();
+    stored[40] ^= 1;
+    batch.put(place.clone(), stored);
+    lockbox.change_store(batch);
+}
+
+#[test]
+fn a_damaged_node_of_the_key_tree_takes_only_the_keys_below_it() {
+    let cluster = Cluster::start();
+    let a = cluster.new_lockbox("a");
+    // Below one of the 32 nodes next to the root there are two at least.
+    a.create_keys(33);
+    a.stop();
+    let mut nodes: BTreeMap<u16, Vec<KeyId>> = BTreeMap::new();
+    for (place, _) in a.rows(|place| place[0] == b'W') {
+        let leaf = u16::from_be_bytes([place[1], place[2]]);
+        let key = KeyId::from_slice("key_id", &place[3..]).expect("an id");
+        nodes.entry(leaf >> 10).or_default().push(key);
+    }
+    let (node, mut below) = nodes.into_iter().max_by_key(|(_, keys)| keys.len()).expect("33 keys");
+    let destroyed = below.pop().expect("two at least");
+    a.start();
+    a.destroy(destroyed).expect("nothing needs it");
+    a.stop();
+    rot_node(&a, 1, node);
+    a.start();
+    let status = a.scanned();
+    assert_eq!(status.store_state(), StoreState::Damaged);
+    assert_eq!(
+        status.damaged_records.len(),
+        below.len() + 1,
+        "{:?}",
+        status.damaged_records
+    );
+    for (key, state) in listed(&a, &[]) {
+        assert_eq!(state == "damaged", below.contains(&key), "{key}");
+        assert_eq!(a.try_reveal(key).is_ok(), !below.contains(&key), "{key}");
+    }
+    let gone = below.pop().expect("one at least").to_string();
+    a.ask(&["key", "destroy", &gone, "--yes", "--force"]);
+    let new = a.create_key("new");
+    a.restart();
+    assert!(a.holds(new));
+    assert_eq!(a.scanned().damaged_records.len(), below.len());
+}
+
+/// All keys are below the root. The lockbox says which they are, and changes nothing that another copy of the store needs.
+#[test]
+fn a_damaged_root_of_the_key_tree_does_not_keep_a_lockbox_shut() {
+    let cluster = Cluster::start();
+    let a = cluster.new_lockbox("a");
+    let keys = a.create_keys(3);
+    a.destroy(keys[0]).expect("nothing needs it");
+    a.stop();
+    rot_node(&a, 0, 0);
+    a.start();
+    assert_eq!(a.scanned().damaged_records.len(), 3);
+    assert!(listed(&a, &[]).values().all(|state| state == "damaged"));
+    let create = a.command(["key", "create", "--name", "new"]);
+    assert_eq!(create.status.code(), DAMAGE);
+    assert!(create.stderr.contains("the key tree is damaged"), "{}", create.stderr);
+    let destroy = a.command(["key", "destroy", &keys[1].to_string(), "--yes", "--force"]);
+    assert_eq!(destroy.status.code(), DAMAGE, "{}", destroy.stderr);
+    a.stop();
+    let dir = a.state_dir();
+    let mut accept = vec!["store", "accept", "--state-dir"]
+        .into_iter()
+        .map(OsStr::new)
+        .collect::<Vec<_>>();
+    let key_file = a.key_file();
+    accept.extend([dir.as_os_str(), "--key-file".as_ref(), key_file.as_os_str()]);
+    assert!(!a.command(accept).status.success(), "every key is given up");
+    // The bit is turned back, as by a copy of the store.
+    rot_node(&a, 0, 0);
+    a.start();
+    assert!(keys[1..].iter().all(|key| a.holds(*key)));
+}

@@ -8,11 +8,12 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
+use lockbox_authz::KeyId;
 use lockbox_core::primitives::aead_open;
 use lockbox_core::{labels, wire};
-use lockbox_tests::testkit::Cluster;
 use lockbox_tests::testkit::attacker::random;
-use lockbox_tests::testkit::thief::{Key, Thief};
+use lockbox_tests::testkit::thief::{Key, LEAF_DEPTH, Thief, number_above};
+use lockbox_tests::testkit::{Cluster, NewKey};
 use prost::Message;
 
 /// Nonce and tag.
@@ -25,7 +26,8 @@ const IMAGE_BYTES: usize = SEALING_BYTES + 8 + 32;
 const RECORD_BYTES: std::ops::Range<usize> = 160..224;
 /// Random bytes have no longer run of the same.
 const RUN_BYTES: usize = 12;
-const BUCKETS: usize = 1_024;
+/// The keys of a node's 32 children, and which of them have rows.
+const SEALED_NODE_BYTES: usize = SEALING_BYTES + 32 * 32 + 4;
 /// Keeps room on the disk, and is never written to again: it has no record in it, and is larger than all else.
 const BALLAST: &str = "BALLAST";
 
@@ -43,8 +45,24 @@ fn destroyed_is_destroyed(backend: &str) {
     let cluster = Cluster::start();
     let a = cluster.new_lockbox_on(backend, "a");
     let [kept, material] = [random::<64>(), random::<64>()];
-    let kept_key = a.import_key("kept", &kept);
-    let key = a.import_key("canary", &material);
+    a.kill();
+    let empty = Thief::copy(&a.state_dir(), &a.key_file(), &cluster.folder().join("empty"));
+    let key = KeyId(random());
+    let leaf = empty.leaf_of(&key.0);
+    // One shares the leaf with it; the other only the nodes above, which get rows as it is destroyed.
+    let kept_key = id_with(&empty, |other| other == leaf);
+    let neighbour = id_with(&empty, |other| {
+        other != leaf && number_above(other, 2) == number_above(leaf, 2)
+    });
+    a.start();
+    for (key_id, material) in [(kept_key, &kept), (key, &material), (neighbour, &random())] {
+        let named = NewKey {
+            key_id: Some(key_id),
+            ..NewKey::named("volume")
+        };
+        a.import(&named, material);
+    }
+    a.destroy(neighbour).expect("nobody uses it");
     let copy = |name: &str| {
         a.kill();
         let thief = Thief::copy(&a.state_dir(), &a.key_file(), &cluster.folder().join(name));
@@ -74,6 +92,8 @@ fn destroyed_is_destroyed(backend: &str) {
         }
     }
     let leading = before.opened.iter().filter(|sealed| sealed.leads_to_all).count();
+    let nodes = before.opened.iter().filter(|sealed| sealed.what.contains("node"));
+    assert!(nodes.count() >= 3, "the nodes above the key had no rows to be found");
     println!(
         "{backend}: {} stretches tried before, {} after; {} ciphertexts opened before, {leading} of them led to the key; {} keys derived after",
         before.tried,
@@ -81,6 +101,13 @@ fn destroyed_is_destroyed(backend: &str) {
         before.opened.len(),
         keys.len()
     );
+}
+
+/// An id whose leaf is as wanted.
+fn id_with(thief: &Thief, is_wanted: impl Fn(u16) -> bool) -> KeyId {
+    let mut ids = std::iter::repeat_with(|| KeyId(random()));
+    let found = ids.find(|id| is_wanted(thief.leaf_of(&id.0)));
+    found.expect("there is no end of ids")
 }
 
 /// A ciphertext that opened.
@@ -97,7 +124,7 @@ struct Opened {
 struct Found {
     subkeys: BTreeSet<Key>,
     epochs: BTreeSet<(u64, Key)>,
-    buckets: BTreeSet<Key>,
+    nodes: BTreeSet<Key>,
     data_keys: BTreeSet<(Vec<u8>, Key)>,
     materials: BTreeSet<Vec<u8>>,
     opened: Vec<Opened>,
@@ -115,18 +142,9 @@ impl Found {
         read_all(thief.folder(), &mut files);
         let stretches: Vec<&[u8]> = files.iter().flat_map(|file| dense(file)).collect();
         found.find_epochs(thief, &stretches);
-        let mut whole = found_in_parts(&files);
-        whole.push(thief.stored(b"T"));
-        let tables = found.find_tables(
-            thief,
-            stretches
-                .iter()
-                .copied()
-                .chain(whole.iter().map(Vec::as_slice))
-                .collect(),
-        );
         for (number, key_id) in key_ids.iter().enumerate() {
-            found.find_data_keys(thief, &stretches, &tables, key_id, number == 0);
+            let leaf_keys = found.find_leaf_keys(thief, &stretches, key_id, number == 0);
+            found.find_data_keys(thief, &stretches, &leaf_keys, key_id, number == 0);
             found.find_records(thief, &files, key_id, number == 0);
         }
         found
@@ -138,7 +156,7 @@ impl Found {
         self.subkeys
             .iter()
             .chain(epochs)
-            .chain(&self.buckets)
+            .chain(&self.nodes)
             .chain(data_keys)
             .copied()
             .collect()
@@ -181,38 +199,50 @@ impl Found {
         }
     }
 
-    fn find_tables(&mut self, thief: &Thief, stretches: Vec<&[u8]>) -> Vec<Vec<Key>> {
-        let mut tables = Vec::new();
-        for (epoch, key) in self.epochs.clone() {
-            let aad = thief.aad(labels::BUCKET_TABLE, &epoch.to_be_bytes());
-            let sealed = Sealed::leading("a table of bucket keys", aad);
-            for content in self.open_all(&stretches, sealed_table_bytes(), &key, &sealed) {
-                let table = wire::BucketTable::decode(&content[..]).expect("it was sealed so");
-                let keys: Vec<Key> = table.keys.as_chunks().0.to_vec();
-                self.buckets.extend(&keys);
-                tables.push(keys);
+    /// Down the tree to a key's leaf, by rows, old ones among them, and by what is derived.
+    fn find_leaf_keys(
+        &mut self,
+        thief: &Thief,
+        stretches: &[&[u8]],
+        key_id: &[u8; 16],
+        is_first: bool,
+    ) -> BTreeSet<Key> {
+        let leaf = thief.leaf_of(key_id);
+        let mut keys: BTreeSet<Key> = self.epochs.iter().map(|(_, key)| *key).collect();
+        for depth in 0..LEAF_DEPTH {
+            let place = [&b"T"[..], &[depth], &number_above(leaf, depth).to_be_bytes()].concat();
+            let sealed = Sealed {
+                leads_to_all: is_first,
+                ..Sealed::new("a node of the key tree", thief.aad(labels::TREE_NODE, &place))
+            };
+            let child = number_above(leaf, depth + 1);
+            let at = usize::from(child % 32) * 32;
+            let mut children: BTreeSet<Key> = keys.iter().map(|key| thief.child_key(key, depth + 1, child)).collect();
+            for key in &keys {
+                let rows = self.open_all(stretches, SEALED_NODE_BYTES, key, &sealed);
+                children.extend(rows.iter().map(|row| array(&row[at..at + 32])));
             }
+            self.nodes.extend(&children);
+            keys = children;
         }
-        tables
+        keys
     }
 
     fn find_data_keys(
         &mut self,
         thief: &Thief,
         stretches: &[&[u8]],
-        tables: &[Vec<Key>],
+        leaf_keys: &BTreeSet<Key>,
         key_id: &[u8; 16],
         is_first: bool,
     ) {
-        let bucket = thief.bucket_of(key_id);
-        let place = [&b"W"[..], &bucket.to_be_bytes(), key_id].concat();
+        let place = [&b"W"[..], &thief.leaf_of(key_id).to_be_bytes(), key_id].concat();
         let sealed = Sealed {
             leads_to_all: is_first,
             ..Sealed::new("a data-encryption key", thief.aad(labels::DATA_KEY, &place))
         };
-        let keys: BTreeSet<Key> = tables.iter().map(|table| table[usize::from(bucket)]).collect();
-        for key in keys {
-            for content in self.open_all(stretches, SEALED_KEY_BYTES, &key, &sealed) {
+        for key in leaf_keys {
+            for content in self.open_all(stretches, SEALED_KEY_BYTES, key, &sealed) {
                 self.data_keys.insert((key_id.to_vec(), array(&content)));
             }
         }
@@ -262,45 +292,6 @@ impl Sealed {
             leads_to_all,
         }
     }
-
-    fn leading(what: &'static str, aad: Vec<u8>) -> Self {
-        Self {
-            leads_to_all: true,
-            ..Self::new(what, aad)
-        }
-    }
-}
-
-fn sealed_table_bytes() -> usize {
-    let table = wire::BucketTable {
-        version: 1,
-        keys: vec![0; BUCKETS * 32],
-        // Each takes one byte, as long as its bucket got fewer than 128 keys.
-        generations: vec![1; BUCKETS],
-    };
-    SEALING_BYTES + table.encoded_len()
-}
-
-/// What could be a table that the store on sled keeps in parts of 4,096 bytes, in the order in which sled wrote them. sled
-/// puts the length before each (4,096 is `f9 07 10`).
-fn found_in_parts(files: &[Vec<u8>]) -> Vec<Vec<u8>> {
-    const PART: usize = 4_096;
-    let rest = sealed_table_bytes() % PART;
-    let rest_length = [241 + ((rest - 240) / 256) as u8, ((rest - 240) % 256) as u8];
-    let mut tables = Vec::new();
-    for file in files {
-        let mut parts: Vec<&[u8]> = Vec::new();
-        for at in 3..file.len() {
-            if file[..at].ends_with(&[0xf9, 0x07, 0x10]) && file.len() >= at + PART {
-                parts.push(&file[at..at + PART]);
-            } else if file[..at].ends_with(&rest_length) && file.len() >= at + rest {
-                let before = parts.len().saturating_sub(sealed_table_bytes() / PART);
-                tables.push([&parts[before..].concat(), &file[at..at + rest]].concat());
-            }
-        }
-    }
-    tables.retain(|table| table.len() == sealed_table_bytes());
-    tables
 }
 
 fn array(bytes: &[u8]) -> Key {

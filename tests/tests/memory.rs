@@ -45,6 +45,7 @@ fn secrets_of(lockbox: &Lockbox, copy: &Path) -> Vec<Needle> {
     secrets.extend(parts("the identity seed", &record.identity_seed));
     secrets.push(Needle::new("the identity's prefix", &expanded[32..]));
     secrets.extend(parts("the wrapping seed", &record.wrapping_seed));
+    secrets.extend(parts("the key of the key tree's root", &thief.epoch_key()));
     for (what, label) in [
         ("the key of the book", labels::BOOK),
         ("the placing key", labels::PLACING),

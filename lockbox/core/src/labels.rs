@@ -7,10 +7,12 @@ pub const SLOT_KEY_FILE: &[u8] = b"lockbox/v1/slot/key-file";
 pub const SLOT_ROOT: &[u8] = b"lockbox/v1/slot/root";
 /// HKDF info: the key that seals epoch keys, from the root key.
 pub const EPOCH_SEALING: &[u8] = b"lockbox/v1/derive/epoch-sealing";
-/// HKDF info: the key that says which bucket a key belongs to, from the root key.
+/// HKDF info: the key that says which leaf of the key tree a key belongs to, from the root key.
 pub const PLACING: &[u8] = b"lockbox/v1/derive/placing";
-/// HKDF info: a key's bucket, from the placing key and the key's id.
-pub const BUCKET: &[u8] = b"lockbox/v1/derive/bucket";
+/// HKDF info: a key's leaf, from the placing key and the key's id.
+pub const LEAF: &[u8] = b"lockbox/v1/derive/leaf";
+/// HKDF info: the key of a node's child, from the node's key, as long as the node has no row.
+pub const CHILD: &[u8] = b"lockbox/v1/derive/child";
 /// HKDF info: the key of the book (everything but volume keys), from the root key.
 pub const BOOK: &[u8] = b"lockbox/v1/derive/book";
 /// HKDF info: the key of one record of the book.
@@ -21,9 +23,9 @@ pub const DIGEST: &[u8] = b"lockbox/v1/derive/digest";
 pub const EPOCH_KEY: &[u8] = b"lockbox/v1/seal/epoch-key";
 /// aad: the next epoch key, under the one before it.
 pub const NEXT_EPOCH_KEY: &[u8] = b"lockbox/v1/seal/next-epoch-key";
-/// aad: the table of bucket keys.
-pub const BUCKET_TABLE: &[u8] = b"lockbox/v1/seal/bucket-table";
-/// aad: a data-encryption key, under its bucket key.
+/// aad: the keys of a node's children, under the node's key.
+pub const TREE_NODE: &[u8] = b"lockbox/v1/seal/tree-node";
+/// aad: a data-encryption key, under its leaf's key.
 pub const DATA_KEY: &[u8] = b"lockbox/v1/seal/data-key";
 /// aad: a key record, under its data-encryption key.
 pub const KEY_RECORD: &[u8] = b"lockbox/v1/seal/key-record";
@@ -44,18 +46,19 @@ pub const BACKUP_FRAME: &[u8] = b"lockbox/v1/backup/frame";
 pub const JOB_OPENED: &[u8] = b"lockbox/v1/job/opened";
 
 /// All of them.
-pub const ALL: [&[u8]; 20] = [
+pub const ALL: [&[u8]; 21] = [
     SLOT_KEY_FILE,
     SLOT_ROOT,
     EPOCH_SEALING,
     PLACING,
-    BUCKET,
+    LEAF,
+    CHILD,
     BOOK,
     BOOK_RECORD_KEY,
     DIGEST,
     EPOCH_KEY,
     NEXT_EPOCH_KEY,
-    BUCKET_TABLE,
+    TREE_NODE,
     DATA_KEY,
     KEY_RECORD,
     BOOK_RECORD,

@@ -65,8 +65,11 @@ pub const MAX_ARGON2_PASSES: u32 = 64;
 /// Damaged records that a full scan names. An operator with more of them restores the store.
 pub const MAX_FINDINGS: usize = 1_000;
 
-/// Buckets of the key tree: the table of their keys takes 32 KiB, and a destroy wraps a 1,024th of all keys anew.
-pub const BUCKETS: usize = 1_024;
+/// Children of each inner node of the key tree. A destroy writes one row of about 1 KiB at each depth.
+pub const TREE_FAN_OUT: usize = 32;
+
+/// Depth of the key tree's leaves. A destroy seals all keys of one leaf anew: about 30 of 1,000,000 keys.
+pub const TREE_DEPTH: u8 = 3;
 
 /// Bytes of a backup's header. Eight slots take about 1 KiB.
 pub const MAX_BACKUP_HEADER_BYTES: usize = 16 * 1024;

@@ -291,7 +291,7 @@ impl Lockbox {
                 bonds.check(self)?;
             }
             Selection::Labels(_) | Selection::All => {
-                self.plan_by_bucket(statement, target, &mut plan, &mut bonds)?;
+                self.plan_by_leaf(statement, target, &mut plan, &mut bonds)?;
                 bonds.withhold(&mut plan.withheld);
             }
         }
@@ -335,8 +335,8 @@ impl Lockbox {
         }
     }
 
-    /// In the order of the tree, so that the erasure of a chunk touches few buckets.
-    fn plan_by_bucket(
+    /// In the order of the tree, so that the erasure of a chunk touches few leaves.
+    fn plan_by_leaf(
         &self,
         statement: &Authorization,
         target: &roster::Lockbox,
@@ -346,7 +346,7 @@ impl Lockbox {
         const PAGE: usize = 1_000;
         let mut after: Option<Vec<u8>> = None;
         loop {
-            let page = self.vault.key_ids_by_bucket(after.as_deref(), PAGE);
+            let page = self.vault.key_ids_by_leaf(after.as_deref(), PAGE);
             let page = page.map_err(LockboxError::from)?;
             let Some((last, _)) = page.last() else { return Ok(()) };
             after = Some(last.clone());

@@ -342,9 +342,3 @@ impl Drop for wire::SelfRecord {
         self.wrapping_seed.zeroize();
     }
 }
-
-impl Drop for wire::BucketTable {
-    fn drop(&mut self) {
-        self.keys.zeroize();
-    }
-}

@@ -120,9 +120,6 @@ impl Row {
     }
 }
 
-/// The table of bucket keys.
-pub(crate) const TABLE: &[u8] = b"T";
-
 /// The anchor, a record of the book.
 pub(crate) const ANCHOR: &[u8] = b"A";
 
@@ -136,26 +133,33 @@ pub(crate) fn key_record(key_id: KeyId) -> Vec<u8> {
     prefixed(KEY_RECORD_KIND, &key_id.0)
 }
 
-/// Whether the key tree keeps its table or a step between epochs here.
-pub(crate) fn is_of_tree(place: &[u8]) -> bool {
-    place == TABLE || place.first() == Some(&NEXT_EPOCH_KIND)
+/// An inner node of the key tree: its distance from the root, and its number among those of that distance.
+pub(crate) fn tree_node(depth: u8, number: u16) -> Vec<u8> {
+    let [high, low] = number.to_be_bytes();
+    vec![TREE_NODE_KIND, depth, high, low]
 }
+
+/// Whether the key tree keeps a node or a step between epochs here.
+pub(crate) fn is_of_tree(place: &[u8]) -> bool {
+    matches!(place.first(), Some(&(TREE_NODE_KIND | NEXT_EPOCH_KIND)))
+}
+
+const TREE_NODE_KIND: u8 = b'T';
 
 const NEXT_EPOCH_KIND: u8 = b'N';
 
 pub(crate) const KEY_RECORD_KIND: u8 = b'R';
 
-/// A sealed data-encryption key. Its bucket comes first, so that a bucket is one range.
-pub(crate) fn data_key(bucket: usize, key_id: KeyId) -> Vec<u8> {
-    let mut key = data_keys_of(bucket);
+/// A sealed data-encryption key. Its leaf comes first, so that a leaf is one range.
+pub(crate) fn data_key(leaf: u16, key_id: KeyId) -> Vec<u8> {
+    let mut key = data_keys_of(leaf);
     key.extend(key_id.0);
     key
 }
 
-/// What all data-encryption keys of a bucket begin with.
-pub(crate) fn data_keys_of(bucket: usize) -> Vec<u8> {
-    let bucket = u16::try_from(bucket).expect("there are 1,024 buckets");
-    prefixed(DATA_KEY_KIND, &bucket.to_be_bytes())
+/// What all data-encryption keys of a leaf of the key tree begin with.
+pub(crate) fn data_keys_of(leaf: u16) -> Vec<u8> {
+    prefixed(DATA_KEY_KIND, &leaf.to_be_bytes())
 }
 
 /// The key whose data-encryption key stands at a place of this form.

@@ -47,7 +47,7 @@ secret_key!(
     EpochSealingKey
 );
 secret_key!(
-    /// Says which bucket a key belongs to.
+    /// Says which leaf of the key tree a key belongs to.
     PlacingKey
 );
 secret_key!(
@@ -59,12 +59,12 @@ secret_key!(
     DigestKey
 );
 secret_key!(
-    /// Seals the table of bucket keys. Replaced by each destroy.
+    /// The key of the key tree's root. Replaced by each destroy.
     EpochKey
 );
 secret_key!(
-    /// Seals the data-encryption keys of one bucket. Replaced when one of them is destroyed.
-    BucketKey
+    /// The key of a node of the key tree below the root. Replaced when a key below it is destroyed.
+    NodeKey
 );
 secret_key!(
     /// Seals one record, once.

@@ -6,7 +6,7 @@ use lockbox_core::permit::Permit;
 use lockbox_core::primitives::{ReceiverContext, SenderContext};
 use lockbox_core::record::Key;
 use lockbox_core::secrets::{
-    BackupKey, BookKey, BucketKey, DataKey, EpochKey, EpochSealingKey, KeyMaterial, RootKey, SlotKey, WrappingSeed,
+    BackupKey, BookKey, DataKey, EpochKey, EpochSealingKey, KeyMaterial, NodeKey, RootKey, SlotKey, WrappingSeed,
 };
 use lockbox_core::slots::SlotSecret;
 use lockbox_core::wire;
@@ -40,7 +40,7 @@ assert_secret!(
     EpochSealingKey,
     BookKey,
     EpochKey,
-    BucketKey,
+    NodeKey,
     DataKey,
     WrappingSeed,
     KeyMaterial,
@@ -54,7 +54,6 @@ assert_is_not!(wire::KeyRecord: std::fmt::Debug, std::fmt::Display);
 assert_is_not!(wire::BackupFrame: std::fmt::Debug, std::fmt::Display);
 assert_is_not!(wire::ChunkPayload: std::fmt::Debug, std::fmt::Display);
 assert_is_not!(wire::SelfRecord: std::fmt::Debug, std::fmt::Display);
-assert_is_not!(wire::BucketTable: std::fmt::Debug, std::fmt::Display);
 
 #[test]
 fn materials_are_compared_whole() {

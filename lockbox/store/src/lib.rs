@@ -25,7 +25,7 @@ pub const MAX_BATCH_OPERATIONS: usize = 10_000;
 /// Bytes in one key, at most: a name or a hash, and what stands before it. sled keeps hundreds of keys in one page.
 pub const MAX_KEY_BYTES: usize = 320;
 
-/// Bytes in one value, at most. Nearly all values are below 4 KiB; the table of bucket keys is the largest.
+/// Bytes in one value, at most. Nearly all values are below 4 KiB; a key record with many consumers is the largest.
 pub const MAX_VALUE_BYTES: usize = 64 * 1024;
 
 /// Called once with the proof, or with the reason why the batch must be taken as lost.

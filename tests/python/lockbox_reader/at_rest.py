@@ -13,7 +13,7 @@ from .refused import Refused, demand
 _SEALED = "lockbox.sealed.v1."
 _PASSPHRASE, _KEY_FILE = 1, 2
 _MAX_MEMORY_KIB, _MAX_PASSES = 4 * 1024 * 1024, 64
-BUCKETS = 1_024
+FAN_OUT, LEAF_DEPTH = 32, 3
 
 
 def open_sealed(key: bytes, sealed: bytes, aad: bytes) -> bytes:
@@ -105,13 +105,37 @@ class Keys:
         demand(len(opened) == 40, "does-not-open")
         return int.from_bytes(opened[:8], "big"), opened[8:]
 
-    def open_table(self, epoch: int, epoch_key: bytes, sealed: bytes) -> list[bytes]:
-        """The bucket keys of an epoch."""
-        aad = b"lockbox/v1/seal/bucket-table" + self._store_id + epoch.to_bytes(8, "big")
-        table = wire.decode(_SEALED + "BucketTable", open_sealed(epoch_key, sealed, aad))
-        demand(len(table["keys"]) == BUCKETS * 32 and len(table["generations"]) == BUCKETS, "malformed")
-        return [table["keys"][start : start + 32] for start in range(0, BUCKETS * 32, 32)]
+    def open_tree(self, epoch: int, epoch_key: bytes, rows: dict[bytes, bytes]) -> dict[tuple[int, int], list[bytes]]:
+        """9.3 Takes the rows of the nodes that have one: by depth and number, the keys of their children."""
+        nodes = {}
+        waiting = [(0, 0, epoch_key)] if epoch > 1 else []
+        while waiting:
+            depth, number, key = waiting.pop()
+            place = b"T" + bytes([depth]) + number.to_bytes(2, "big")
+            demand(place in rows, "does-not-open")
+            opened = open_sealed(key, rows.pop(place), b"lockbox/v1/seal/tree-node" + self._store_id + place)
+            demand(len(opened) == FAN_OUT * 32 + 4, "malformed")
+            keys = [opened[start : start + 32] for start in range(0, FAN_OUT * 32, 32)]
+            stored = int.from_bytes(opened[-4:], "big")
+            demand(depth + 1 < LEAF_DEPTH or stored == 0, "malformed")
+            nodes[depth, number] = keys
+            waiting += [
+                (depth + 1, number * FAN_OUT + index, keys[index]) for index in range(FAN_OUT) if stored >> index & 1
+            ]
+        return nodes
 
+    def leaf_key(self, epoch_key: bytes, nodes: dict[tuple[int, int], list[bytes]], leaf: int) -> bytes:
+        """9.3 By the nodes that have rows, and derived below them."""
+        key = epoch_key
+        for depth in range(LEAF_DEPTH):
+            number = leaf // FAN_OUT ** (LEAF_DEPTH - depth)
+            child = leaf // FAN_OUT ** (LEAF_DEPTH - depth - 1)
+            if (depth, number) in nodes:
+                key = nodes[depth, number][child % FAN_OUT]
+            else:
+                place = bytes([depth + 1]) + child.to_bytes(2, "big")
+                key = derive(self._store_id, key, b"lockbox/v1/derive/child" + place)
+        return key
 
     def check_anchor(self, rows: dict[bytes, bytes]) -> dict:
         """9.9 The anchor's record, which must fit all rows of the store that it spans."""
@@ -127,17 +151,17 @@ class Keys:
         return anchor
 
 
-def bucket_of(placing: bytes, key_id: bytes) -> int:
-    """9.3 Ten bits of a keyed function of the key's id."""
-    return int.from_bytes(derive(placing, key_id, b"lockbox/v1/derive/bucket")[:2], "big") >> 6
+def leaf_of(placing: bytes, key_id: bytes) -> int:
+    """9.3 Where a key's data-encryption key is."""
+    return int.from_bytes(derive(placing, key_id, b"lockbox/v1/derive/leaf")[:2], "big") >> 1
 
 
 def open_key_record(
-    store_id: bytes, placing: bytes, bucket_key: bytes, key_id: bytes, data_key: bytes, stored: bytes
+    store_id: bytes, placing: bytes, leaf_key: bytes, key_id: bytes, data_key: bytes, stored: bytes
 ) -> tuple[bytes, bytes]:
     """9.3 The data-encryption key, and the key record that it seals."""
-    place = b"W" + bucket_of(placing, key_id).to_bytes(2, "big") + key_id
-    opened = open_sealed(bucket_key, data_key, b"lockbox/v1/seal/data-key" + store_id + place)
+    place = b"W" + leaf_of(placing, key_id).to_bytes(2, "big") + key_id
+    opened = open_sealed(leaf_key, data_key, b"lockbox/v1/seal/data-key" + store_id + place)
     demand(len(opened) == 32 and len(stored) >= 8, "does-not-open")
     aad = b"lockbox/v1/seal/key-record" + store_id + stored[:8] + b"R" + key_id
     return opened, open_sealed(opened, stored[8:], aad)

@@ -63,7 +63,6 @@ pub fn sealed_message(bytes: &[u8]) {
     one::<wire::OutboxRecord>(bytes);
     one::<wire::AlarmRecord>(bytes);
     one::<wire::Header>(bytes);
-    one::<wire::BucketTable>(bytes);
 }
 
 /// A header is written as it was read.
@@ -127,7 +126,7 @@ const PLACES: [Place; 17] = [
     Place::Book(Row::OutgoingReport(AUTHORIZATION)),
     Place::Book(Row::IncomingReport(AUTHORIZATION)),
     Place::Key,
-    Place::Table,
+    Place::TreeRoot,
     Place::NextEpoch,
     Place::Image,
 ];
@@ -136,7 +135,7 @@ const PLACES: [Place; 17] = [
 enum Place {
     Book(Row),
     Key,
-    Table,
+    TreeRoot,
     NextEpoch,
     Image,
 }
@@ -189,6 +188,7 @@ pub(super) fn record(place: u8, content: &[u8]) -> Vec<u8> {
 struct StoreKeys {
     store_id: Vec<u8>,
     root: Vec<u8>,
+    epoch: u64,
     epoch_key: [u8; 32],
     data_key: [u8; 32],
 }
@@ -200,6 +200,7 @@ impl StoreKeys {
             StoreKeys {
                 store_id: VECTORS["store"].bytes("store-id"),
                 root: VECTORS["store"].bytes("root-key"),
+                epoch: VECTORS["root-image"].number("yields-epoch"),
                 epoch_key: key("root-image", "yields-epoch-key"),
                 data_key: key("key-record", "yields-data-key"),
             }
@@ -224,7 +225,6 @@ impl StoreKeys {
 
     /// The place in the store, and what stands there.
     fn sealed(&self, place: Place, content: &[u8]) -> (Vec<u8>, Vec<u8>) {
-        const EPOCH: [u8; 8] = 1_u64.to_be_bytes();
         const VERSION: [u8; 8] = 1_u64.to_be_bytes();
         let under = |key: &[u8; 32], aad: Vec<u8>| aead_seal(key, content, &aad, &mut rng());
         match place {
@@ -239,13 +239,15 @@ impl StoreKeys {
                 let aad = self.aad(labels::KEY_RECORD, &[&VERSION[..], &place].concat());
                 (place, [&VERSION[..], &under(&self.data_key, aad)].concat())
             }
-            Place::Table => (
-                b"T".to_vec(),
-                under(&self.epoch_key, self.aad(labels::BUCKET_TABLE, &EPOCH)),
-            ),
+            Place::TreeRoot => {
+                let place = [&b"T"[..], &[0; 3]].concat();
+                let sealed = under(&self.epoch_key, self.aad(labels::TREE_NODE, &place));
+                (place, sealed)
+            }
             Place::NextEpoch => {
-                let place = [&b"N"[..], &EPOCH].concat();
-                (place, under(&self.epoch_key, self.aad(labels::NEXT_EPOCH_KEY, &EPOCH)))
+                let epoch = self.epoch.to_be_bytes();
+                let place = [&b"N"[..], &epoch].concat();
+                (place, under(&self.epoch_key, self.aad(labels::NEXT_EPOCH_KEY, &epoch)))
             }
             Place::Image => unreachable!("it is not in the store"),
         }
@@ -335,7 +337,8 @@ pub(super) fn records() -> Vec<(&'static str, Vec<u8>)> {
         ("source", source.concat()),
         ("target", target.concat()),
         ("key", record(13, &VECTORS["key-record"].bytes("yields-plaintext"))),
-        ("table-short", record(14, &[8, 1, 18, 2, 0, 0])),
+        ("tree-root", record(14, &[0x5a; 32 * 32 + 4])),
+        ("tree-root-short", record(14, &[0x5a; 32])),
         ("next-epoch", record(15, &[9; 32])),
         ("next-epoch-short", record(15, &[9; 31])),
         ("image", record(16, &StoreKeys::read().image_content())),

@@ -174,13 +174,7 @@ fn messages(vectors: &Corpus) -> Vec<(&'static str, Vec<u8>)> {
 }
 
 fn sealed_messages(vectors: &Corpus) -> Vec<(&'static str, Vec<u8>)> {
-    let table = wire::BucketTable {
-        version: 1,
-        keys: vec![0xA5; 64],
-        generations: vec![1, 300],
-    };
     let mut messages: Vec<(&'static str, Vec<u8>)> = vec![
-        ("bucket-table", table.encode_to_vec()),
         ("header", vectors["header"].body.clone()),
         ("self", vectors["book-record"].bytes("yields-plaintext")),
         ("key", vectors["key-record"].bytes("yields-plaintext")),

@@ -13,6 +13,8 @@ use super::{Lockbox, block_on, runtime};
 /// What a new key is to be.
 #[derive(Clone, Debug, Default)]
 pub struct NewKey {
+    /// Its id, unless the lockbox is to choose.
+    pub key_id: Option<KeyId>,
     pub name: String,
     pub labels: Vec<(&'static str, &'static str)>,
     pub policy: TransferPolicy,
@@ -32,6 +34,7 @@ impl NewKey {
             value: (*value).to_owned(),
         });
         CreateKeyRequest {
+            key_id: self.key_id.map(|key_id| key_id.to_vec()).unwrap_or_default(),
             name: self.name.clone(),
             labels: labels.collect(),
             transfer_policy: Some(self.policy.clone()),
@@ -75,8 +78,12 @@ impl Lockbox {
     }
 
     pub fn import_key(&self, name: &str, material: &[u8]) -> KeyId {
+        self.import(&NewKey::named(name), material)
+    }
+
+    pub fn import(&self, key: &NewKey, material: &[u8]) -> KeyId {
         let request = ImportKeyRequest {
-            attributes: Some(NewKey::named(name).to_wire()),
+            attributes: Some(key.to_wire()),
             material: material.to_vec(),
         };
         let answer = self.call(async |mut client| client.import_key(request.clone()).await);

@@ -12,6 +12,14 @@ use prost::Message;
 
 use super::attacker::copy_folder;
 
+/// The depth of the key tree's leaves.
+pub const LEAF_DEPTH: u8 = 3;
+
+/// The number of the node at a depth of the key tree that a leaf is below, or is.
+pub fn number_above(leaf: u16, depth: u8) -> u16 {
+    leaf >> (5 * (LEAF_DEPTH - depth))
+}
+
 /// A key of 32 bytes.
 pub type Key = [u8; 32];
 
@@ -54,16 +62,36 @@ impl Thief {
         key
     }
 
+    /// The present epoch key: the key of the key tree's root.
+    pub fn epoch_key(&self) -> Key {
+        let images = Folder::find(&self.folder).and_then(|folder| folder.images());
+        let sealing = self.subkey(labels::EPOCH_SEALING);
+        let opened = images.expect("a copy of a good folder").root.into_iter().map(|image| {
+            let opened = aead_open(&sealing, &image, &self.aad(labels::EPOCH_KEY, &[]));
+            opened.expect("nothing was changed").to_vec()
+        });
+        let newest = opened.max().expect("it has a root");
+        newest[8..].try_into().expect("an epoch and a key")
+    }
+
     /// Additional data of what is sealed in this store.
     pub fn aad(&self, label: &[u8], rest: &[u8]) -> Vec<u8> {
         [label, &self.store_id, rest].concat()
     }
 
-    /// A key's bucket.
-    pub fn bucket_of(&self, key_id: &[u8; 16]) -> u16 {
+    /// A key's leaf in the key tree.
+    pub fn leaf_of(&self, key_id: &[u8; 16]) -> u16 {
         let mut bits = [0; 32];
-        hkdf_sha256(&self.subkey(labels::PLACING), key_id, &[labels::BUCKET], &mut bits);
-        u16::from_be_bytes([bits[0], bits[1]]) >> 6
+        hkdf_sha256(&self.subkey(labels::PLACING), key_id, &[labels::LEAF], &mut bits);
+        u16::from_be_bytes([bits[0], bits[1]]) >> 1
+    }
+
+    /// What is derived for a node of the key tree, or a leaf, from its parent's key.
+    pub fn child_key(&self, key: &Key, depth: u8, number: u16) -> Key {
+        let mut child = [0; 32];
+        let place = [&[depth][..], &number.to_be_bytes()].concat();
+        hkdf_sha256(&self.store_id, key, &[labels::CHILD, &place], &mut child);
+        child
     }
 
     /// What the store says stands at a place.

@@ -33,6 +33,10 @@ impl<'n> Keys<'n> {
         key
     }
 
+    pub(super) fn placing(&self) -> [u8; 32] {
+        self.derive(labels::PLACING)
+    }
+
     fn aad(&self, label: &[u8], rest: &[u8]) -> Vec<u8> {
         [label, &self.store_id, rest].concat()
     }
@@ -58,12 +62,28 @@ impl<'n> Keys<'n> {
         (u64::from_be_bytes(array(epoch)), array(key))
     }
 
-    /// The key of a key's bucket.
-    fn bucket_key(&self, image: &[u8], table: &[u8], bucket: usize) -> [u8; 32] {
-        let (epoch, key) = self.epoch(image);
-        let table = open(&key, table, &self.aad(labels::BUCKET_TABLE, &epoch.to_be_bytes()));
-        let table = wire::BucketTable::decode(&table[..]).expect("a good table");
-        array(&table.keys[bucket * 32..bucket * 32 + 32])
+    /// The key of a leaf: by the nodes that have rows, and derived below them.
+    fn leaf_key(&self, scene: &Scene, leaf: u16) -> [u8; 32] {
+        let (_, mut key) = self.epoch(&scene.image);
+        for depth in 0..3 {
+            let number = |depth: u8| (leaf >> (5 * (3 - depth))).to_be_bytes();
+            let place = [&b"T"[..], &[depth], &number(depth)].concat();
+            let child = number(depth + 1);
+            key = match scene.rows.iter().find(|(at, _)| *at == place) {
+                Some((_, sealed)) => {
+                    let row = open(&key, sealed, &self.aad(labels::TREE_NODE, &place));
+                    let start = usize::from(u16::from_be_bytes(child) % 32) * 32;
+                    array(&row[start..start + 32])
+                }
+                None => {
+                    let place = [&[depth + 1][..], &child].concat();
+                    let mut derived = [0; 32];
+                    hkdf_sha256(&self.store_id, &key, &[labels::CHILD, &place], &mut derived);
+                    derived
+                }
+            };
+        }
+        key
     }
 
     pub(super) fn wrapping_seed(&self) -> [u8; 32] {
@@ -110,7 +130,7 @@ fn store(scene: &Scene, keys: &Keys) -> Vector {
     Vector::accepted(
         "store",
         "store",
-        "All of storage-a's store, with one volume key in it.",
+        "All of storage-a's store. One volume key is in it; another, near it in the key tree, was destroyed.",
         body,
     )
     .with_hex("root-key", &scene.a.root_key)
@@ -217,36 +237,35 @@ fn book_records(scene: &Scene, keys: &Keys) -> Vec<Vector> {
     vectors
 }
 
-/// A key's bucket: SPEC section 9.3.
-pub(super) fn bucket_of(placing: &[u8; 32], key_id: &[u8; 16]) -> usize {
+/// A key's leaf: SPEC section 9.3.
+pub(super) fn leaf_of(placing: &[u8; 32], key_id: &[u8; 16]) -> u16 {
     let mut bits = [0; 32];
-    hkdf_sha256(placing, key_id, &[labels::BUCKET], &mut bits);
-    usize::from(u16::from_be_bytes([bits[0], bits[1]]) >> 6)
+    hkdf_sha256(placing, key_id, &[labels::LEAF], &mut bits);
+    u16::from_be_bytes([bits[0], bits[1]]) >> 1
 }
 
 fn key_records(scene: &Scene, keys: &Keys) -> Vec<Vector> {
     let id = scene.key_id.0;
-    let placing = keys.derive(labels::PLACING);
-    let bucket = bucket_of(&placing, &id);
-    let bucket_bytes = u16::try_from(bucket).expect("there are 1,024").to_be_bytes();
-    let data_key_place = [&b"W"[..], &bucket_bytes, &id].concat();
+    let placing = keys.placing();
+    let leaf = leaf_of(&placing, &id);
+    let data_key_place = [&b"W"[..], &leaf.to_be_bytes(), &id].concat();
     let record_place = [&b"R"[..], &id].concat();
     let sealed_data_key = row(scene, &data_key_place);
     let stored = row(scene, &record_place);
-    let bucket_key = keys.bucket_key(&scene.image, &row(scene, b"T"), bucket);
+    let leaf_key = keys.leaf_key(scene, leaf);
     let data_key: [u8; 32] = array(&open(
-        &bucket_key,
+        &leaf_key,
         &sealed_data_key,
         &keys.aad(labels::DATA_KEY, &data_key_place),
     ));
     let (version, sealed) = stored.split_at(8);
     let aad = keys.aad(labels::KEY_RECORD, &[version, &record_place].concat());
     let plaintext = open(&data_key, sealed, &aad);
-    let about = "A volume key, under its own data-encryption key, which is under its bucket's key.";
+    let about = "A volume key, under its own data-encryption key, which is under its leaf's key.";
     let good = Vector::accepted("key-record", "key-record", about, stored.clone())
         .with_hex("store-id", &keys.store_id)
         .with_hex("placing-key", &placing)
-        .with_hex("bucket-key", &bucket_key)
+        .with_hex("leaf-key", &leaf_key)
         .with_hex("key-id", &id)
         .with_hex("sealed-data-key", &sealed_data_key)
         .with_hex("yields-data-key", &data_key)
@@ -294,7 +313,7 @@ fn key_records(scene: &Scene, keys: &Keys) -> Vec<Vector> {
         good.spoiled(
             "of-another-key",
             "does-not-open",
-            "It stands where another key of the bucket would.",
+            "It stands where another key of the leaf would.",
             |vector| {
                 let mut other = id;
                 other[15] ^= 1;

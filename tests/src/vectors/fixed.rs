@@ -39,6 +39,11 @@ impl FixedRng {
         Self { name, counter: 0 }
     }
 
+    /// Leaves out as many draws of at most 32 bytes.
+    pub(super) fn skip(&mut self, draws: u64) {
+        self.counter += draws;
+    }
+
     pub(super) fn array<const N: usize>(&mut self) -> [u8; N] {
         let mut bytes = [0; N];
         let Ok(()) = self.try_fill_bytes(&mut bytes);

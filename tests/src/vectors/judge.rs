@@ -249,9 +249,9 @@ fn at_rest(vector: &Vector, corpus: &Corpus) -> Result<(), &'static str> {
         "key-record" => {
             key_id = KeyId(vector.bytes("key-id").try_into().expect("16 bytes"));
             let placing = vector.bytes("placing-key").try_into().expect("32 bytes");
-            let bucket = u16::try_from(super::at_rest::bucket_of(&placing, &key_id.0)).expect("it has ten bits");
+            let leaf = super::at_rest::leaf_of(&placing, &key_id.0);
             changed.put([&b"R"[..], &key_id.0].concat(), vector.body.clone());
-            let place = [&b"W"[..], &bucket.to_be_bytes(), &key_id.0].concat();
+            let place = [&b"W"[..], &leaf.to_be_bytes(), &key_id.0].concat();
             changed.put(place, vector.bytes("sealed-data-key"));
         }
         _ => {}

@@ -22,6 +22,7 @@ use lockbox_core::vault::Images;
 use lockbox_store::{EffaceableRoot, MemoryStore, Pair, Store};
 use rand_core::CryptoRng;
 
+use super::at_rest::{Keys, leaf_of};
 use super::fixed::{FixedRng, NOW_MS, id16, public, secret, seed};
 
 /// The passphrase of storage-a's first slot.
@@ -95,6 +96,8 @@ impl Node {
             let added = header.add_slot(&secret, COST, &root, NOW_MS, &mut rng);
             added.expect("a good slot");
         }
+        // Identities are drawn after this. The files fix them, and other vectors have them in their signatures.
+        rng.skip(1_025);
         let shared: Arc<dyn Store> = Arc::new(store.clone());
         Lockbox::format(Arc::clone(&shared), &header, &root, name, &mut rng).expect("memory does not fail");
         let (lockbox, _) = Lockbox::open(
@@ -179,6 +182,7 @@ impl Scene {
         b.join(&roster);
         let material = seed("material").repeat(2);
         let key_id = import_key(&mut a, &material);
+        destroy_near(&mut a, key_id);
         let rows = a.store.scan(b"", None, usize::MAX).expect("memory does not fail");
         let image = a.image.read();
         let authorization = Verified::sign(authorization(&a, &b, &roster, key_id), &secret(BROKER));
@@ -258,6 +262,24 @@ fn import_key(node: &mut Node, material: &[u8]) -> KeyId {
     let material = KeyMaterial::from_vec(material.to_vec());
     node.step(|lockbox, rng| lockbox.import_key(request, material, NOW_MS, rng))
         .key_id
+}
+
+/// Makes and destroys a key that has one inner node below the root in common with another: that node and the root get rows,
+/// and what is below them is derived. Its randomness is its own, so that all that comes later draws as without it.
+fn destroy_near(node: &mut Node, key_id: KeyId) {
+    let placing = Keys::of(node).placing();
+    let leaf = |key_id: &KeyId| leaf_of(&placing, &key_id.0);
+    let ids = (0..).map(|number| KeyId(id16(&format!("destroyed key {number}"))));
+    let is_near = |other: &KeyId| leaf(other) >> 10 == leaf(&key_id) >> 10 && leaf(other) >> 5 != leaf(&key_id) >> 5;
+    let near = ids.into_iter().find(is_near).expect("there is no end of ids");
+    let request = KeyRequest {
+        key_id: Some(near),
+        ..KeyRequest::default()
+    };
+    let rng = std::mem::replace(&mut node.rng, FixedRng::new("destroyed key"));
+    node.step(|lockbox, rng| lockbox.create_key(request, None, NOW_MS, rng));
+    node.step(|lockbox, rng| lockbox.destroy_key(near, false, NOW_MS, rng));
+    node.rng = rng;
 }
 
 fn authorization(a: &Node, b: &Node, roster: &Roster, key_id: KeyId) -> Authorization {

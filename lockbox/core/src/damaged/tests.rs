@@ -204,7 +204,7 @@ fn remove_tombstone(node: &Node, key_id: KeyId) {
 /// Anybody can put a row that does not open into the store; it is not to make a deletion pass for damage.
 #[test]
 fn rejects_a_lost_key_that_nobody_had() {
-    for bucket in [0, 1, 513] {
+    for leaf in [0, 1, 513] {
         let mut node = Node::new("a", 1);
         let [kept, gone] = [make(&mut node), make(&mut node)];
         destroy(&mut node, gone, false).expect("nothing needs it");
@@ -216,7 +216,7 @@ fn rejects_a_lost_key_that_nobody_had() {
                 .iter()
                 .find(|(place, _)| place[0] == b'W' && place.ends_with(&kept.0));
             let (_, wrapped) = other.expect("it is here");
-            batch.put(crate::rows::data_key(bucket, planted), wrapped.clone());
+            batch.put(crate::rows::data_key(leaf, planted), wrapped.clone());
         });
         let found = scan(&mut node);
         assert_eq!((found.damaged_count, found.mismatch.is_some()), (1, true));

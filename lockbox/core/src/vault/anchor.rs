@@ -8,7 +8,7 @@
 //! Checking", ASIACRYPT 2003) with a secret key: the sum, modulo 2^256, of HMAC-SHA256 over each record at its place. It
 //! moves with the records that a batch changes, whatever the number of the others.
 //!
-//! It spans the key records and the book. What else is in the store (data-encryption keys, the table, steps between epochs)
+//! It spans the key records and the book. What else is in the store (data-encryption keys, tree nodes, steps between epochs)
 //! is of no use in an older version: none of it opens any more.
 
 use std::collections::HashMap;

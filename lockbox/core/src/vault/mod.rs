@@ -1,8 +1,8 @@
 //! Everything that a lockbox keeps, sealed. SPEC section 9.
 //!
 //! Volume keys hang on a tree that can be effaced (`tree.rs`): each record has a data-encryption key of its own, which is
-//! sealed under the key of its bucket; all bucket keys are sealed under the epoch key; the epoch key is in the effaceable
-//! root and nowhere else. Everything else (the book: ledger, roster, identity) is sealed under keys derived from the root
+//! sealed under the key of its leaf; leaf keys are sealed under the nodes above them, up to the epoch key; the epoch key is in
+//! the effaceable root and nowhere else. Everything else (the book: ledger, roster, identity) is sealed under keys derived from the root
 //! key, one for each version of each record. Each batch carries the anchor (`anchor.rs`), which tells a store that lost
 //! something from one that did not.
 //!
@@ -51,6 +51,11 @@ pub enum VaultError {
     Field { what: String, source: FieldError },
     #[error("the root of erasure does not open the store: {0}")]
     Root(&'static str),
+    #[error(
+        "no key can be stored at the place of key {0}, as the key tree is damaged above it: bring back the newest copy of the \
+         whole folder, restore a backup, or give the place up with `lockbox store accept`"
+    )]
+    NoPlace(KeyId),
     #[error("the anchor beside the store is missing, empty or damaged")]
     NoAnchor,
     #[error("the store was rolled back: it ends at commit {store}, and commit {anchor} was acknowledged")]
@@ -181,7 +186,7 @@ impl Vault {
         anchored: impl FnOnce(Anchor, &Book, Option<Vec<u8>>) -> Result<Anchor, VaultError>,
     ) -> Result<(Self, Batch), VaultError> {
         let book = Book::new(store_id, root);
-        // Before the tree: a store that was rolled back beyond a destroy has no table that opens, and this says why.
+        // Before the tree: of a store that was rolled back beyond a destroy, the tree's root does not open, and this says why.
         let anchor = anchored(Anchor::new(store_id, root), &book, store.get(rows::ANCHOR)?)?;
         let (tree, completing) = KeyTree::open(store.as_ref(), store_id, root, &images.root, rng)?;
         let vault = Self {
@@ -248,9 +253,9 @@ impl Vault {
         pairs.into_iter().map(open).collect()
     }
 
-    /// The ids of volume keys in the order of the tree, bucket by bucket, each with the place that a scan goes on after. Keys
-    /// that are erased in this order touch few buckets at a time.
-    pub(crate) fn key_ids_by_bucket(
+    /// The ids of volume keys in the order of the tree, leaf by leaf, each with the place that a scan goes on after. Keys that
+    /// are erased in this order touch few leaves at a time.
+    pub(crate) fn key_ids_by_leaf(
         &self,
         after: Option<&[u8]>,
         limit: usize,
@@ -264,7 +269,7 @@ impl Vault {
             // What stands where no key has one is passed over: a scan finds it.
             let with_id = |(place, _): (Vec<u8>, _)| {
                 let key_id = rows::data_key_id(&place)?;
-                (place == rows::data_key(self.tree.bucket_of(key_id), key_id)).then_some((place, key_id))
+                (place == self.data_key_place(key_id)).then_some((place, key_id))
             };
             ids.extend(page.into_iter().filter_map(with_id));
             if is_last || !ids.is_empty() {
@@ -300,6 +305,7 @@ impl Vault {
         }
         let mut put_keys = Vec::with_capacity(changes.put_keys.len());
         for key in changes.put_keys {
+            self.tree.check_place(key.info.key_id)?;
             let stored = previous(&rows::key_record(key.info.key_id))?;
             put_keys.push((key, stored));
         }
@@ -376,7 +382,7 @@ impl Vault {
     }
 
     fn open_key(&self, key_id: KeyId, sealed: &[u8]) -> Result<Key, VaultError> {
-        let data_key = self.store.get(&rows::data_key(self.tree.bucket_of(key_id), key_id))?;
+        let data_key = self.store.get(&self.data_key_place(key_id))?;
         let record = self.tree.open_record(key_id, sealed, data_key.as_deref())?;
         let key = Key::decode(&record).map_err(|source| VaultError::Field {
             what: format!("key {key_id}"),

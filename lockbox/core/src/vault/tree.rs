@@ -3,32 +3,40 @@
 //! | what | where | sealed under |
 //! |---|---|---|
 //! | key record | `R ‖ key id` | its data-encryption key, new for each version |
-//! | data-encryption key | `W ‖ bucket ‖ key id` | its bucket's key |
-//! | all bucket keys | `T` | the epoch key |
+//! | data-encryption key | `W ‖ leaf ‖ key id` | its leaf's key |
+//! | keys of a node's children | `T ‖ depth ‖ number` | the node's key; the root's is the epoch key |
 //! | next epoch key | `N ‖ epoch` | the epoch key of `epoch` |
 //! | epoch key | the effaceable root | a key derived from the root key |
 //!
-//! A destroy gives each touched bucket a new key, seals the bucket's other data-encryption keys under it, and seals the
-//! table under a new epoch key, all in one batch. Until the effaceable root has the new epoch key, the old one still leads
-//! to it through `N`, so a crash between the two loses nothing and the destroy is completed at the next open. Once the
-//! root is replaced, `N` is one more ciphertext that nothing opens.
+//! The tree has 32,768 leaves below three levels of nodes with 32 children each (`nodes.rs`). A destroy gives each touched
+//! leaf a new key and seals the leaf's other data-encryption keys under it. Each node above gets a new key and a new row, and
+//! the root a new epoch key, all in one batch. Until the effaceable root has the new epoch key, the old one still leads to it
+//! through `N`, so a crash between the two loses nothing and the destroy is completed at the next open. Once the root is
+//! replaced, `N` is one more ciphertext that nothing opens.
+//!
+//! A damaged row of a node takes the keys below that node with it, and no others. Destroying one of them replaces the node.
+//! A damaged root is not replaced, as it may be that of another copy of the store, which its operator has, too.
+
+mod nodes;
 
 use lockbox_authz::id::KeyId;
 use lockbox_store::{Batch, Durable, MAX_BATCH_OPERATIONS, Store};
-use prost::Message;
 use rand_core::CryptoRng;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use zeroize::Zeroizing;
 
+use self::nodes::{Nodes, Place};
 use super::book::next_version;
 use super::{VaultError, Write};
 use crate::labels;
-use crate::limits::BUCKETS;
+use crate::limits::{TREE_DEPTH, TREE_FAN_OUT};
 use crate::primitives::{aead_open, aead_seal, hkdf_sha256};
 use crate::record::Key;
 use crate::rows;
-use crate::secrets::{BucketKey, DataKey, EpochKey, EpochSealingKey, PlacingKey, RootKey};
-use crate::wire;
+use crate::secrets::{DataKey, EpochKey, EpochSealingKey, NodeKey, PlacingKey, RootKey};
+
+/// The epoch of a new store.
+const FIRST_EPOCH: u64 = 1;
 
 /// The part of the tree that is in memory.
 pub(super) struct KeyTree {
@@ -36,9 +44,7 @@ pub(super) struct KeyTree {
     sealing: EpochSealingKey,
     placing: PlacingKey,
     epoch: u64,
-    epoch_key: EpochKey,
-    buckets: Vec<BucketKey>,
-    generations: Vec<u64>,
+    nodes: Nodes,
     /// Epochs that were left, and the batch with whose durability their key is effaced.
     passing: Vec<(u64, u64)>,
     /// Epochs whose key is effaced: what leads away from them can go.
@@ -47,25 +53,25 @@ pub(super) struct KeyTree {
 
 /// What an erasure takes, as it was read.
 pub(super) struct Erasure {
-    buckets: Vec<BucketErasure>,
+    leaves: Vec<LeafErasure>,
 }
 
 impl Erasure {
     /// The keys that it takes.
     pub(super) fn takes(&self) -> impl Iterator<Item = KeyId> {
-        self.buckets.iter().flat_map(|plan| plan.going.iter().copied())
+        self.leaves.iter().flat_map(|plan| plan.going.iter().copied())
     }
 }
 
-struct BucketErasure {
-    bucket: usize,
+struct LeafErasure {
+    leaf: u16,
     going: Vec<KeyId>,
     staying: Vec<(KeyId, DataKey)>,
 }
 
-impl BucketErasure {
+impl LeafErasure {
     /// Takes the keys whose data-encryption keys are lost and whose records are there. The medium may still have the lost
-    /// ones, so their bucket's key goes all the same.
+    /// ones, so their leaf's key goes all the same.
     fn take_lost(&mut self, store: &dyn Store, doomed: &BTreeSet<KeyId>) -> Result<(), VaultError> {
         for key_id in doomed {
             if !self.going.contains(key_id) && store.get(&rows::key_record(*key_id))?.is_some() {
@@ -82,15 +88,12 @@ impl KeyTree {
             store_id,
             sealing: epoch_sealing_key(store_id, root),
             placing: placing_key(store_id, root),
-            epoch: 1,
-            epoch_key: EpochKey::random(rng),
-            buckets: (0..BUCKETS).map(|_| BucketKey::random(rng)).collect(),
-            generations: vec![1; BUCKETS],
+            epoch: FIRST_EPOCH,
+            nodes: Nodes::new(store_id, EpochKey::random(rng)),
             passing: Vec::new(),
             passed: Vec::new(),
         };
         let mut batch = Batch::new();
-        batch.put(rows::TABLE.to_vec(), tree.sealed_table(rng));
         batch.replace_root(tree.image(rng));
         batch
     }
@@ -120,18 +123,17 @@ impl KeyTree {
         if epoch == u64::MAX {
             return Err(VaultError::Root("its epoch is the last that there is"));
         }
-        let table = store
-            .get(rows::TABLE)?
-            .ok_or(VaultError::Root("the store has no table"))?;
-        let (buckets, generations) = open_table(&epoch_key, store_id, epoch, &table)?;
+        // The first erasure ends the first epoch, and gives the root of the tree its row.
+        let nodes = match epoch {
+            FIRST_EPOCH => Nodes::new(store_id, epoch_key),
+            _ => Nodes::load(store, store_id, epoch_key)?,
+        };
         let mut tree = Self {
             store_id,
             sealing,
             placing: placing_key(store_id, root),
             epoch,
-            epoch_key,
-            buckets,
-            generations,
+            nodes,
             passing: Vec::new(),
             passed: Vec::new(),
         };
@@ -155,15 +157,51 @@ impl KeyTree {
         );
     }
 
-    /// The bucket of a key: ten bits of a keyed function of its id. Ids are chosen by others, who must not be able to fill one
-    /// bucket: it is wrapped anew as a whole.
-    pub(super) fn bucket_of(&self, key_id: KeyId) -> usize {
+    /// The leaf of a key: fifteen bits of a keyed function of its id. Others choose ids, and must not be able to fill one leaf:
+    /// it is sealed anew as a whole.
+    pub(super) fn leaf_of(&self, key_id: KeyId) -> u16 {
+        const BITS: u32 = TREE_FAN_OUT.ilog2() * TREE_DEPTH as u32;
         let mut bits = [0; 32];
-        hkdf_sha256(self.placing.expose(), &key_id.0, &[labels::BUCKET], &mut bits);
-        (usize::from(bits[0]) << 2) | (usize::from(bits[1]) >> 6)
+        hkdf_sha256(self.placing.expose(), &key_id.0, &[labels::LEAF], &mut bits);
+        u16::from_be_bytes([bits[0], bits[1]]) >> (u16::BITS - BITS)
     }
 
-    /// Seals a key record under a new data-encryption key.
+    /// Refuses a place for a key below a damaged node.
+    pub(super) fn check_place(&self, key_id: KeyId) -> Result<(), VaultError> {
+        match self.leaf_key(self.leaf_of(key_id)) {
+            Some(_) => Ok(()),
+            None => Err(VaultError::NoPlace(key_id)),
+        }
+    }
+
+    /// The nodes whose rows are damaged or lost, by name.
+    pub(super) fn damaged_nodes(&self) -> impl Iterator<Item = String> {
+        self.nodes.damaged().map(|at| at.to_string())
+    }
+
+    /// Refuses to change a tree whose root is damaged: a copy of the store may have it, under the present epoch key.
+    pub(super) fn check_root(&self) -> Result<(), VaultError> {
+        match self.nodes.is_root_damaged() {
+            true => Err(VaultError::Root("the row of the key tree's root is damaged or lost")),
+            false => Ok(()),
+        }
+    }
+
+    /// Replaces each damaged node of a tree whose root is whole, so that keys can be put below it. Those that are there are
+    /// lost for good.
+    pub(super) fn replace_damaged(&mut self, rng: &mut dyn CryptoRng) -> Option<Batch> {
+        let damaged: Vec<_> = self.nodes.damaged().collect();
+        let mut batch = Batch::new();
+        for at in &damaged {
+            self.nodes.replace(*at, rng);
+        }
+        (!damaged.is_empty()).then(|| {
+            self.next_epoch(&mut batch, rng);
+            batch
+        })
+    }
+
+    /// Seals a key record under a new data-encryption key. Its place [was checked](Self::check_place).
     pub(super) fn seal(&self, key: &Key, previous: Option<&[u8]>, rng: &mut dyn CryptoRng) -> [Write; 2] {
         let key_id = key.info.key_id;
         let version = next_version(previous);
@@ -171,11 +209,12 @@ impl KeyTree {
         let aad = self.record_aad(key_id, version);
         let sealed = aead_seal(data_key.expose(), &key.encode(), &aad, rng);
         let record = [&version.to_be_bytes()[..], &sealed].concat();
-        let bucket = self.bucket_of(key_id);
-        let wrapped = self.wrap_data_key(bucket, key_id, data_key.expose(), rng);
+        let leaf = self.leaf_of(key_id);
+        let leaf_key = self.leaf_key(leaf).expect("the place was checked");
+        let wrapped = self.wrap_data_key(&leaf_key, &rows::data_key(leaf, key_id), &data_key, rng);
         [
             Write::Put(rows::key_record(key_id), record),
-            Write::Put(rows::data_key(bucket, key_id), wrapped),
+            Write::Put(rows::data_key(leaf, key_id), wrapped),
         ]
     }
 
@@ -190,8 +229,12 @@ impl KeyTree {
             why,
         };
         let wrapped = wrapped.ok_or_else(|| damaged("its data-encryption key is missing"))?;
+        let leaf = self.leaf_of(key_id);
+        let leaf_key = self
+            .leaf_key(leaf)
+            .ok_or_else(|| damaged("a node of the key tree above it is damaged"))?;
         let data_key = self
-            .unwrap_data_key(self.bucket_of(key_id), key_id, wrapped)
+            .unwrap_data_key(&leaf_key, &rows::data_key(leaf, key_id), wrapped)
             .ok_or_else(|| damaged("its data-encryption key does not open at its place"))?;
         let (version, sealed) = stored
             .split_first_chunk::<8>()
@@ -203,21 +246,24 @@ impl KeyTree {
     /// Reads what an erasure takes, and changes nothing yet. Ids that are not here are passed over, so that an erasure can be
     /// repeated.
     pub(super) fn plan_erasure(&self, store: &dyn Store, ids: &[KeyId]) -> Result<Erasure, VaultError> {
-        let mut doomed: BTreeMap<usize, BTreeSet<KeyId>> = BTreeMap::new();
-        for id in ids {
-            doomed.entry(self.bucket_of(*id)).or_default().insert(*id);
+        if !ids.is_empty() {
+            self.check_root()?;
         }
-        let mut buckets = Vec::new();
-        for (bucket, doomed) in doomed {
-            let mut plan = self.plan_bucket(store, bucket, &doomed)?;
+        let mut doomed: BTreeMap<u16, BTreeSet<KeyId>> = BTreeMap::new();
+        for id in ids {
+            doomed.entry(self.leaf_of(*id)).or_default().insert(*id);
+        }
+        let mut leaves = Vec::new();
+        for (leaf, doomed) in doomed {
+            let mut plan = self.plan_leaf(store, leaf, &doomed)?;
             if plan.going.len() < doomed.len() {
                 plan.take_lost(store, &doomed)?;
             }
             if !plan.going.is_empty() {
-                buckets.push(plan);
+                leaves.push(plan);
             }
         }
-        Ok(Erasure { buckets })
+        Ok(Erasure { leaves })
     }
 
     /// Effaces keys: batches that leave no way to their data-encryption keys once the root is replaced, each with the
@@ -231,14 +277,18 @@ impl KeyTree {
     ) -> Vec<Batch> {
         let mut batches = Vec::new();
         let mut batch = Batch::new();
-        for plan in erasure.buckets {
-            // Room for the table, the two rows of the epochs, and the anchor.
-            let operations = 3 * plan.going.len() + plan.staying.len() + 4;
-            if !batch.is_empty() && batch.operations().len() + operations > MAX_BATCH_OPERATIONS {
+        let mut leaves = 0;
+        for plan in erasure.leaves {
+            // Room for the nodes above, the rows of the epochs, and the anchor.
+            let others = Nodes::rows_for(leaves + 1) + 2 + self.passed.len();
+            let operations = 3 * plan.going.len() + plan.staying.len() + others;
+            if leaves > 0 && batch.operations().len() + operations > MAX_BATCH_OPERATIONS {
                 self.next_epoch(&mut batch, rng);
                 batches.push(std::mem::take(&mut batch));
+                leaves = 0;
             }
             self.rotate(plan, tombstones, &mut batch, rng);
+            leaves += 1;
         }
         if !batch.is_empty() {
             self.next_epoch(&mut batch, rng);
@@ -247,16 +297,12 @@ impl KeyTree {
         batches
     }
 
-    fn plan_bucket(
-        &self,
-        store: &dyn Store,
-        bucket: usize,
-        doomed: &BTreeSet<KeyId>,
-    ) -> Result<BucketErasure, VaultError> {
+    fn plan_leaf(&self, store: &dyn Store, leaf: u16, doomed: &BTreeSet<KeyId>) -> Result<LeafErasure, VaultError> {
         const PAGE: usize = 4_096;
-        let prefix = rows::data_keys_of(bucket);
-        let mut plan = BucketErasure {
-            bucket,
+        let prefix = rows::data_keys_of(leaf);
+        let leaf_key = self.leaf_key(leaf);
+        let mut plan = LeafErasure {
+            leaf,
             going: Vec::new(),
             staying: Vec::new(),
         };
@@ -274,7 +320,10 @@ impl KeyTree {
                 };
                 if doomed.contains(&key_id) {
                     plan.going.push(key_id);
-                } else if let Some(data_key) = self.unwrap_data_key(bucket, key_id, &wrapped) {
+                } else if let Some(data_key) = leaf_key
+                    .as_ref()
+                    .and_then(|leaf_key| self.unwrap_data_key(leaf_key, &place, &wrapped))
+                {
                     plan.staying.push((key_id, data_key));
                 }
                 // A wrapped key that does not open is damaged already; it stays as it is, to be reported when it is read.
@@ -282,84 +331,78 @@ impl KeyTree {
         }
     }
 
-    /// Gives a bucket a new key, and seals the data-encryption keys under it that are to stay.
+    /// Gives a leaf a new key, and seals the data-encryption keys under it that are to stay.
     fn rotate(
         &mut self,
-        plan: BucketErasure,
+        plan: LeafErasure,
         tombstones: &mut HashMap<KeyId, (Vec<u8>, Vec<u8>)>,
         batch: &mut Batch,
         rng: &mut dyn CryptoRng,
     ) {
-        let bucket = plan.bucket;
-        self.buckets[bucket] = BucketKey::random(rng);
-        self.generations[bucket] = self.generations[bucket].saturating_add(1);
+        let leaf = plan.leaf;
+        let leaf_key = NodeKey::random(rng);
         for key_id in plan.going {
-            batch.remove(rows::data_key(bucket, key_id));
+            batch.remove(rows::data_key(leaf, key_id));
             batch.remove(rows::key_record(key_id));
             if let Some((place, sealed)) = tombstones.remove(&key_id) {
                 batch.put(place, sealed);
             }
         }
         for (key_id, data_key) in plan.staying {
-            let wrapped = self.wrap_data_key(bucket, key_id, data_key.expose(), rng);
-            batch.put(rows::data_key(bucket, key_id), wrapped);
+            let place = rows::data_key(leaf, key_id);
+            let wrapped = self.wrap_data_key(&leaf_key, &place, &data_key, rng);
+            batch.put(place, wrapped);
         }
+        self.nodes.set_leaf_key(leaf, leaf_key, rng);
     }
 
-    /// Seals the table under a new epoch key, and leaves a way to it for a crash before the root is replaced.
+    /// Seals the changed nodes up to the root under a new epoch key, and leaves a way to it for a crash before the effaceable
+    /// root is replaced.
     fn next_epoch(&mut self, batch: &mut Batch, rng: &mut dyn CryptoRng) {
         let next = EpochKey::random(rng);
         let aad = labeled(labels::NEXT_EPOCH_KEY, self.store_id, &self.epoch.to_be_bytes());
         batch.put(
             rows::next_epoch(self.epoch),
-            aead_seal(self.epoch_key.expose(), next.expose(), &aad, rng),
+            aead_seal(self.nodes.epoch_key().expose(), next.expose(), &aad, rng),
         );
         for passed in self.passed.drain(..) {
             batch.remove(rows::next_epoch(passed));
         }
         self.passing.push((batch.ticket(), self.epoch));
         self.epoch += 1;
-        self.epoch_key = next;
-        batch.put(rows::TABLE.to_vec(), self.sealed_table(rng));
+        self.nodes.seal(next, batch, rng);
         batch.replace_root(self.image(rng));
-    }
-
-    fn sealed_table(&self, rng: &mut dyn CryptoRng) -> Vec<u8> {
-        let mut keys = Vec::with_capacity(BUCKETS * 32);
-        for bucket in &self.buckets {
-            keys.extend_from_slice(bucket.expose());
-        }
-        let table = wire::BucketTable {
-            version: 1,
-            keys,
-            generations: self.generations.clone(),
-        };
-        let aad = labeled(labels::BUCKET_TABLE, self.store_id, &self.epoch.to_be_bytes());
-        let plaintext = Zeroizing::new(table.encode_to_vec());
-        aead_seal(self.epoch_key.expose(), &plaintext, &aad, rng)
     }
 
     fn image(&self, rng: &mut dyn CryptoRng) -> Vec<u8> {
         let mut plaintext = Zeroizing::new([0; 40]);
         plaintext[..8].copy_from_slice(&self.epoch.to_be_bytes());
-        plaintext[8..].copy_from_slice(self.epoch_key.expose());
+        plaintext[8..].copy_from_slice(self.nodes.epoch_key().expose());
         let aad = labeled(labels::EPOCH_KEY, self.store_id, &[]);
         aead_seal(self.sealing.expose(), &plaintext[..], &aad, rng)
     }
 
-    fn wrap_data_key(&self, bucket: usize, key_id: KeyId, data_key: &[u8; 32], rng: &mut dyn CryptoRng) -> Vec<u8> {
-        let aad = labeled(labels::DATA_KEY, self.store_id, &rows::data_key(bucket, key_id));
-        aead_seal(self.buckets[bucket].expose(), data_key, &aad, rng)
+    /// The key of a leaf; `None` if a node above it is damaged.
+    fn leaf_key(&self, leaf: u16) -> Option<NodeKey> {
+        self.nodes.key(Place::leaf(leaf))
+    }
+
+    fn wrap_data_key(&self, leaf_key: &NodeKey, place: &[u8], data_key: &DataKey, rng: &mut dyn CryptoRng) -> Vec<u8> {
+        let aad = labeled(labels::DATA_KEY, self.store_id, place);
+        aead_seal(leaf_key.expose(), data_key.expose(), &aad, rng)
     }
 
     /// Whether this is a key's data-encryption key.
     pub(super) fn has_data_key(&self, key_id: KeyId, wrapped: &[u8]) -> bool {
-        self.unwrap_data_key(self.bucket_of(key_id), key_id, wrapped).is_some()
+        let leaf = self.leaf_of(key_id);
+        let place = rows::data_key(leaf, key_id);
+        self.leaf_key(leaf)
+            .is_some_and(|leaf_key| self.unwrap_data_key(&leaf_key, &place, wrapped).is_some())
     }
 
-    fn unwrap_data_key(&self, bucket: usize, key_id: KeyId, wrapped: &[u8]) -> Option<DataKey> {
-        let aad = labeled(labels::DATA_KEY, self.store_id, &rows::data_key(bucket, key_id));
-        let opened = aead_open(self.buckets[bucket].expose(), wrapped, &aad).ok()?;
+    fn unwrap_data_key(&self, leaf_key: &NodeKey, place: &[u8], wrapped: &[u8]) -> Option<DataKey> {
+        let aad = labeled(labels::DATA_KEY, self.store_id, place);
+        let opened = aead_open(leaf_key.expose(), wrapped, &aad).ok()?;
         let bytes: &[u8; 32] = opened[..].try_into().ok()?;
         Some(DataKey::init_with(|key| key.copy_from_slice(bytes)))
     }
@@ -391,27 +434,6 @@ fn open_image(sealing: &EpochSealingKey, store_id: [u8; 16], image: &[u8]) -> Op
 fn epoch_key_from(bytes: &[u8]) -> Option<EpochKey> {
     let bytes: &[u8; 32] = bytes.try_into().ok()?;
     Some(EpochKey::init_with(|key| key.copy_from_slice(bytes)))
-}
-
-fn open_table(
-    epoch_key: &EpochKey,
-    store_id: [u8; 16],
-    epoch: u64,
-    sealed: &[u8],
-) -> Result<(Vec<BucketKey>, Vec<u64>), VaultError> {
-    const DAMAGED: VaultError = VaultError::Root("the table does not open");
-    let aad = labeled(labels::BUCKET_TABLE, store_id, &epoch.to_be_bytes());
-    let plaintext = aead_open(epoch_key.expose(), sealed, &aad).map_err(|_| DAMAGED)?;
-    let mut table = wire::BucketTable::decode(&plaintext[..]).map_err(|_| DAMAGED)?;
-    let (keys, rest) = table.keys.as_chunks::<32>();
-    if table.version != 1 || keys.len() != BUCKETS || !rest.is_empty() || table.generations.len() != BUCKETS {
-        return Err(DAMAGED);
-    }
-    let buckets = keys
-        .iter()
-        .map(|bytes| BucketKey::init_with(|key| key.copy_from_slice(bytes)))
-        .collect();
-    Ok((buckets, std::mem::take(&mut table.generations)))
 }
 
 fn labeled(label: &[u8], store_id: [u8; 16], rest: &[u8]) -> Vec<u8> {

@@ -139,8 +139,15 @@ impl Vault {
     /// found, and the batches to commit.
     ///
     /// An alarm is raised with it: the ledger may have forgotten which authorizations were spent, and an operator is to clear
-    /// it who knows that.
+    /// it who knows that. A damaged node of the key tree is replaced: the keys below it stay damaged, and new ones can be put
+    /// there.
+    ///
+    /// # Errors
+    ///
+    /// [`VaultError::Root`] if the root of the key tree is damaged. No key can be read then, and there may be a copy of the
+    /// store whose root opens.
     pub fn accept(&mut self, now_ms: i64, rng: &mut dyn CryptoRng) -> Result<(Verification, Vec<Batch>), VaultError> {
+        self.tree.check_root()?;
         self.scan = None;
         let (verification, found) = loop {
             if let Some(scanned) = self.scan_page(PAGE)? {
@@ -150,9 +157,7 @@ impl Vault {
         let commit = self.anchor.extent.commit;
         self.anchor.extent = Extent { commit, ..found };
         let amiss = self.amiss.take().unwrap_or_default();
-        let of_lost = amiss
-            .lost()
-            .map(|key_id| rows::data_key(self.tree.bucket_of(key_id), key_id));
+        let of_lost = amiss.lost().map(|key_id| self.data_key_place(key_id));
         let useless: Vec<_> = amiss.strays().chain(of_lost).collect();
         let alarms = self.places(&[Row::Alarm(0).kind()], None, usize::MAX)?;
         let numbers = alarms.iter().filter_map(|place| place.last_chunk::<8>());
@@ -170,6 +175,7 @@ impl Vault {
         if let Some(batch) = batches.last_mut() {
             useless.into_iter().for_each(|place| batch.remove(place));
         }
+        batches.extend(self.tree.replace_damaged(rng));
         Ok((verification, batches))
     }
 
@@ -178,6 +184,9 @@ impl Vault {
         let page = self.store.scan(&[], scan.place.as_deref(), limit)?;
         let Some((last, _)) = page.last() else {
             let mut verification = mem::take(&mut scan.verification);
+            for node in self.tree.damaged_nodes() {
+                verification.note(node, "its row does not open or is lost, so no key below it opens");
+            }
             let (found, committed) = (scan.found, self.anchor.extent);
             scan.amiss.end(committed.without(found));
             self.amiss = Some(mem::take(&mut scan.amiss));
@@ -229,7 +238,7 @@ impl Vault {
                 return Ok(None);
             }
             Some(&rows::DATA_KEY_KIND) => return self.verify_data_key(seen, place),
-            // The table and the steps between epochs were opened with the vault; so was the anchor.
+            // The tree's nodes and the steps between epochs were opened with the vault; so was the anchor.
             _ if !is_spanned(place) => return Ok(None),
             _ => self.book.open(place, stored),
         };
@@ -243,7 +252,7 @@ impl Vault {
         Ok(None)
     }
 
-    /// A data-encryption key that opens shows that its key is here: an older one is sealed under a bucket's key that is gone. Of
+    /// A data-encryption key that opens shows that its key is here: an older one is sealed under a leaf's key that is gone. Of
     /// one that does not open, and has no key record, nothing is known: anybody can put it there.
     fn verify_data_key(&self, seen: &mut Verification, place: &[u8]) -> Result<Option<(Vec<u8>, Fault)>, VaultError> {
         let Some(key_id) = rows::data_key_id(place).filter(|key_id| place == self.data_key_place(*key_id)) else {
@@ -261,8 +270,8 @@ impl Vault {
         Ok(Some((place.to_vec(), Fault::Stray)))
     }
 
-    fn data_key_place(&self, key_id: KeyId) -> Vec<u8> {
-        rows::data_key(self.tree.bucket_of(key_id), key_id)
+    pub(super) fn data_key_place(&self, key_id: KeyId) -> Vec<u8> {
+        rows::data_key(self.tree.leaf_of(key_id), key_id)
     }
 
     fn data_key_opens(&self, key_id: KeyId) -> Result<bool, VaultError> {
