@@ -2,6 +2,7 @@
 //!
 //! Each operation is one turn at the registry; whoever has to hear of it is told after the turn, when it is durable.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use lockbox_authz::limits::MAX_ADDRESS_CHARS;
@@ -214,6 +215,17 @@ impl Broker {
         Ok(roster.head())
     }
 
+    /// Removes requests to join; those keys are refused for a day. Returns how many waited.
+    pub async fn reject_joins(self: &Arc<Self>, requester: String, keys: Vec<PublicKey>) -> Result<u32, Refusal> {
+        self.turn(move |broker, turn| {
+            decide::permitted(&broker.requesters, &requester, Permission::Roster)?;
+            let rejected = turn.reject_joins(&keys, now_ms())?;
+            tracing::info!(requester, rejected, "requests to join were rejected");
+            Ok(rejected)
+        })
+        .await
+    }
+
     /// The lockbox that a requester may have the evidence about.
     pub fn evidence_about(&self, requester: &str, name_or_id: &str) -> Result<LockboxId, Refusal> {
         decide::permitted(&self.requesters, requester, Permission::ListAll)?;
@@ -317,10 +329,11 @@ impl Broker {
         self: &Arc<Self>,
         request: UnverifiedEnvelope,
         roster_entry: Option<UnverifiedEnvelope>,
+        from: Option<IpAddr>,
     ) -> Result<JoinOutcome, Refusal> {
         let (outcome, roster) = self
             .turn(move |broker, turn| {
-                let outcome = turn.join(&request, roster_entry.as_ref(), &broker.key, now_ms())?;
+                let outcome = turn.join(&request, roster_entry.as_ref(), from, &broker.key, now_ms())?;
                 Ok((outcome, Arc::clone(turn.roster())))
             })
             .await
@@ -458,6 +471,7 @@ impl Broker {
                 lockbox: Some(pending.request.lockbox.to_wire()),
                 status: LockboxStatus::Pending.into(),
                 last_seen_ms: pending.received_at_ms,
+                asked_from: pending.asked_from,
                 ..LockboxInfo::default()
             })
             .collect();

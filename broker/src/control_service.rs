@@ -4,14 +4,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lockbox_authz::limits::{MAX_NAME_CHARS, MAX_REQUEST_ID_CHARS, MAX_ROSTER_PAGE};
-use lockbox_authz::{AuthorizationId, FieldError, KeyId, Operation, Selection, UnverifiedEnvelope, field, wire};
+use lockbox_authz::{
+    AuthorizationId, FieldError, KeyId, Operation, PublicKey, Selection, UnverifiedEnvelope, field, wire,
+};
 use lockbox_rpc::api::control::control_service_server::{ControlService, ControlServiceServer};
 use lockbox_rpc::api::control::{
     AuthorizeTransferRequest, AuthorizeTransferResponse, ExportEvidenceRequest, GetTransferRequest,
     GetTransferResponse, ListLockboxesRequest, ListLockboxesResponse, ListRosterEntriesRequest,
-    ListRosterEntriesResponse, ListTransfersRequest, ListTransfersResponse, RevokeTransferRequest,
-    RevokeTransferResponse, SubmitRosterEntryRequest, SubmitRosterEntryResponse, Transfer, TransferState,
-    WatchTransferRequest, WatchTransferResponse,
+    ListRosterEntriesResponse, ListTransfersRequest, ListTransfersResponse, RejectJoinsRequest, RejectJoinsResponse,
+    RevokeTransferRequest, RevokeTransferResponse, SubmitRosterEntryRequest, SubmitRosterEntryResponse, Transfer,
+    TransferState, WatchTransferRequest, WatchTransferResponse,
 };
 use lockbox_rpc::transport::{MAX_MESSAGE_BYTES, PeerIdentity};
 use tokio::sync::mpsc;
@@ -22,7 +24,7 @@ use crate::broker::Broker;
 use crate::clock::now_ms;
 use crate::decide::{self, TransferRequest};
 use crate::evidence;
-use crate::limits::{DEFAULT_PAGE, MAX_PAGE};
+use crate::limits::{DEFAULT_PAGE, MAX_PAGE, PENDING_JOINS};
 use crate::refusal::Refusal;
 use crate::registry::{Authorized, is_ended, lapses_at_ms};
 use crate::requester_name::requester_name;
@@ -144,6 +146,21 @@ impl ControlService for ControlPort {
         let requester = self.requester(&request)?;
         let lockboxes = self.broker.lockboxes(requester).await.map_err(refused)?;
         Ok(Response::new(ListLockboxesResponse { lockboxes }))
+    }
+
+    async fn reject_joins(
+        &self,
+        request: Request<RejectJoinsRequest>,
+    ) -> Result<Response<RejectJoinsResponse>, Status> {
+        let requester = self.requester(&request)?;
+        let keys = request.into_inner().identity_keys;
+        if keys.len() > PENDING_JOINS.total {
+            return Err(invalid(FieldError::new("identity_keys", "must be at most 256")));
+        }
+        let keys = keys.iter().map(|key| PublicKey::from_slice("identity_keys", key));
+        let keys = keys.collect::<Result<_, _>>().map_err(invalid)?;
+        let rejected = self.broker.reject_joins(requester, keys).await.map_err(refused)?;
+        Ok(Response::new(RejectJoinsResponse { rejected }))
     }
 
     async fn list_roster_entries(

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use lockbox_rpc::transport::AddressLimits;
+
 /// How long an authorization is valid if the requester doesn't say.
 pub const DEFAULT_TTL_SECONDS: u32 = 300;
 
@@ -9,10 +11,23 @@ pub const DEFAULT_TTL_SECONDS: u32 = 300;
 pub const MAX_TTL_SECONDS: u32 = 86_400;
 
 /// Requests for admission that wait for an admin. Anybody can make one, so there must be few enough to look through.
-pub const MAX_PENDING_JOINS: usize = 256;
+pub const PENDING_JOINS: AddressLimits = AddressLimits {
+    total: 256,
+    per_address: 32,
+    per_network: 64,
+};
 
-/// A request for admission that is older than this makes room for a new one.
+/// A request for admission that is older than this is dropped.
 pub const PENDING_JOIN_KEPT_MS: i64 = 7 * 24 * 60 * 60 * 1_000;
+
+/// An address or network that has all its requests may replace one that is older than this: each costs a write to the disk.
+pub const PENDING_JOIN_REPLACED_AFTER_MS: i64 = 60 * 1_000;
+
+/// For how long a lockbox is refused whose request an admin has rejected: its daemon asks again by itself.
+pub const REJECTED_JOIN_KEPT_MS: i64 = 24 * 60 * 60 * 1_000;
+
+/// Lockboxes that are refused for this reason; the one that was rejected first is forgotten.
+pub const MAX_REJECTED_JOINS: usize = 256;
 
 /// How long a join token can be used at most. A forgotten one is a way in until it expires.
 pub const MAX_TOKEN_LIFE: Duration = Duration::from_secs(90 * 24 * 60 * 60);

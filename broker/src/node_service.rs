@@ -91,6 +91,7 @@ impl NodeService for NodePort {
     }
 
     async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinResponse>, Status> {
+        let from = request.remote_addr().map(|address| address.ip());
         let request = request.into_inner();
         let wanted = envelope(&request.request)?;
         let entry = match request.roster_entry.is_empty() {
@@ -99,7 +100,7 @@ impl NodeService for NodePort {
         };
         let outcome = self
             .broker
-            .join(wanted, entry)
+            .join(wanted, entry, from)
             .await
             .map_err(|refusal| status::for_node(&refusal))?;
         let status = match outcome {

@@ -85,8 +85,13 @@ pub enum Refusal {
     Busy,
     #[error("the answer was not taken, and is broken off; ask again, and read it as it comes")]
     NotTaken,
-    #[error("as many lockboxes wait for admission as may; admit or join with a token, or ask again later")]
+    #[error(
+        "as many lockboxes of this network wait for admission as may; join with a token, or ask again in a minute; \
+         `lockbox-broker lockbox reject` removes requests"
+    )]
     TooManyPending,
+    #[error("an admin has rejected this lockbox's request to join; join with a token, or ask again after a day")]
+    JoinRejected,
 
     // This machine's.
     #[error("{0}")]

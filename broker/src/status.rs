@@ -59,7 +59,9 @@ fn code(refusal: &Refusal) -> Code {
         | Refusal::OlderReport
         | Refusal::MuchIsGone
         | Refusal::FromTheFuture { .. } => Code::FailedPrecondition,
-        Refusal::Name(_) | Refusal::NotAnEnd | Refusal::NotAdmitted | Refusal::Retired => Code::PermissionDenied,
+        Refusal::Name(_) | Refusal::NotAnEnd | Refusal::NotAdmitted | Refusal::Retired | Refusal::JoinRejected => {
+            Code::PermissionDenied
+        }
         Refusal::TooManyPending
         | Refusal::TooManyOpenTransfers { .. }
         | Refusal::Busy

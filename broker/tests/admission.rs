@@ -10,7 +10,9 @@ use common::{Peer, World, run, secret, stderr};
 use lockbox_authz::roster::Change;
 use lockbox_authz::{Signer, UnverifiedEnvelope, Verified};
 use lockbox_rpc::api::control::control_service_client::ControlServiceClient;
-use lockbox_rpc::api::control::{ListLockboxesRequest, ListRosterEntriesRequest, SubmitRosterEntryRequest};
+use lockbox_rpc::api::control::{
+    ListLockboxesRequest, ListRosterEntriesRequest, RejectJoinsRequest, SubmitRosterEntryRequest,
+};
 use lockbox_rpc::api::node::{JoinStatus, SyncRosterRequest, connect_response};
 use lockbox_rpc::tls::x509;
 use lockbox_rpc::transport::{ClientTimeouts, ConnectError, connect_x509};
@@ -113,6 +115,61 @@ async fn without_a_token_an_admin_decides_by_the_fingerprint() {
     alpha.connect(&world).await;
     let shown = world.operator(&["lockbox", "show", "alpha", "--output", "json"]);
     assert!(shown.contains("\"status\": \"admitted\""), "{shown}");
+}
+
+/// Strangers that fill the list keep nobody out, and an admin removes what they left.
+#[tokio::test]
+async fn an_admin_sees_who_asks_and_rejects() {
+    let world = World::new();
+    let strangers = [1, 2, 3].map(|number| Peer::new(&world, number, &format!("stranger-{number}")));
+    for peer in &strangers {
+        peer.ask(&world, Vec::new()).await.unwrap();
+    }
+    let fingerprint = strangers[0].identity.public_key().fingerprint().to_string();
+    let listed = world.operator(&["lockbox", "list"]);
+    let line = listed.lines().find(|line| line.contains("stranger-1")).unwrap();
+    assert!(line.contains("127.0.0.1") && line.contains(&fingerprint), "{listed}");
+
+    world.operator(&["lockbox", "reject", "stranger-1"]);
+    let refused = strangers[0].ask(&world, Vec::new()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied);
+    assert!(refused.message().contains("rejected"), "{}", refused.message());
+    let unknown = world.operator_runs(&["lockbox", "reject", "stranger-1"]);
+    assert!(
+        !unknown.status.success() && stderr(&unknown).contains("lockbox list"),
+        "{}",
+        stderr(&unknown)
+    );
+    let rejected = world.operator(&["lockbox", "reject", "--from", "127.0.0.1", "--output", "json"]);
+    assert!(rejected.contains("\"rejected\": 2"), "{rejected}");
+    assert!(!world.operator(&["lockbox", "list"]).contains("stranger"));
+
+    let token = world.token(&[]);
+    strangers[0].join(&world, &token).await;
+}
+
+#[tokio::test]
+async fn rejects_a_requester_that_may_not_reject_requests_to_join() {
+    let mut world = World::new();
+    let peer = Peer::new(&world, 1, "alpha");
+    peer.ask(&world, Vec::new()).await.unwrap();
+    let (dir, out) = (world.dir(), world.temp.path().join("nova"));
+    let (dir, folder) = (dir.to_str().unwrap(), out.to_str().unwrap());
+    let made = run(&["client", "create", "nova", "--dir", dir, "--out", folder]);
+    assert!(made.status.success(), "{}", stderr(&made));
+    world.configure(
+        "[[requester]]\nname = \"nova\"\noperations = [\"move\", \"list-all\"]\nsource_labels = {}\n\
+         target_labels = {}\nselections = [\"ids\"]\n",
+    );
+    world.restart();
+    let mut nova = world.client_as(&out.join("client.toml")).await;
+    let identity_keys = vec![peer.identity.public_key().as_bytes().to_vec()];
+    let refused = nova
+        .reject_joins(RejectJoinsRequest { identity_keys })
+        .await
+        .unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
+    assert!(world.operator(&["lockbox", "list"]).contains("alpha"));
 }
 
 /// A request that somebody else signed would put a key on the admins' list whose holder never asked.

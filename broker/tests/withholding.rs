@@ -16,9 +16,9 @@ use lockbox_rpc::api::control::control_service_server::{ControlService, ControlS
 use lockbox_rpc::api::control::{
     AuthorizeTransferRequest, AuthorizeTransferResponse, ExportEvidenceRequest, ExportEvidenceResponse,
     GetTransferRequest, GetTransferResponse, ListLockboxesRequest, ListLockboxesResponse, ListRosterEntriesRequest,
-    ListRosterEntriesResponse, ListTransfersRequest, ListTransfersResponse, RevokeTransferRequest,
-    RevokeTransferResponse, SubmitRosterEntryRequest, SubmitRosterEntryResponse, WatchTransferRequest,
-    WatchTransferResponse,
+    ListRosterEntriesResponse, ListTransfersRequest, ListTransfersResponse, RejectJoinsRequest, RejectJoinsResponse,
+    RevokeTransferRequest, RevokeTransferResponse, SubmitRosterEntryRequest, SubmitRosterEntryResponse,
+    WatchTransferRequest, WatchTransferResponse,
 };
 use lockbox_rpc::tls::x509;
 use lockbox_rpc::transport::{ServerLimits, serve_tls};
@@ -113,6 +113,10 @@ impl ControlService for Thief {
         &self,
         _: Request<AuthorizeTransferRequest>,
     ) -> Result<Response<AuthorizeTransferResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn reject_joins(&self, _: Request<RejectJoinsRequest>) -> Result<Response<RejectJoinsResponse>, Status> {
         Err(Status::unimplemented(""))
     }
 

@@ -29,6 +29,11 @@ pub(crate) enum JoinError {
     Step(#[from] StepError<LockboxError>),
     #[error("the broker at {address}: {}", crate::chain(.source))]
     Broker { address: String, source: LinkError },
+    #[error(
+        "the broker at {address} did not take the request to join: {}; this lockbox goes on asking",
+        crate::chain(.source)
+    )]
+    NotAsked { address: String, source: LinkError },
     #[error("the token admits nobody: {0}; ask for a new one")]
     TokenRefused(RosterError),
     #[error("the broker took the request and its roster does not have this lockbox")]
@@ -45,7 +50,11 @@ impl JoinError {
         let code = match self {
             Self::Token(_) => Code::InvalidArgument,
             Self::Step(error) => error.code(),
-            Self::Broker { .. } => Code::Unavailable,
+            Self::NotAsked {
+                source: LinkError::Status(status),
+                ..
+            } if status.code() == Code::PermissionDenied => Code::PermissionDenied,
+            Self::Broker { .. } | Self::NotAsked { .. } => Code::Unavailable,
             Self::TokenRefused(_) | Self::NotAdmitted | Self::Withheld { .. } => Code::FailedPrecondition,
         };
         Status::new(code, self.to_string())
@@ -76,14 +85,40 @@ pub(crate) async fn with_token(node: &Arc<Node>, token: &str) -> Result<Standing
     })
 }
 
-/// Asks to join without a token. The link goes on asking until an admin has decided.
+/// Asks to join without a token. The link goes on asking until an admin has decided, also after an error.
 pub(crate) async fn without_token(
     node: &Arc<Node>,
     membership: Membership,
     labels: Labels,
-) -> Result<Standing, StepError<LockboxError>> {
-    *node.joining.lock().await = labels;
+) -> Result<Standing, JoinError> {
+    // Until this is done the link must not ask at the same time.
+    let mut joining = node.joining.lock().await;
+    joining.clone_from(&labels);
+    let broker = membership.brokers.first().cloned();
     set_membership(node, membership).await?;
+    if let Some(broker) = broker {
+        let asked = ask(node, &broker, labels).await;
+        asked.map_err(|source| JoinError::NotAsked {
+            address: broker.address,
+            source,
+        })?;
+    }
+    Ok(standing(node).map_err(StepError::from)?)
+}
+
+async fn ask(node: &Arc<Node>, broker: &BrokerAddress, labels: Labels) -> Result<(), LinkError> {
+    let client = broker_link::connect(node, broker).await?;
+    roster_sync::with_broker(node, &client).await?;
+    if standing(node)? != Standing::Pending {
+        return Ok(());
+    }
+    if broker_link::ask_for_admission(node, &client, labels).await? {
+        roster_sync::with_broker(node, &client).await?;
+    }
+    Ok(())
+}
+
+fn standing(node: &Arc<Node>) -> Result<Standing, Sealed> {
     Ok(node.engine.cluster()?.standing)
 }
 
@@ -121,7 +156,11 @@ async fn admit(node: &Arc<Node>, broker: &BrokerAddress, token: &Arc<JoinToken>)
         }
         // The entry is not applied here: it lacks the broker's signature, and comes back with it in the roster.
         let admission = match last.take() {
-            Some(last) if !is_taken(node, last.index)? => last.once_more()?,
+            Some(last) if !is_taken(node, last.index)? => {
+                let index = last.index;
+                let withheld = || Failure::Join(JoinError::Withheld { index });
+                last.once_more().ok_or_else(withheld)?
+            }
             _ => sign(node, token).await?,
         };
         let answer = client.clone().join(admission.request.clone()).await;
@@ -146,15 +185,12 @@ struct Admission {
 }
 
 impl Admission {
-    fn once_more(self) -> Result<Self, Failure> {
-        let index = self.index;
-        match self.sent < SUBMISSIONS {
-            true => Ok(Self {
-                sent: self.sent + 1,
-                ..self
-            }),
-            false => Err(Failure::Join(JoinError::Withheld { index })),
-        }
+    /// `None` if it was sent often enough.
+    fn once_more(self) -> Option<Self> {
+        (self.sent < SUBMISSIONS).then(|| Self {
+            sent: self.sent + 1,
+            ..self
+        })
     }
 }
 

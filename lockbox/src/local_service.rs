@@ -103,9 +103,8 @@ impl LocalService for LocalPort {
             Some(join_request::How::Target(target)) => {
                 let labels = convert::labels(std::mem::take(&mut target.labels)).map_err(status::local)?;
                 let membership = membership(target).map_err(status::local)?;
-                join::without_token(&self.node, membership, labels)
-                    .await
-                    .map_err(status::local)?
+                let outcome = join::without_token(&self.node, membership, labels).await;
+                outcome.map_err(|error| error.to_status())?
             }
             None => return Err(status::local(FieldError::new("how", "is missing"))),
         };

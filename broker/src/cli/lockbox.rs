@@ -11,9 +11,10 @@ use super::client::{Admin, Broker};
 use super::confirm::{check_terminal, confirm};
 use super::error::CliError;
 use super::impact::Theft;
+use super::joins::Rejected;
 use super::output::{Format, Table, print, print_json};
 use super::since::{Since, since};
-use super::{Global, block_on, impact};
+use super::{Global, block_on, impact, joins};
 use crate::clock::rfc3339;
 use crate::decide::find_lockbox;
 
@@ -38,6 +39,11 @@ pub(super) enum Lockbox {
         labels: Vec<String>,
         #[command(flatten)]
         admin: Admin,
+    },
+    /// Remove a request to join, or many. The same identities are refused for a day, unless they join with a token
+    Reject {
+        #[command(flatten)]
+        which: Rejected,
     },
     /// Retire a lockbox, for good; its keys stay there and can't be transferred any more
     Retire {
@@ -111,6 +117,7 @@ impl Lockbox {
                         .await?;
                     changed.report(global, &format!("lockbox {name} is admitted"))
                 }
+                Self::Reject { which } => joins::reject(global, &mut broker, which).await,
                 Self::Retire {
                     lockbox, reason, admin, ..
                 } => retire(global, &mut broker, &admin, &lockbox, reason).await,
@@ -155,7 +162,7 @@ async fn retire(
     )
 }
 
-async fn list(broker: &mut Broker) -> Result<Vec<LockboxInfo>, CliError> {
+pub(super) async fn list(broker: &mut Broker) -> Result<Vec<LockboxInfo>, CliError> {
     let answer = broker.client.list_lockboxes(ListLockboxesRequest {}).await;
     let answer = answer.map_err(|status| CliError::from_status("the lockboxes can't be listed", &status))?;
     Ok(answer.into_inner().lockboxes)
@@ -222,7 +229,7 @@ fn show_list(global: &Global, infos: &[LockboxInfo]) -> Result<(), CliError> {
         return print_json(&infos.iter().map(to_json).collect());
     }
     let mut table = Table::new(&["NAME", "STATUS", "CONNECTED", "ADDRESS", "LABELS", "LAST SEEN", "ID"]);
-    for info in infos {
+    for info in infos.iter().filter(|info| info.status() != LockboxStatus::Pending) {
         table.row([
             name(info).to_owned(),
             status(info).to_owned(),
@@ -233,7 +240,7 @@ fn show_list(global: &Global, infos: &[LockboxInfo]) -> Result<(), CliError> {
             id(info),
         ]);
     }
-    print(&table.render())
+    print(&format!("{}{}", table.render(), joins::table(infos)))
 }
 
 fn show(global: &Global, info: &LockboxInfo) -> Result<(), CliError> {
@@ -250,6 +257,7 @@ fn show(global: &Global, info: &LockboxInfo) -> Result<(), CliError> {
         ("labels", labels(info)),
         ("connected", if info.connected { "yes" } else { "no" }.to_owned()),
         ("address", info.peer_address.clone()),
+        ("asked from", info.asked_from.clone()),
         ("version", info.software_version.clone()),
         (
             "roster head",
@@ -280,14 +288,15 @@ fn to_json(info: &LockboxInfo) -> Value {
         "software_version": info.software_version,
         "roster_index": info.roster_head.as_ref().map(|head| head.index),
         "last_seen_ms": info.last_seen_ms,
+        "asked_from": info.asked_from,
     })
 }
 
-fn name(info: &LockboxInfo) -> &str {
+pub(super) fn name(info: &LockboxInfo) -> &str {
     info.lockbox.as_ref().map_or("", |lockbox| &lockbox.name)
 }
 
-fn id(info: &LockboxInfo) -> String {
+pub(super) fn id(info: &LockboxInfo) -> String {
     let id = info.lockbox.as_ref().map_or(&[][..], |lockbox| &lockbox.lockbox_id);
     lockbox_authz::LockboxId::from_slice("lockbox_id", id).map_or_else(|_| "?".to_owned(), |id| id.to_string())
 }

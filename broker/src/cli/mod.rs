@@ -10,6 +10,7 @@ mod error;
 mod evidence;
 mod head_file;
 mod impact;
+mod joins;
 mod key;
 mod lockbox;
 mod members;

@@ -103,8 +103,15 @@ pub(super) struct PendingRecord {
     /// Envelope.
     #[prost(bytes = "vec", tag = "1")]
     pub(super) request: Vec<u8>,
+    /// When it came, or was rejected.
     #[prost(int64, tag = "2")]
-    pub(super) received_at_ms: i64,
+    pub(super) at_ms: i64,
+    /// IP address, as text; empty if the transport did not know it.
+    #[prost(string, tag = "3")]
+    pub(super) asked_from: String,
+    /// An admin has rejected it.
+    #[prost(bool, tag = "4")]
+    pub(super) rejected: bool,
 }
 
 #[derive(Clone, PartialEq, Message)]

@@ -9,7 +9,10 @@ use lockbox_store::MemoryStore;
 
 use super::*;
 use crate::decide::TransferRequest;
-use crate::limits::{MAX_PENDING_JOINS, MAX_REPORT_RECEIPTS, PENDING_JOIN_KEPT_MS};
+use crate::limits::{
+    MAX_REJECTED_JOINS, MAX_REPORT_RECEIPTS, PENDING_JOIN_KEPT_MS, PENDING_JOIN_REPLACED_AFTER_MS, PENDING_JOINS,
+    REJECTED_JOIN_KEPT_MS,
+};
 use crate::requesters::{Permission, Requester, Requesters, SelectionKind};
 
 mod custody;

@@ -76,9 +76,10 @@ impl Cluster {
             "--broker-key",
             &broker_key,
         ];
-        let joined = machine.json(&[&["join"], &broker[..]].concat());
-        assert_eq!(joined["membership"], "pending");
+        let (code, message) = machine.fails(&[&["join"], &broker[..]].concat());
+        assert!(code == 69 && message.contains("goes on asking"), "{code} {message}");
         let status = machine.status();
+        assert_eq!(status["membership"], "pending");
         self.change(Change::AdmitLockbox(Lockbox {
             lockbox_id: lockbox_id(machine),
             name: status["name"].as_str().unwrap().to_owned(),

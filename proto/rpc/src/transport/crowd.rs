@@ -61,7 +61,7 @@ impl AddressLimits {
         for holder in holders {
             *of_address.entry(holder.address).or_default() += 1;
             if !holder.is_recent {
-                *of_network.entry(network(holder)).or_default() += 1;
+                *of_network.entry(holder.network()).or_default() += 1;
             }
         }
         let count = |counts: &HashMap<_, usize>, key| counts.get(&key).copied().unwrap_or(0);
@@ -69,15 +69,15 @@ impl AddressLimits {
         let is_candidate: &dyn Fn(&Holder) -> bool =
             if has_address && count(&of_address, newcomer.address) >= self.per_address {
                 &|holder| holder.address == newcomer.address
-            } else if has_address && !newcomer.is_recent && count(&of_network, network(&newcomer)) >= self.per_network {
-                &|holder| !holder.is_recent && network(holder) == network(&newcomer)
+            } else if has_address && !newcomer.is_recent && count(&of_network, newcomer.network()) >= self.per_network {
+                &|holder| !holder.is_recent && holder.network() == newcomer.network()
             } else if holders.len() >= self.total {
                 &|_| true
             } else {
                 return None;
             };
         let crowd = |holder: &Holder| {
-            let network = count(&of_network, network(holder));
+            let network = count(&of_network, holder.network());
             (
                 holder.is_recent,
                 Reverse(network),
@@ -92,18 +92,20 @@ impl AddressLimits {
     }
 }
 
-/// What one owner is likely to have at its disposal: an IPv4 /24, an IPv6 /64.
-fn network(holder: &Holder) -> Option<IpAddr> {
-    holder.address.map(|address| match address.to_canonical() {
-        IpAddr::V4(address) => {
-            let [a, b, c, _] = address.octets();
-            Ipv4Addr::from([a, b, c, 0]).into()
-        }
-        IpAddr::V6(address) => {
-            let [a, b, c, d, ..] = address.segments();
-            Ipv6Addr::from([a, b, c, d, 0, 0, 0, 0]).into()
-        }
-    })
+impl Holder {
+    /// What one owner is likely to have at its disposal: an IPv4 /24, an IPv6 /64.
+    pub fn network(&self) -> Option<IpAddr> {
+        self.address.map(|address| match address.to_canonical() {
+            IpAddr::V4(address) => {
+                let [a, b, c, _] = address.octets();
+                Ipv4Addr::from([a, b, c, 0]).into()
+            }
+            IpAddr::V6(address) => {
+                let [a, b, c, d, ..] = address.segments();
+                Ipv6Addr::from([a, b, c, d, 0, 0, 0, 0]).into()
+            }
+        })
+    }
 }
 
 /// The places of one kind of connection.
