@@ -499,6 +499,11 @@ impl Broker {
                 info.roster_head = Some(head.to_wire());
                 info.last_seen_ms = last_seen_ms;
             }
+            let shared = self.sessions.shared_identity(lockbox.lockbox_id, now_ms());
+            info.shared_identity = shared.map(|shared| control::SharedIdentity {
+                addresses: shared.origins.map(|origin| origin.to_string()).to_vec(),
+                last_at_ms: shared.last_at_ms,
+            });
             infos.push(info);
         }
         infos.sort_by(|a, b| name(a).cmp(name(b)));

@@ -10,12 +10,13 @@
 //! others from arriving.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use lockbox_authz::{AuthorizationId, Hash, LockboxId, PublicKey};
 use lockbox_rpc::api::node::{
-    Ack, ConnectRequest, ConnectResponse, CustodyReport, DeliverNotice, NoticeReport, OfferTransfer, RevokeTransfer,
-    RosterAdvanced, TransferReport, Welcome, connect_request, connect_response,
+    Ack, ConnectRequest, ConnectResponse, CustodyReport, DeliverNotice, Hello, NoticeReport, OfferTransfer,
+    RevokeTransfer, RosterAdvanced, TransferReport, Welcome, connect_request, connect_response,
 };
 use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
@@ -26,13 +27,15 @@ use crate::limits::{HELLO_TIMEOUT, MAX_NOTICES_IN_FLIGHT};
 use crate::offers::{Offers, Queued};
 use crate::refusal::Refusal;
 use crate::registry::{Offer, OpenOffer, ToHear};
-use crate::sessions::{Closing, Session, Signal};
+use crate::sessions::{Closing, Origin, Session, Signal};
 use crate::status;
 
 pub(crate) struct Connection {
     broker: Arc<Broker>,
     /// As proved in the handshake, and in the roster when the stream was opened.
     peer: PublicKey,
+    /// Where it comes from.
+    address: Option<SocketAddr>,
     inbound: Streaming<ConnectRequest>,
     outbound: mpsc::Sender<Result<ConnectResponse, Status>>,
     /// Set by its Hello.
@@ -67,12 +70,14 @@ impl Connection {
     pub(crate) fn new(
         broker: Arc<Broker>,
         peer: PublicKey,
+        address: Option<SocketAddr>,
         inbound: Streaming<ConnectRequest>,
         outbound: mpsc::Sender<Result<ConnectResponse, Status>>,
     ) -> Self {
         Self {
             broker,
             peer,
+            address,
             inbound,
             outbound,
             lockbox_id: None,
@@ -121,6 +126,10 @@ impl Connection {
             return Err(End::Told(Status::invalid_argument("the first message must be Hello")));
         };
         let takes_notices = hello.takes_notices;
+        let origin = Origin {
+            instance_id: instance_id(&hello).map_err(End::Told)?,
+            address: self.address,
+        };
         let (version, address) = (hello.software_version.clone(), hello.peer_address.clone());
         let refused = |refusal: Refusal| {
             tracing::warn!(fingerprint = %self.peer.fingerprint(), %refusal, "a Hello was refused");
@@ -130,7 +139,7 @@ impl Connection {
         self.lockbox_id = Some(lockbox_id);
         self.notices.is_known = takes_notices;
         self.notices.more = takes_notices;
-        let session = broker.sessions.enter(lockbox_id, their_head, now_ms());
+        let session = broker.sessions.enter(lockbox_id, origin, their_head, now_ms());
         tracing::info!(lockbox = %lockbox_id, address, version, "connected");
         self.send(connect_response::Message::Welcome(Welcome {
             roster_head: Some(head.to_wire()),
@@ -336,13 +345,18 @@ fn revoke(revocation: Vec<u8>) -> connect_response::Message {
     connect_response::Message::RevokeTransfer(RevokeTransfer { revocation })
 }
 
+fn instance_id(hello: &Hello) -> Result<[u8; 16], Status> {
+    let bytes = hello.instance_id[..].try_into();
+    bytes.map_err(|_| Status::invalid_argument("instance_id must have 16 bytes"))
+}
+
 fn internal(refusal: Refusal) -> End {
     End::Told(status::for_node(&refusal))
 }
 
 fn closed(why: Closing) -> Status {
     match why {
-        Closing::Replaced => Status::aborted("a newer connection of this lockbox took over"),
+        Closing::Replaced => Status::aborted("another connection with this lockbox's identity took over"),
         Closing::Retired => Status::permission_denied(Refusal::Retired.to_string()),
         Closing::FellBehind => Status::resource_exhausted("this connection fell behind; connect again"),
     }

@@ -106,6 +106,13 @@ pub const MAX_TRIED: usize = 4;
 pub const DEFAULT_OPEN_TRANSFERS: usize = 1_024;
 pub const MAX_OPEN_TRANSFERS: usize = 1_000_000;
 
+/// Runs of one lockbox's daemon that were displaced by another one and are remembered: a few copies of one machine.
+pub const MAX_DISPLACED_ORIGINS: usize = 4;
+
+/// For how long two machines with one identity are shown after one last displaced the other. They come back after five minutes
+/// at most.
+pub const SHARED_IDENTITY_SHOWN_MS: i64 = 15 * 60 * 1_000;
+
 /// Compromise notices that one lockbox has not answered. It applies one after the other, and the rest can wait here.
 pub const MAX_NOTICES_IN_FLIGHT: usize = 8;
 

@@ -117,6 +117,7 @@ impl NodeService for NodePort {
         request: Request<Streaming<ConnectRequest>>,
     ) -> Result<Response<Self::ConnectStream>, Status> {
         let peer = peer_key(&request)?;
+        let address = request.remote_addr();
         let roster = self.broker.roster();
         if roster.admitted_by_key(&peer).is_none() {
             let retired = roster.lockboxes().any(|member| member.lockbox.identity_key == peer);
@@ -128,7 +129,7 @@ impl NodeService for NodePort {
             return Err(status::for_node(&refusal));
         }
         let (outbound, messages) = mpsc::channel(OUTBOUND_MESSAGES);
-        let connection = Connection::new(Arc::clone(&self.broker), peer, request.into_inner(), outbound);
+        let connection = Connection::new(Arc::clone(&self.broker), peer, address, request.into_inner(), outbound);
         tokio::spawn(connection.run());
         Ok(Response::new(ReceiverStream::new(messages)))
     }

@@ -10,16 +10,49 @@ use crate::entropy::rng;
 const FIRST: Duration = Duration::from_millis(250);
 const LONGEST: Duration = Duration::from_secs(30);
 
+/// Pauses of a machine whose connection another machine with the same identity took over.
+const DISPLACED_FIRST: Duration = Duration::from_secs(1);
+const DISPLACED_LONGEST: Duration = Duration::from_secs(5 * 60);
+
 /// Counts failed attempts.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Backoff {
     failures: u32,
+    first: Duration,
+    longest: Duration,
+}
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self {
+            failures: 0,
+            first: FIRST,
+            longest: LONGEST,
+        }
+    }
 }
 
 impl Backoff {
+    /// For two machines with one identity, which would displace each other without a pause.
+    pub(crate) fn after_displacement() -> Self {
+        Self {
+            failures: 0,
+            first: DISPLACED_FIRST,
+            longest: DISPLACED_LONGEST,
+        }
+    }
+
+    /// To be called with the time that a connection lasted. Only one that outlasted the other machine's longest pause shows
+    /// that no other machine is there any more.
+    pub(crate) fn lasted(&mut self, time: Duration) {
+        if time > 2 * self.longest {
+            self.reset();
+        }
+    }
+
     /// How long to wait after one more failure: a random time between half of the doubled pause and all of it.
     pub(crate) fn next(&mut self) -> Duration {
-        let doubled = FIRST.saturating_mul(1 << self.failures.min(16)).min(LONGEST);
+        let doubled = self.first.saturating_mul(1 << self.failures.min(16)).min(self.longest);
         self.failures = self.failures.saturating_add(1);
         let half = doubled / 2;
         let jitter = rng().next_u64() % u64::try_from(half.as_micros()).unwrap_or(u64::MAX).max(1);

@@ -15,7 +15,7 @@ mod stream;
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lockbox_authz::AuthorizationId;
 use lockbox_core::lockbox::{BrokerAddress, LockboxError, Membership, Standing};
@@ -78,6 +78,11 @@ pub(crate) enum LinkError {
     Status(#[from] Status),
     #[error("the broker closed the connection")]
     Closed,
+    #[error(
+        "another machine connected to the broker with this lockbox's identity; if this machine or its state folder was copied, \
+         stop one of the two"
+    )]
+    Displaced,
     #[error("the broker sent what is not due")]
     Unexpected,
     #[error(transparent)]
@@ -144,6 +149,7 @@ impl Refusals {
 pub(crate) async fn run(node: Arc<Node>) {
     let mut cluster = node.engine.watch_cluster();
     let mut backoff = Backoff::default();
+    let mut displaced = Backoff::after_displacement();
     for turn in 0_usize.. {
         let Some(membership) = membership(&mut cluster).await else {
             return;
@@ -159,9 +165,14 @@ pub(crate) async fn run(node: Arc<Node>) {
             connected: false,
             address: broker.address.clone(),
         });
+        let began = Instant::now();
         let Err(error) = talk(&node, broker, &mut backoff).await;
         node.link.send_modify(|link| link.connected = false);
-        let pause = backoff.next();
+        displaced.lasted(began.elapsed());
+        let pause = match error {
+            LinkError::Displaced => displaced.next(),
+            _ => backoff.next(),
+        };
         let (broker, pause_ms, error) = (&broker.address, pause.as_millis(), crate::chain(&error));
         tracing::warn!(
             broker,

@@ -8,6 +8,7 @@ use lockbox_core::slots::{SlotError, SlotSecret};
 use lockbox_core::vault::Verification;
 use lockbox_rpc::tls::TlsError;
 use lockbox_rpc::tls::raw_key::NodeKey;
+use rand_core::Rng;
 use tokio::sync::{Mutex as AsyncMutex, watch};
 use tokio::task::JoinSet;
 
@@ -15,6 +16,7 @@ use crate::broker_link::{self, LinkState, Refusals};
 use crate::config::Config;
 use crate::destruction;
 use crate::engine::{Engine, OpenError, Sealed};
+use crate::entropy::rng;
 use crate::folder::{Folder, FolderError};
 use crate::peer_port;
 use crate::ports::PortsFile;
@@ -39,6 +41,8 @@ pub struct Node {
     /// Held while a join is under way, so that the link does not ask at the same time. The labels are those wished for.
     pub(crate) joining: AsyncMutex<Labels>,
     pub(crate) ports: PortsFile,
+    /// Random, and another one with each start. By it a broker tells two machines with one identity.
+    pub(crate) instance_id: [u8; 16],
     /// The tasks of an unsealed lockbox. Held while it is unsealed or sealed.
     running: AsyncMutex<Option<JoinSet<()>>>,
 }
@@ -69,6 +73,8 @@ impl Node {
     pub fn new(config: Config, folder: Folder, engine: Arc<Engine>, ports_file: Option<PathBuf>) -> Arc<Self> {
         let ports = PortsFile::new(ports_file, &config);
         engine.set_caps(config.caps);
+        let mut instance_id = [0; 16];
+        rng().fill_bytes(&mut instance_id);
         Arc::new(Self {
             config,
             folder,
@@ -80,6 +86,7 @@ impl Node {
             peer_address: watch::Sender::new(None),
             joining: AsyncMutex::default(),
             ports,
+            instance_id,
             running: AsyncMutex::new(None),
         })
     }

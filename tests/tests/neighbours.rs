@@ -1,7 +1,7 @@
-//! Machines that should not be there: strangers that ask to join.
+//! Machines that should not be there: strangers that ask to join, and a copy of a lockbox.
 
 use lockbox_tests::testkit::crowd::ask_to_join;
-use lockbox_tests::testkit::{Cluster, Lockbox, Output};
+use lockbox_tests::testkit::{Cluster, Lockbox, Output, eventually};
 
 /// Joins without a token.
 fn join(cluster: &Cluster, lockbox: &Lockbox) -> Output {
@@ -50,4 +50,51 @@ fn a_lockbox_is_told_that_its_request_was_not_taken() {
     let refused = join(&cluster, &honest);
     assert_eq!(refused.status.code(), Some(77), "{}", refused.stderr);
     assert!(refused.stderr.contains("an admin has rejected"), "{}", refused.stderr);
+}
+
+/// The pause in milliseconds that a line of a lockbox's log names.
+fn pause_ms(line: &str) -> Option<u64> {
+    let (_, rest) = line.split_once("pause_ms=")?;
+    rest.split_whitespace().next()?.parse().ok()
+}
+
+#[test]
+fn two_machines_with_one_identity_are_shown_and_pause() {
+    let cluster = Cluster::start();
+    let broker = cluster.broker();
+    let original = cluster.add_lockbox("original");
+    original.stop();
+    let copy = cluster.copy_lockbox(&original, "copy");
+    let mark = broker.log().mark();
+    original.start();
+    copy.start();
+
+    let warning = broker
+        .log()
+        .wait_for(mark, "two machines connect with the identity of one lockbox");
+    assert!(warning.contains("other_address=127.0.0.1:"), "{warning}");
+    let shown = eventually("both addresses are shown", || {
+        let listed = broker.command(["lockbox", "list", "--output", "json"]);
+        let listed = listed.expect_success("lockbox list").json();
+        let shared = &listed[0]["shared_identity"]["addresses"];
+        shared.as_array().cloned()
+    });
+    assert_eq!(shown.len(), 2, "{shown:?}");
+    for command in [&["lockbox", "list"][..], &["lockbox", "show", "original"]] {
+        let text = broker.command(command).expect_success("lockbox").text();
+        assert!(
+            text.contains("two machines connect as lockbox original, from 127.0.0.1:"),
+            "{text}"
+        );
+    }
+    for lockbox in [&original, &copy] {
+        eventually("it pauses for longer each time", || {
+            let text = lockbox.log().text();
+            let displaced = text.lines().filter(|line| line.contains("another machine connected"));
+            displaced.filter_map(pause_ms).find(|pause_ms| *pause_ms >= 1_000)
+        });
+    }
+    let text = broker.log().text();
+    let connections = text.lines().filter(|line| line.contains(" connected ")).count();
+    assert!(connections < 20, "{connections} connections");
 }

@@ -240,7 +240,18 @@ fn show_list(global: &Global, infos: &[LockboxInfo]) -> Result<(), CliError> {
             id(info),
         ]);
     }
-    print(&format!("{}{}", table.render(), joins::table(infos)))
+    let warnings: Vec<String> = infos.iter().filter_map(warning).collect();
+    let warnings: String = warnings.iter().map(|warning| format!("\n{warning}\n")).collect();
+    print(&format!("{}{}{warnings}", table.render(), joins::table(infos)))
+}
+
+/// Two machines with one identity.
+fn warning(info: &LockboxInfo) -> Option<String> {
+    let addresses = info.shared_identity.as_ref()?.addresses.join(" and ");
+    Some(format!(
+        "warning: two machines connect as lockbox {}, from {addresses}; stop the copy, and make it a lockbox of its own",
+        name(info),
+    ))
 }
 
 fn show(global: &Global, info: &LockboxInfo) -> Result<(), CliError> {
@@ -267,7 +278,12 @@ fn show(global: &Global, info: &LockboxInfo) -> Result<(), CliError> {
     ] {
         table.row([key.to_owned(), value]);
     }
-    print(table.render().trim_start_matches('\n'))
+    let warning = warning(info).map(|warning| format!("\n{warning}\n"));
+    print(&format!(
+        "{}{}",
+        table.render().trim_start_matches('\n'),
+        warning.unwrap_or_default()
+    ))
 }
 
 fn to_json(info: &LockboxInfo) -> Value {
@@ -289,6 +305,10 @@ fn to_json(info: &LockboxInfo) -> Value {
         "roster_index": info.roster_head.as_ref().map(|head| head.index),
         "last_seen_ms": info.last_seen_ms,
         "asked_from": info.asked_from,
+        "shared_identity": info.shared_identity.as_ref().map(|shared| json!({
+            "addresses": shared.addresses,
+            "last_at_ms": shared.last_at_ms,
+        })),
     })
 }
 

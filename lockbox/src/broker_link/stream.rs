@@ -26,6 +26,7 @@ use lockbox_rpc::api::node::{
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
+use tonic::{Code, Status};
 
 use super::report::{self, Gist};
 use super::{LinkError, LinkState, Word};
@@ -114,7 +115,7 @@ pub(super) async fn run(
     loop {
         tokio::select! {
             message = inbound.message() => {
-                let message = message?.ok_or(LinkError::Closed)?;
+                let message = message.map_err(ended)?.ok_or(LinkError::Closed)?;
                 stream.hear(message.message.ok_or(LinkError::Unexpected)?).await?;
             }
             () = node.refusals.wake.notified() => stream.tell_refusals().await?,
@@ -134,6 +135,14 @@ pub(super) async fn run(
                 is_due = stream.reports_after.is_some();
             }
         }
+    }
+}
+
+/// Why the broker ended the stream.
+fn ended(status: Status) -> LinkError {
+    match status.code() {
+        Code::Aborted => LinkError::Displaced,
+        _ => status.into(),
     }
 }
 
@@ -158,6 +167,7 @@ async fn hello(node: &Arc<Node>) -> Result<Hello, LinkError> {
         software_version: crate::VERSION.to_owned(),
         roster_head,
         takes_notices: true,
+        instance_id: node.instance_id.to_vec(),
     })
 }
 

@@ -76,6 +76,13 @@ impl Cluster {
         lockbox
     }
 
+    /// Copies a lockbox that is not running, with its identity.
+    pub fn copy_lockbox(&self, original: &Lockbox, folder: &str) -> Lockbox {
+        let copy = Lockbox::copy_of(original, &self.folder.path().join(folder));
+        self.lockboxes().push(copy.clone());
+        copy
+    }
+
     /// Tries to make a lockbox of a backup, with these further arguments of `lockbox backup restore`. It is started if it is
     /// made, and belongs to no cluster.
     pub fn restore(&self, name: &str, backup: &Path, args: &[&OsStr]) -> (Lockbox, Output) {

@@ -15,6 +15,7 @@ use lockbox_rpc::transport::{LocalChannel, MAX_MESSAGE_BYTES, connect_unix};
 use rustix::process::Signal;
 use tonic::Status;
 
+use super::attacker::copy_folder;
 use super::process::{Daemon, Log, Output, Running, run, start};
 use super::proxy::Proxy;
 use super::wait::eventually;
@@ -68,6 +69,26 @@ impl Lockbox {
             .arg(lockbox.socket());
         let made = run(&mut init, b"");
         (lockbox, made)
+    }
+
+    /// Copies a lockbox that is not running, as a cloned machine is one: state, key file and configuration.
+    pub(crate) fn copy_of(original: &Self, dir: &Path) -> Self {
+        fs::create_dir(dir).expect("the cluster's folder is ours");
+        let name = dir.file_name().map(|name| name.to_string_lossy().into_owned());
+        let copy = Self(Arc::new(Inner {
+            name: name.unwrap_or_default(),
+            dir: dir.to_owned(),
+            daemon: Mutex::default(),
+            log: Log::new(&format!("{}, a copy", original.name())),
+            peer: Proxy::start(),
+        }));
+        copy_folder(&original.state_dir(), &copy.state_dir());
+        fs::set_permissions(copy.state_dir(), fs::Permissions::from_mode(0o700)).expect("the folder is ours");
+        fs::copy(original.key_file(), copy.key_file()).expect("the folder is ours");
+        let config = fs::read_to_string(original.config()).expect("init wrote it");
+        let (from, to) = (original.0.dir.to_string_lossy(), dir.to_string_lossy());
+        fs::write(copy.config(), config.replace(&*from, &to)).expect("the folder is ours");
+        copy
     }
 
     /// Starts the daemon, which unseals itself with its key file, and waits until it answers.
