@@ -3,7 +3,7 @@
 //! Each operation is one turn at the registry; whoever has to hear of it is told after the turn, when it is durable.
 
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use lockbox_authz::limits::MAX_ADDRESS_CHARS;
 use lockbox_authz::roster::{Applied, Head, Roster, RosterError};
@@ -33,7 +33,7 @@ const MAX_VERSION_CHARS: usize = 64;
 pub struct Broker {
     registry: Arc<Registry>,
     key: SecretKey,
-    requesters: Requesters,
+    requesters: RwLock<Arc<Requesters>>,
     /// Held while a peer's roster entries are looked at: each time costs a copy of the roster.
     screening: tokio::sync::Mutex<()>,
     pub(crate) sessions: Sessions,
@@ -54,7 +54,7 @@ impl Broker {
         Arc::new(Self {
             registry: Arc::new(registry),
             key,
-            requesters,
+            requesters: RwLock::new(Arc::new(requesters)),
             screening: tokio::sync::Mutex::default(),
             sessions: Sessions::default(),
             watchers: Watchers::default(),
@@ -70,8 +70,14 @@ impl Broker {
         &self.registry
     }
 
-    pub fn requesters(&self) -> &Requesters {
-        &self.requesters
+    /// The table that is in force now.
+    pub fn requesters(&self) -> Arc<Requesters> {
+        Arc::clone(&self.requesters.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Takes another table for all requests that come from now on.
+    pub(crate) fn set_requesters(&self, requesters: Requesters) {
+        *self.requesters.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(requesters);
     }
 
     pub fn public_key(&self) -> PublicKey {
@@ -101,7 +107,7 @@ impl Broker {
         let authorized = self
             .turn(move |broker, turn| {
                 let id = AuthorizationId::from_random(random());
-                turn.authorize(&request, &broker.requesters, &broker.key, id, now_ms())
+                turn.authorize(&request, &broker.requesters(), &broker.key, id, now_ms())
             })
             .await?;
         if authorized.is_new {
@@ -149,7 +155,7 @@ impl Broker {
         limit: usize,
     ) -> Result<Page, Refusal> {
         self.turn(move |broker, turn| {
-            let all = decide::known(&broker.requesters, &requester)?.may(Permission::ListAll);
+            let all = decide::known(&broker.requesters(), &requester)?.may(Permission::ListAll);
             let whose = (!all).then_some(requester.as_str());
             turn.list(whose, after.as_deref(), limit, now_ms())
         })
@@ -164,7 +170,7 @@ impl Broker {
     ) -> Result<control::Transfer, Refusal> {
         let (transfer, shown) = self
             .turn(move |broker, turn| {
-                decide::permitted(&broker.requesters, &requester, Permission::Revoke)?;
+                decide::permitted(&broker.requesters(), &requester, Permission::Revoke)?;
                 broker.visible(turn, &requester, id)?;
                 let transfer = turn.revoke(id, &reason, &broker.key, now_ms())?;
                 let shown = turn.view(&transfer, now_ms())?;
@@ -180,7 +186,7 @@ impl Broker {
     /// The lockboxes of the roster and those that wait, by name.
     pub async fn lockboxes(self: &Arc<Self>, requester: String) -> Result<Vec<LockboxInfo>, Refusal> {
         self.turn(move |broker, turn| {
-            decide::known(&broker.requesters, &requester)?;
+            decide::known(&broker.requesters(), &requester)?;
             broker.lockbox_infos(turn)
         })
         .await
@@ -194,7 +200,7 @@ impl Broker {
         limit: usize,
     ) -> Result<(Vec<UnverifiedEnvelope>, Head), Refusal> {
         self.turn(move |broker, turn| {
-            decide::known(&broker.requesters, &requester)?;
+            decide::known(&broker.requesters(), &requester)?;
             let roster = turn.roster();
             Ok((roster.entries_from(from_index, limit).cloned().collect(), roster.head()))
         })
@@ -204,7 +210,7 @@ impl Broker {
     pub async fn submit_entry(self: &Arc<Self>, requester: String, entry: UnverifiedEnvelope) -> Result<Head, Refusal> {
         let (applied, roster) = self
             .turn(move |broker, turn| {
-                decide::permitted(&broker.requesters, &requester, Permission::Roster)?;
+                decide::permitted(&broker.requesters(), &requester, Permission::Roster)?;
                 let applied = turn.append(&entry, now_ms())?;
                 Ok((applied, Arc::clone(turn.roster())))
             })
@@ -218,7 +224,7 @@ impl Broker {
     /// Removes requests to join; those keys are refused for a day. Returns how many waited.
     pub async fn reject_joins(self: &Arc<Self>, requester: String, keys: Vec<PublicKey>) -> Result<u32, Refusal> {
         self.turn(move |broker, turn| {
-            decide::permitted(&broker.requesters, &requester, Permission::Roster)?;
+            decide::permitted(&broker.requesters(), &requester, Permission::Roster)?;
             let rejected = turn.reject_joins(&keys, now_ms())?;
             tracing::info!(requester, rejected, "requests to join were rejected");
             Ok(rejected)
@@ -228,7 +234,7 @@ impl Broker {
 
     /// The lockbox that a requester may have the evidence about.
     pub fn evidence_about(&self, requester: &str, name_or_id: &str) -> Result<LockboxId, Refusal> {
-        decide::permitted(&self.requesters, requester, Permission::ListAll)?;
+        decide::permitted(&self.requesters(), requester, Permission::ListAll)?;
         let roster = self.roster();
         let member = decide::find_lockbox(&roster, name_or_id).ok_or(Refusal::NotAdmitted)?;
         Ok(member.lockbox.lockbox_id)
@@ -454,7 +460,8 @@ impl Broker {
 
     /// A transfer that this requester may see. Of any other it isn't told that it exists.
     fn visible(&self, turn: &Turn<'_>, requester: &str, id: AuthorizationId) -> Result<Transfer, Refusal> {
-        let row = decide::known(&self.requesters, requester)?;
+        let requesters = self.requesters();
+        let row = decide::known(&requesters, requester)?;
         let transfer = turn.transfer(id)?.ok_or(Refusal::UnknownTransfer)?;
         if transfer.requester != requester && !row.may(Permission::ListAll) {
             return Err(Refusal::UnknownTransfer);

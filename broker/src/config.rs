@@ -71,6 +71,33 @@ impl Config {
         let raw: RawConfig = toml::from_str(text).map_err(|error| explain(file, text, &error))?;
         raw.check(file)
     }
+
+    /// What is in force after `read` was read: the settings of `read`, but for those that a running daemon can't change.
+    /// The second value names those of them that differ.
+    pub(crate) fn with_changes_of(&self, read: Self) -> (Self, Vec<&'static str>) {
+        let mut new = Self {
+            requesters: read.requesters.clone(),
+            ..self.clone()
+        };
+        new.log.level = read.log.level;
+        let differs = [
+            ("node.listen", new.node_listen != read.node_listen),
+            ("control.listen", new.control_listen != read.control_listen),
+            (
+                "control.certificate",
+                new.control_certificate != read.control_certificate,
+            ),
+            ("control.key", new.control_key != read.control_key),
+            ("control.client_ca", new.control_client_ca != read.control_client_ca),
+            ("control.ca_key", new.control_ca_key != read.control_ca_key),
+            ("signing_key", new.signing_key != read.signing_key),
+            ("store", new.store != read.store),
+            ("log.format", new.log.format != read.log.format),
+            ("inventory.left_days", new.left_days != read.left_days),
+        ];
+        let fixed = differs.into_iter().filter(|(_, differs)| *differs);
+        (new, fixed.map(|(setting, _)| setting).collect())
+    }
 }
 
 /// Says in one line what the TOML parser or serde complained about.

@@ -233,7 +233,7 @@ pub(crate) fn requester<T>(broker: &Broker, request: &Request<T>) -> Result<Stri
         return Err(Status::unauthenticated("the connection has no client certificate"));
     };
     let name = requester_name(certificate).map_err(|error| refused(error.into()))?;
-    decide::known(broker.requesters(), &name).map_err(|denied| {
+    decide::known(&broker.requesters(), &name).map_err(|denied| {
         tracing::warn!(requester = name, refusal = %denied, "a client was turned away");
         refused(denied.into())
     })?;

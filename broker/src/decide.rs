@@ -54,12 +54,12 @@ pub enum End {
 pub enum Denied {
     #[error(
         "the requester {requester:?} is not in the broker's table; add a [[requester]] with name = {requester:?} to \
-         broker.toml and restart the broker"
+         broker.toml and reload the broker (systemctl reload, or SIGHUP)"
     )]
     UnknownRequester { requester: String },
     #[error(
-        "the requester {requester:?} may not do this; add {permission:?} to its operations in broker.toml and restart \
-         the broker"
+        "the requester {requester:?} may not do this; add {permission:?} to its operations in broker.toml and reload \
+         the broker (systemctl reload, or SIGHUP)"
     )]
     NotPermitted {
         requester: String,
@@ -71,7 +71,7 @@ pub enum Denied {
     TtlTooLong { ttl_seconds: u32 },
     #[error(
         "the requester {requester:?} may not select keys by {kind}; add {kind:?} to its selections in broker.toml and \
-         restart the broker"
+         reload the broker (systemctl reload, or SIGHUP)"
     )]
     SelectionNotAllowed { requester: String, kind: &'static str },
     #[error(

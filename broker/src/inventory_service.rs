@@ -133,7 +133,7 @@ impl Broker {
     }
 
     fn exposed(&self, requester: &str, request: GetImpactRequest) -> Result<Exposed, Refusal> {
-        decide::permitted(self.requesters(), requester, Permission::ListAll)?;
+        decide::permitted(&self.requesters(), requester, Permission::ListAll)?;
         match request.subject {
             Some(Subject::KeyId(id)) => Ok(Exposed::Key(KeyId::from_slice("key_id", &id)?)),
             Some(Subject::Lockbox(name)) => {

@@ -47,6 +47,7 @@ pub mod pki;
 pub mod port_certificates;
 pub mod refusal;
 pub mod registry;
+mod reload;
 pub mod requester_name;
 pub mod requesters;
 pub mod serve;

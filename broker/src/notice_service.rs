@@ -127,7 +127,7 @@ impl Broker {
     ) -> Result<NoticeInfo, Refusal> {
         let (info, is_new) = self
             .turn(move |broker, turn| {
-                decide::permitted(broker.requesters(), &requester, Permission::Roster)?;
+                decide::permitted(&broker.requesters(), &requester, Permission::Roster)?;
                 let (number, is_new) = turn.submit_notice(&envelope, &requester, now_ms())?;
                 let notice = turn.notice(number)?.ok_or(Refusal::UnknownNotice)?;
                 Ok((broker.notice_info(turn, &notice), is_new))
@@ -146,7 +146,7 @@ impl Broker {
         limit: usize,
     ) -> Result<ListNoticesResponse, Refusal> {
         self.turn(move |broker, turn| {
-            decide::permitted(broker.requesters(), &requester, Permission::ListAll)?;
+            decide::permitted(&broker.requesters(), &requester, Permission::ListAll)?;
             let mut page = ListNoticesResponse::default();
             let mut number = before.unwrap_or(turn.notices_end()?);
             let mut bytes = 0;
@@ -170,7 +170,7 @@ impl Broker {
 
     async fn notice(self: &Arc<Self>, requester: String, hash: Hash) -> Result<(NoticeInfo, Vec<u8>), Refusal> {
         self.turn(move |broker, turn| {
-            decide::permitted(broker.requesters(), &requester, Permission::ListAll)?;
+            decide::permitted(&broker.requesters(), &requester, Permission::ListAll)?;
             let (notice, envelope) = turn.notice_by_hash(hash)?;
             Ok((broker.notice_info(turn, &notice), envelope.to_bytes()))
         })
@@ -200,7 +200,7 @@ impl Broker {
     }
 
     fn notice_subject(&self, requester: &str, request: PreviewNoticeRequest) -> Result<Subject, Refusal> {
-        decide::permitted(self.requesters(), requester, Permission::ListAll)?;
+        decide::permitted(&self.requesters(), requester, Permission::ListAll)?;
         match request.subject {
             Some(Asked::Keys(keys)) => {
                 if keys.key_ids.is_empty() || keys.key_ids.len() > MAX_SELECTED_KEYS {

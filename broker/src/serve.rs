@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lockbox_authz::Signer;
+use lockbox_host::signals::Signals;
 use lockbox_host::{console, log};
 use lockbox_rpc::notify;
 use lockbox_rpc::tls::raw_key::{self, NodeKey};
@@ -14,13 +15,13 @@ use lockbox_rpc::transport::{ServerLimits, Services, serve_tls};
 use lockbox_store::{Media, StoreFailure};
 use lockbox_store_sled::{SledStore, When, once_in};
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
 
 use crate::broker::Broker;
 use crate::config::{Config, ConfigError};
 use crate::files::{self, FileError};
 use crate::port_certificates::PortCertificates;
 use crate::registry::{InventoryBounds, OpenError, Registry};
+use crate::reload::Reload;
 use crate::{certificate_service, control_service, init, inventory_service, keyfile, node_service, notice_service};
 
 /// Why the daemon did not start, or stopped by itself.
@@ -55,15 +56,16 @@ pub struct Bound {
     control_listener: TcpListener,
     node_tls: Arc<rustls::ServerConfig>,
     certificates: Arc<PortCertificates>,
+    reload: Reload,
 }
 
 /// Serves until SIGTERM or SIGINT. Prints one line when both ports are bound.
 pub async fn run(config_file: &Path, ports_file: Option<&Path>) -> Result<(), ServeError> {
     let config = Config::load(config_file)?;
     log::begin(config.log, &["lockbox_broker", "lockbox_rpc"]).map_err(io_error("start the log"))?;
+    // Before the store is opened, which takes a while.
+    let signals = Signals::catch().map_err(io_error("catch signals"))?;
     let bound = bind(config_file, config).await?;
-    let mut terminate = signal(SignalKind::terminate()).map_err(io_error("wait for SIGTERM"))?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(io_error("wait for SIGINT"))?;
     if let Some(ports_file) = ports_file {
         let ports = serde_json::json!({ "node": bound.node.to_string(), "control": bound.control.to_string() });
         files::replace(ports_file, format!("{ports}\n").as_bytes(), files::PUBLIC)?;
@@ -72,14 +74,7 @@ pub async fn run(config_file: &Path, ports_file: Option<&Path>) -> Result<(), Se
         tracing::warn!(%error, "the line \"ready\" was not written to standard output");
     }
     notify::ready();
-    bound
-        .serve(async move {
-            tokio::select! {
-                _ = terminate.recv() => tracing::info!("SIGTERM: stopping"),
-                _ = interrupt.recv() => tracing::info!("SIGINT: stopping"),
-            }
-        })
-        .await
+    bound.serve(signals).await
 }
 
 /// Checks everything that is configured, opens the store, and binds the ports, in this order.
@@ -99,12 +94,13 @@ pub async fn bind(config_file: &Path, config: Config) -> Result<Bound, ServeErro
     let registry = open(&config)?;
     check_membership(&registry, &key, &wrong)?;
     let (node_listen, control_listen) = (config.node_listen, config.control_listen);
-    let broker = Broker::new(registry, key, config.requesters);
+    let broker = Broker::new(registry, key, config.requesters.clone());
 
     let node_listener = listen("node.listen", node_listen).await?;
     let control_listener = listen("control.listen", control_listen).await?;
     let address = |listener: &TcpListener| listener.local_addr().map_err(io_error("read a port's address"));
     Ok(Bound {
+        reload: Reload::new(config_file, config, &broker, &certificates),
         broker,
         node: address(&node_listener)?,
         control: address(&control_listener)?,
@@ -116,9 +112,10 @@ pub async fn bind(config_file: &Path, config: Config) -> Result<Bound, ServeErro
 }
 
 impl Bound {
-    /// Serves until `shutdown` completes, or the store fails.
-    pub async fn serve(self, shutdown: impl Future<Output = ()>) -> Result<(), ServeError> {
+    /// Serves until a signal says stop, or the store fails.
+    async fn serve(self, signals: Signals) -> Result<(), ServeError> {
         let broker = self.broker;
+        let mut reload = self.reload;
         let node = serve_tls(
             self.node_listener,
             self.node_tls,
@@ -143,7 +140,7 @@ impl Bound {
             broker.stopping(),
         );
         let ordered = async {
-            shutdown.await;
+            signals.until_stopped(|| reload.run()).await;
             broker.stop();
             // Ends with the two listeners.
             std::future::pending::<()>().await;

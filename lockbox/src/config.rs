@@ -85,6 +85,35 @@ impl Config {
         raw.check(file)
     }
 
+    /// What is in force after `read` was read: the settings of `read`, but for those that a running daemon can't change.
+    /// The second value names those of them that differ.
+    pub(crate) fn with_changes_of(&self, read: Self) -> (Self, Vec<&'static str>) {
+        let key_path = |config: &Self| config.key_socket.as_ref().map(|keys| keys.path.clone());
+        let is_same_key_socket = key_path(self) == key_path(&read);
+        let mut new = Self {
+            allowed_uids: read.allowed_uids.clone(),
+            allowed_gids: read.allowed_gids.clone(),
+            caps: read.caps,
+            grace: read.grace,
+            ..self.clone()
+        };
+        new.log.level = read.log.level;
+        if is_same_key_socket {
+            new.key_socket.clone_from(&read.key_socket);
+        }
+        let differs = [
+            ("state_dir", new.state_dir != read.state_dir),
+            ("socket", new.socket != read.socket),
+            ("peer_listen", new.peer_listen != read.peer_listen),
+            ("peer_address", new.peer_address != read.peer_address),
+            ("store", new.store != read.store),
+            ("key_socket.path", !is_same_key_socket),
+            ("log.format", new.log.format != read.log.format),
+        ];
+        let fixed = differs.into_iter().filter(|(_, differs)| *differs);
+        (new, fixed.map(|(setting, _)| setting).collect())
+    }
+
     /// The text of a file for a new lockbox.
     pub fn template(
         state_dir: &Path,

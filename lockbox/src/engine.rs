@@ -132,9 +132,12 @@ impl Engine {
         })
     }
 
-    /// Sets what may leave at most, from when it is next unsealed.
+    /// Sets what may leave at most, for every transfer that is not permitted yet. Blocks.
     pub fn set_caps(&self, caps: Caps) {
         *self.caps.lock().unwrap_or_else(PoisonError::into_inner) = caps;
+        if let Some(unsealed) = self.write().as_mut() {
+            unsealed.lockbox.set_caps(caps);
+        }
     }
 
     fn caps(&self) -> Caps {
@@ -154,10 +157,11 @@ impl Engine {
         let store = folder.open_store()?;
         let (mut lockbox, completing) = open_lockbox(&store, folder, &header, &root)?;
         complete(&store, completing)?;
-        lockbox.set_caps(self.caps());
         let noted_ms = lockbox.run_time_ms()?;
         *self.run_time.lock().unwrap_or_else(PoisonError::into_inner) = (noted_ms, Instant::now());
         let mut state = self.write();
+        // Under the lock: caps that are set meanwhile wait for it, and then change this lockbox.
+        lockbox.set_caps(self.caps());
         self.publish(&lockbox);
         *state = Some(Unsealed {
             lockbox,

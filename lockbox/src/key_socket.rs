@@ -108,7 +108,7 @@ pub(crate) async fn run(node: Arc<Node>, listener: LocalListener) {
             let _place = place;
             match asked {
                 Ok(asked) => {
-                    let outcome = answer(&node, stream, &asked).await;
+                    let outcome = answer(&node, stream, peer, &asked).await;
                     log(Some(&asked), peer, outcome.as_ref().copied());
                 }
                 Err(error) => log(None, peer, Err(&error.into())),
@@ -118,20 +118,28 @@ pub(crate) async fn run(node: Arc<Node>, listener: LocalListener) {
 }
 
 fn admit(node: &Node, peer: LocalPeer) -> Result<(), Refusal> {
-    let settings = node.config.key_socket.as_ref();
-    match settings.is_some_and(|settings| settings.allowed_uids.contains(&peer.uid)) {
+    let config = node.config();
+    match config
+        .key_socket
+        .as_ref()
+        .is_some_and(|settings| settings.allowed_uids.contains(&peer.uid))
+    {
         true => Ok(()),
         false => Err(Refusal::NotAllowed),
     }
 }
 
 /// Gives the key that was sent.
-async fn answer(node: &Arc<Node>, mut stream: UnixStream, asked: &Asked) -> Result<KeyId, Refusal> {
-    let settings = node.config.key_socket.as_ref().ok_or(Refusal::NotAllowed)?;
+async fn answer(node: &Arc<Node>, mut stream: UnixStream, peer: LocalPeer, asked: &Asked) -> Result<KeyId, Refusal> {
+    let at_most = node.config().key_socket.as_ref().map(|settings| settings.unseal_wait);
     tokio::select! {
-        unsealed = wait_for_unseal(node, settings.unseal_wait) => unsealed?,
+        unsealed = wait_for_unseal(node, at_most.ok_or(Refusal::NotAllowed)?) => unsealed?,
         () = hung_up(&stream) => return Err(Refusal::WentAway),
     }
+    // Once more, as the configuration may have been reloaded while the lockbox was sealed.
+    admit(node, peer)?;
+    let config = node.config();
+    let settings = config.key_socket.as_ref().ok_or(Refusal::NotAllowed)?;
     let key_id = lookup::find(&node.engine, settings.key_for(asked)).await?;
     let material = reveal(node, key_id).await?;
     timeout(WRITE_TIMEOUT, async {

@@ -13,6 +13,7 @@
 //! | `broker_link`, `join` | the broker |
 //! | `notices` | what admins say of keys that strangers know |
 //! | `destruction` | keys that are erased after a grace time |
+//! | `reload` | what changes while the daemon runs |
 //! | [`serve`] | the daemon from start to stop |
 //! | [`cli`] | the command line |
 //! | [`alloc`], [`memory`] | that no secret is left lying in memory |
@@ -51,6 +52,7 @@ mod peer_service;
 mod peer_wire;
 mod ports;
 mod puller;
+mod reload;
 pub mod root_file;
 mod roster_sync;
 mod scan;

@@ -362,7 +362,8 @@ impl LocalPort {
         let refused =
             || Status::permission_denied("this user may not use the lockbox: see allowed_uids and allowed_gids");
         let peer = request.extensions().get::<LocalPeer>().copied().ok_or_else(refused)?;
-        if may_use(&self.node.config.allowed_uids, &self.node.config.allowed_gids, peer) {
+        let config = self.node.config();
+        if may_use(&config.allowed_uids, &config.allowed_gids, peer) {
             return Ok(peer);
         }
         tracing::warn!(uid = peer.uid, gid = peer.gid, pid = peer.pid, "a caller was refused");

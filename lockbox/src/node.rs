@@ -25,7 +25,7 @@ use crate::scan;
 
 /// What the parts of the daemon share.
 pub struct Node {
-    pub config: Config,
+    config: Mutex<Arc<Config>>,
     pub folder: Folder,
     pub engine: Arc<Engine>,
     /// What the puller is to do.
@@ -76,7 +76,7 @@ impl Node {
         let mut instance_id = [0; 16];
         rng().fill_bytes(&mut instance_id);
         Arc::new(Self {
-            config,
+            config: Mutex::new(Arc::new(config)),
             folder,
             engine,
             pulls: Pulls::default(),
@@ -89,6 +89,15 @@ impl Node {
             instance_id,
             running: AsyncMutex::new(None),
         })
+    }
+
+    /// The configuration that is in force now.
+    pub fn config(&self) -> Arc<Config> {
+        Arc::clone(&lock(&self.config))
+    }
+
+    pub(crate) fn set_config(&self, config: Config) {
+        *lock(&self.config) = Arc::new(config);
     }
 
     /// Opens the root key with a slot's secret, and begins to serve. Gives the slot's number.
@@ -138,7 +147,7 @@ impl Node {
         let (slot_id, root) = header.open(secret)?;
         if self.engine.is_sealed() {
             // Once more, as it may have been converted since the daemon was started.
-            self.folder.require_backend(self.config.store)?;
+            self.folder.require_backend(self.config().store)?;
             self.engine.open(&self.folder, header, root)?;
         }
         Ok(slot_id)

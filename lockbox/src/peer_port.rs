@@ -48,7 +48,7 @@ pub(crate) async fn run(node: Arc<Node>) {
         Err(error) => return tracing::error!(%error, "the peer port can't be opened"),
     };
     let tls = raw_key::server_config(&key, Arc::new(AdmittedPeers { cluster }));
-    let address = node.config.peer_address.clone().unwrap_or_else(|| bound.to_string());
+    let address = node.config().peer_address.clone().unwrap_or_else(|| bound.to_string());
     tracing::info!(%bound, address, "the peer port is open");
     let service = peer_service::service(Arc::clone(&node));
     let _closing = Closing(Arc::clone(&node));
@@ -71,11 +71,11 @@ impl Drop for Closing {
 async fn bind(node: &Node) -> (TcpListener, SocketAddr) {
     let mut backoff = Backoff::default();
     loop {
-        let bound = TcpListener::bind(node.config.peer_listen).await;
+        let bound = TcpListener::bind(node.config().peer_listen).await;
         match bound.and_then(|listener| listener.local_addr().map(|bound| (listener, bound))) {
             Ok(bound) => return bound,
             Err(error) => {
-                let address = node.config.peer_listen;
+                let address = node.config().peer_listen;
                 tracing::error!(%error, %address, "the peer port can't be bound; free it, or change peer_listen");
             }
         }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use lockbox_core::limits::MAX_KEY_FILE_BYTES;
 use lockbox_core::slots::SlotSecret;
+use lockbox_host::signals::Signals;
 use lockbox_host::{console, log};
 use lockbox_rpc::notify;
 use lockbox_rpc::transport::{
@@ -13,7 +14,6 @@ use lockbox_rpc::transport::{
 };
 use lockbox_store_disk::{When, once_in};
 use rustix::process::geteuid;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 
 use crate::config::Config;
@@ -21,7 +21,7 @@ use crate::engine::{Engine, Stop};
 use crate::files::{self, FileError};
 use crate::folder::{Folder, FolderError};
 use crate::node::{Node, UnsealError};
-use crate::{key_socket, local_service, memory};
+use crate::{key_socket, local_service, memory, reload};
 
 /// Threads that may wait for the lockbox's lock or for the disk. Each step of a transfer needs one.
 const BLOCKING_THREADS: usize = 64;
@@ -94,10 +94,11 @@ fn compact(folder: &Folder) {
 }
 
 async fn serve(config: Config, folder: Folder, options: ServeOptions) -> Result<(), ServeError> {
-    let mut stop = StopSignals::new()?;
-    let listener = LocalListener::bind(&config.socket, socket_mode(&config.allowed_uids, &config.allowed_gids)).await?;
+    let signals = Signals::catch()?;
+    let (mode, key_mode) = socket_modes(&config);
+    let listener = LocalListener::bind(&config.socket, mode).await?;
     let keys = match &config.key_socket {
-        Some(keys) => Some(LocalListener::bind(&keys.path, socket_mode(&keys.allowed_uids, &[])).await?),
+        Some(keys) => Some(LocalListener::bind(&keys.path, key_mode).await?),
         None => None,
     };
     let node = Node::new(config, folder, Engine::new(stop_at_once()), options.ports_file);
@@ -114,10 +115,8 @@ async fn serve(config: Config, folder: Folder, options: ServeOptions) -> Result<
         key_server.spawn(key_socket::run(Arc::clone(&node), keys));
     }
     announce(&node);
-    let stopped = async {
-        let name = stop.next().await;
-        tracing::info!(signal = name, "stopping");
-    };
+    let reloading = Arc::clone(&node);
+    let stopped = signals.until_stopped(move || reload::reload(&reloading));
     serve_unix(listener, service, socket_limits(&node), stopped).await;
     key_server.shutdown().await;
     node.seal().await;
@@ -133,7 +132,8 @@ async fn unseal(node: &Arc<Node>, path: &Path) -> Result<(), ServeError> {
 
 /// From here on connections are answered: the socket listens, and what waits in it is served next.
 fn announce(node: &Node) {
-    let socket = node.config.socket.display();
+    let config = node.config();
+    let socket = config.socket.display();
     let state = if node.engine.is_sealed() { "sealed" } else { "unsealed" };
     tracing::info!(%socket, state, version = crate::VERSION, "ready");
     if let Err(error) = console::answer(&format!("ready {socket} {state}\n")) {
@@ -145,9 +145,11 @@ fn announce(node: &Node) {
 /// A user that is not let in is told so, and can do no more: few connections, and short ones. One that is let in can't take
 /// all places from the others.
 fn socket_limits(node: &Arc<Node>) -> ServerLimits {
-    let (uids, gids) = (node.config.allowed_uids.clone(), node.config.allowed_gids.clone());
-    let is_allowed =
-        move |peer: Peer<'_>| matches!(peer, Peer::Local(peer) if local_service::may_use(&uids, &gids, peer));
+    let node = Arc::clone(node);
+    let is_allowed = move |peer: Peer<'_>| {
+        let config = node.config();
+        matches!(peer, Peer::Local(peer) if local_service::may_use(&config.allowed_uids, &config.allowed_gids, peer))
+    };
     ServerLimits {
         connections_per_peer: CONNECTIONS_PER_USER,
         exempt_uids: vec![0, geteuid().as_raw()],
@@ -158,6 +160,16 @@ fn socket_limits(node: &Arc<Node>) -> ServerLimits {
         }),
         ..ServerLimits::default()
     }
+}
+
+/// The modes of the socket and of the key socket.
+pub(crate) fn socket_modes(config: &Config) -> (u32, u32) {
+    let keys = config.key_socket.as_ref();
+    let key_uids = keys.map_or(&[][..], |keys| &keys.allowed_uids);
+    (
+        socket_mode(&config.allowed_uids, &config.allowed_gids),
+        socket_mode(key_uids, &[]),
+    )
 }
 
 /// Only the daemon's own user and root by the file's mode, unless others are to be let in: then the kernel's word on who
@@ -174,25 +186,4 @@ fn stop_at_once() -> Stop {
         tracing::error!("{why}; stopping at once");
         log::exit(EXIT_STORE);
     })
-}
-
-struct StopSignals {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl StopSignals {
-    fn new() -> std::io::Result<Self> {
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-        })
-    }
-
-    async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
-        }
-    }
 }

@@ -141,7 +141,7 @@ impl Client {
             Format::Table => print(&format!(
                 "Made {}: a certificate and its key, and a client.toml that uses them.\n\
                  The broker knows this client as {requester:?}. To let it do something, add to broker.toml a\n\
-                 [[requester]] with this name, and restart the broker.\n\
+                 [[requester]] with this name, and reload the broker (systemctl reload, or SIGHUP).\n\
                  The certificate expires at {}. From 30 days before that, this renews it (run it daily):\n\
                  lockbox-broker certificate renew --client {0}/client.toml\n",
                 out.display(),

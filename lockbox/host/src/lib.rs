@@ -3,6 +3,7 @@
 //! | module | knows |
 //! |---|---|
 //! | [`log`] | the log on standard error, which never delays or fails the work that it reports |
+//! | [`signals`] | what a daemon does at which signal |
 //! | [`console`] | messages of a command on standard error and its answer on standard output, when either may be gone |
 //!
 //! Nothing here knows keys, stores or peers.
@@ -11,3 +12,4 @@
 
 pub mod console;
 pub mod log;
+pub mod signals;

@@ -207,7 +207,7 @@ impl LifecycleService for LocalPort {
         let peer = self.unsealed(&request)?;
         let request = request.into_inner();
         let key_id = key_id(&request.key_id)?;
-        let (grace, run_ms) = (self.node.config.grace, self.node.engine.run_ms());
+        let (grace, run_ms) = (self.node.config().grace, self.node.engine.run_ms());
         let when = match request.now {
             true => Erase::Now,
             false => Erase::Later {

@@ -17,6 +17,7 @@ use rustix::process::Signal;
 use tonic::transport::Channel;
 
 use super::attacker::{now_ms, read_key};
+use super::lockbox::edit;
 use super::process::{Daemon, Log, Output, Running, run, start};
 use super::proxy::Proxy;
 use super::wait::eventually;
@@ -109,8 +110,13 @@ impl Broker {
 
     /// SIGTERM, and the end of the process.
     pub fn stop(&self) {
+        self.stop_by(Signal::TERM);
+    }
+
+    /// The same by another signal.
+    pub fn stop_by(&self, signal: Signal) {
         let daemon = self.daemon().take().expect("it is running");
-        let status = daemon.stop();
+        let status = daemon.stop_by(signal);
         assert!(status.success(), "the broker ended with {status}");
     }
 
@@ -125,6 +131,16 @@ impl Broker {
         let config = fs::read_to_string(&file).expect("init wrote it");
         fs::write(&file, format!("{config}\n{text}")).expect("the folder is ours");
         self.restart();
+    }
+
+    /// Replaces a part of broker.toml.
+    pub fn edit_config(&self, part: &str, instead: &str) {
+        edit(&self.0.dir.join("broker.toml"), part, instead);
+    }
+
+    /// Replaces a part of a file of the control port's certificates.
+    pub fn edit_pki(&self, name: &str, part: &str, instead: &str) {
+        edit(&self.0.dir.join("pki").join(name), part, instead);
     }
 
     /// The binary.

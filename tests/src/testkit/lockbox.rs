@@ -5,7 +5,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lockbox_authz::{Head, LockboxId};
@@ -145,9 +145,19 @@ impl Lockbox {
 
     /// SIGTERM, and the end of the process.
     pub fn stop(&self) {
-        let daemon = self.daemon().take().expect("it is running");
-        let status = daemon.stop();
+        self.stop_by(Signal::TERM);
+    }
+
+    /// The same by another signal.
+    pub fn stop_by(&self, signal: Signal) {
+        let status = self.end_by(signal);
         assert!(status.success(), "{} ended with {status}", self.0.name);
+    }
+
+    /// Sends a signal that ends the daemon, and tells how it ended.
+    pub fn end_by(&self, signal: Signal) -> ExitStatus {
+        let daemon = self.daemon().take().expect("it is running");
+        daemon.stop_by(signal)
     }
 
     /// Sends the daemon a signal.
@@ -207,22 +217,17 @@ impl Lockbox {
         self.0.dir.join("ports")
     }
 
-    /// What leaves it at most from its next start on: lines of the configuration's `[caps]`.
+    /// What leaves it at most from its next start or reload on: lines of the configuration's `[caps]`.
     pub fn set_caps(&self, lines: &str) {
-        let config = fs::read_to_string(self.config()).expect("init wrote it");
-        let (before, after) = config.split_once("[caps]\n").expect("init wrote a place for caps");
-        fs::write(self.config(), format!("{before}[caps]\n{lines}{after}")).expect("the folder is ours");
+        self.edit_config("[caps]\n", &format!("[caps]\n{lines}"));
     }
 
-    /// How long it waits from its next start on until it erases a key that was scheduled for destruction.
+    /// How long it waits from its next start or reload on until it erases a key that was scheduled for destruction.
     pub fn set_grace(&self, grace: &str) {
-        let config = fs::read_to_string(self.config()).expect("init wrote it");
-        let (before, after) = config.split_once("[destruction]\n").expect("init wrote a place for it");
-        let line = format!("grace = \"{grace}\"\n");
-        fs::write(self.config(), format!("{before}[destruction]\n{line}{after}")).expect("the folder is ours");
+        self.edit_config("[destruction]\n", &format!("[destruction]\ngrace = \"{grace}\"\n"));
     }
 
-    /// How much the daemon logs from its next start on.
+    /// How much the daemon logs from its next start or reload on.
     pub fn set_log_level(&self, level: &str) {
         let config = fs::read_to_string(self.config()).expect("init wrote it");
         let (before, after) = config.split_once("level = \"").expect("init wrote a level");
@@ -233,9 +238,19 @@ impl Lockbox {
     /// Adds lines to the configuration's last section, `[key_socket]`, and starts the daemon again with them.
     pub fn configure_key_socket(&self, lines: &str) {
         self.kill();
+        self.append_to_config(lines);
+        self.start();
+    }
+
+    /// Adds lines to the configuration's last section, `[key_socket]`.
+    pub fn append_to_config(&self, lines: &str) {
         let config = fs::read_to_string(self.config()).expect("init wrote it");
         fs::write(self.config(), format!("{config}{lines}\n")).expect("the folder is ours");
-        self.start();
+    }
+
+    /// Replaces a part of the configuration.
+    pub fn edit_config(&self, part: &str, instead: &str) {
+        edit(&self.config(), part, instead);
     }
 
     /// Runs the command line.
@@ -352,4 +367,11 @@ impl Lockbox {
     fn daemon(&self) -> MutexGuard<'_, Option<Daemon>> {
         self.0.daemon.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Replaces a part of a configuration that `init` wrote.
+pub(super) fn edit(file: &Path, part: &str, instead: &str) {
+    let config = fs::read_to_string(file).expect("init wrote it");
+    assert!(config.contains(part), "{part} is not in {}", file.display());
+    fs::write(file, config.replacen(part, instead, 1)).expect("the folder is ours");
 }

@@ -45,6 +45,7 @@ pub mod memory;
 pub mod process;
 pub mod proxy;
 pub mod qemu;
+pub mod raw_client;
 mod runtime;
 mod store;
 pub mod thief;

@@ -188,10 +188,15 @@ impl Daemon {
     }
 
     /// SIGTERM, and then its end.
-    pub fn stop(mut self) -> ExitStatus {
+    pub fn stop(self) -> ExitStatus {
+        self.stop_by(Signal::TERM)
+    }
+
+    /// The same with another signal.
+    pub fn stop_by(mut self, signal: Signal) -> ExitStatus {
         self.log.forget_process();
-        self.signal(Signal::TERM);
-        eventually("the daemon ends after SIGTERM", || self.ended())
+        self.signal(signal);
+        eventually("the daemon ends after a signal", || self.ended())
     }
 }
 
