@@ -6,12 +6,11 @@
 //!
 //! | asked for | the key |
 //! |---|---|
-//! | volume NAME | the one that `volumes` names for it, else the only key here that is named NAME |
-//! | credential CREDENTIAL of UNIT | the one that `credentials` names for it, else the only key here that is named UNIT/CREDENTIAL |
+//! | volume NAME | the one that `volumes` names for it, else the key named NAME |
+//! | credential CREDENTIAL of UNIT | the one that `credentials` names for it, else the key named UNIT/CREDENTIAL |
 //!
-//! "The only key" leaves out what was made of another key and has its name: clones of every kind, and of a rotation's two keys
-//! the one that does not have the data, which is the new one until its job is verified, and the old one from then on. A key
-//! that is named by its id is followed through its rotations in the same way. See `choice`.
+//! Names mean what they mean everywhere (`lockbox_core::lifecycle::naming`). The key that is found is followed through its
+//! rotations: systemd is given the key that has the volume's data now.
 //!
 //! A volume's name has no slash, so neither can be asked for as the other. What is in the address is the client's word; who
 //! the client is, is the kernel's. So it is the user that decides, and a user that is let in may have any key by name.
@@ -20,8 +19,6 @@
 //! its operator to unseal; then it is closed.
 
 mod address;
-mod choice;
-mod lookup;
 mod settings;
 
 use std::io;
@@ -43,7 +40,7 @@ use tokio::time::timeout;
 use crate::engine::Sealed;
 use crate::node::Node;
 use address::{Asked, MalformedAddress};
-pub use settings::{KeyName, KeySocket};
+pub use settings::KeySocket;
 pub(crate) use settings::{RawKeySocket, beside};
 
 /// Connections of root and of the daemon's own user at once, those that wait for unsealing included: many times the volumes
@@ -72,13 +69,9 @@ enum Refusal {
     Sealed(#[from] Sealed),
     #[error("the client went away before the lockbox was unsealed")]
     WentAway,
-    #[error("there is no key named {0:?}: create it, or name another one in [key_socket]")]
-    NoKey(String),
-    #[error("several keys are named {name:?} ({ids}): name one by its id in [key_socket]")]
-    Ambiguous { name: String, ids: String },
-    #[error(transparent)]
+    #[error("refused; [key_socket] of the configuration can give another id or name")]
     Lockbox(#[from] LockboxError),
-    #[error("the key could not be sent: {0}")]
+    #[error("the key could not be sent")]
     Send(#[from] io::Error),
 }
 
@@ -140,7 +133,11 @@ async fn answer(node: &Arc<Node>, mut stream: UnixStream, peer: LocalPeer, asked
     admit(node, peer)?;
     let config = node.config();
     let settings = config.key_socket.as_ref().ok_or(Refusal::NotAllowed)?;
-    let key_id = lookup::find(&node.engine, settings.key_for(asked)).await?;
+    let named = settings.key_for(asked);
+    let found = node
+        .engine
+        .read(move |lockbox| lockbox.successor(lockbox.resolve_key(&named)?));
+    let key_id = found.await??;
     let material = reveal(node, key_id).await?;
     timeout(WRITE_TIMEOUT, async {
         stream.write_all(material.expose()).await?;

@@ -203,14 +203,26 @@ impl LocalService for LocalPort {
         Ok(Response::new(page))
     }
 
+    async fn resolve_key(&self, request: Request<ResolveKeyRequest>) -> Result<Response<ResolveKeyResponse>, Status> {
+        self.unsealed(&request)?;
+        let key = request.into_inner().key;
+        let found = self.node.engine.read_durable(move |lockbox| lockbox.resolve_key(&key));
+        let key_id = found.await.map_err(status::local)?.map_err(status::local)?;
+        Ok(Response::new(ResolveKeyResponse {
+            key_id: key_id.to_vec(),
+        }))
+    }
+
     async fn get_key(&self, request: Request<GetKeyRequest>) -> Result<Response<GetKeyResponse>, Status> {
         self.unsealed(&request)?;
         let key_id = key_id(&request.into_inner().key_id)?;
-        let entry = self.node.engine.read_durable(move |lockbox| lockbox.key(key_id));
-        let entry = entry.await.map_err(status::local)?.map_err(status::local)?;
-        Ok(Response::new(GetKeyResponse {
-            key: Some(convert::key_entry(&entry, self.node.engine.run_ms())),
-        }))
+        let run_ms = self.node.engine.run_ms();
+        let key = self
+            .node
+            .engine
+            .read_durable(move |lockbox| convert::listed_key(lockbox, &lockbox.key(key_id)?, run_ms));
+        let key = key.await.map_err(status::local)?.map_err(status::local)?;
+        Ok(Response::new(GetKeyResponse { key: Some(key) }))
     }
 
     async fn reveal_key(&self, request: Request<RevealKeyRequest>) -> Result<Response<RevealKeyResponse>, Status> {

@@ -84,12 +84,16 @@ impl LocalCode for LockboxError {
             Self::Field(error) => error.code(),
             Self::Roster(error) => error.code(),
             // SPEC section 11.6: the text says which.
-            Self::NoKey(_) | Self::NoAlarm(_) | Self::WasDestroyed(_) | Self::WasMoved { .. } => Code::NotFound,
-            Self::KeyExists(_) => Code::AlreadyExists,
-            Self::Lifecycle(error) => error.code(),
-            Self::OtherCluster { .. } | Self::NoCluster | Self::KeyInTransfer { .. } | Self::KeyInUse { .. } => {
-                Code::FailedPrecondition
+            Self::NoKey(_) | Self::NoKeyNamed(_) | Self::NoAlarm(_) | Self::WasDestroyed(_) | Self::WasMoved { .. } => {
+                Code::NotFound
             }
+            Self::KeyExists(_) | Self::NameTaken { .. } => Code::AlreadyExists,
+            Self::Lifecycle(error) => error.code(),
+            Self::OtherCluster { .. }
+            | Self::NoCluster
+            | Self::SeveralNamed { .. }
+            | Self::KeyInTransfer { .. }
+            | Self::KeyInUse { .. } => Code::FailedPrecondition,
         }
     }
 }

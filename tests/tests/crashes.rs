@@ -143,7 +143,7 @@ fn kill_at_each_step(operation: Operation, victim: Victim) {
     let mut stage = Stage::set();
     for step in STEPS {
         let case = format!("{operation:?}, {victim:?} killed at {step:?}");
-        let key = stage.a.create_key("volume");
+        let key = stage.a.create_keys(1)[0];
         let material = stage.a.reveal(key);
         stage.set_trap(step, victim);
         let ask = Ask::new(operation, &stage.a, &stage.b, Selection::Ids(vec![key]));
@@ -270,7 +270,7 @@ fn cut_at_many_bytes(operation: Operation) {
     const CUTS: u64 = 12;
     let mut stage = Stage::set();
     let whole = |stage: &mut Stage, case: &str| {
-        let key = stage.a.create_key("volume");
+        let key = stage.a.create_keys(1)[0];
         let material = stage.a.reveal(key);
         let transfer = stage.cluster.transfer(operation, &stage.a, &stage.b, &[key]);
         stage.assert_settled(operation, &transfer, &[(key, material)], case);
@@ -308,7 +308,7 @@ fn reports_survive_cuts_of_the_connections_to_the_broker() {
     let mut stage = Stage::set();
     let node = stage.cluster.broker().node_proxy().carried(Direction::ToServer) as u64;
     for number in 1..CUTS {
-        let key = stage.a.create_key("volume");
+        let key = stage.a.create_keys(1)[0];
         let material = stage.a.reveal(key);
         // Both lockboxes connect again, and one of them is cut while it says what it has to say.
         let proxy = stage.cluster.broker().node_proxy();

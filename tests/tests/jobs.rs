@@ -14,9 +14,12 @@ use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 /// A key, and a job that brings its data under a new one.
 fn rotation(lockbox: &Lockbox) -> (KeyId, KeyId) {
     let old = lockbox.create_key("volume");
+    (old, rotate(lockbox, old))
+}
+
+fn rotate(lockbox: &Lockbox, old: KeyId) -> KeyId {
     let made = lockbox.ask(&["key", "rotate", &old.to_string()]);
-    let job = made["key_id"].as_str().expect("an id").parse().expect("an id");
-    (old, job)
+    made["key_id"].as_str().expect("an id").parse().expect("an id")
 }
 
 fn job_run(lockbox: &Lockbox, job: KeyId, script: &str) -> Output {
@@ -240,7 +243,7 @@ fn rejects_a_job_that_is_over_before_anything_is_run() {
     a.ask(&["job", "done", &name, "--yes"]);
     rejected(job, &format!("job {name} is done"));
 
-    let (_, cancelled) = rotation(&a);
+    let cancelled = rotate(&a, job);
     a.ask(&["job", "cancel", &cancelled.to_string()]);
     rejected(cancelled, &format!("job {cancelled} is cancelled"));
     let verify = ["job", "verify", &cancelled.to_string()];

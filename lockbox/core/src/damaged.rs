@@ -9,7 +9,7 @@ use rand_core::CryptoRng;
 
 use crate::custody;
 use crate::keys::Destroyed;
-use crate::lockbox::{Lockbox, LockboxError};
+use crate::lockbox::{AlarmKind, Lockbox, LockboxError};
 use crate::record::{Departure, Lineage, Tombstone};
 use crate::rows::Row;
 use crate::step::Step;
@@ -78,7 +78,7 @@ impl Lockbox {
         let remaining = self.others_of_material(&tombstone)?;
         changes.settle();
         let settles = self.vault.is_settled_with(key);
-        let alarm = settles.then(|| self.note_alarm(settled(key), &[], now_ms, &mut changes));
+        let alarm = settles.then(|| self.note_alarm(AlarmKind::Stop, settled(key), &[], now_ms, &mut changes));
         let batches = self.vault.stage(changes, rng)?;
         self.alarms.extend(alarm.flatten());
         Ok(Step::new(
@@ -97,10 +97,11 @@ impl Lockbox {
     /// goes on, as no such row of a damaged key is made any more.
     pub fn trace(&self, traces: &mut Traces) -> Result<bool, LockboxError> {
         const PAGE: usize = if cfg!(test) { 3 } else { 4_096 };
-        const KINDS: [fn(KeyId, KeyId) -> Row; 3] = [
+        const KINDS: [fn(KeyId, KeyId) -> Row; 4] = [
             |first, key_id| Row::MaterialKey(MaterialId(first.0), key_id),
             Row::Descendant,
             Row::LiesOn,
+            |first, key_id| Row::Named(first.0, key_id),
         ];
         let Some(row) = KINDS.get(traces.kind) else {
             return Ok(true);

@@ -84,6 +84,10 @@ impl Lockbox {
     /// Makes a key of `length_bytes` (16 to 512; `None` for 64).
     ///
     /// With a key id that is taken by a key of the same attributes, the existing key is given: the request was repeated.
+    ///
+    /// # Errors
+    ///
+    /// [`LockboxError::NameTaken`] if another key here has the name; [`LockboxError::KeyExists`] if the id is another key's.
     pub fn create_key(
         &mut self,
         request: KeyRequest,
@@ -247,7 +251,7 @@ impl Lockbox {
             });
         }
         let mut changes = Changes::default();
-        let tombstone = erase(&key.info, now_ms, &mut changes);
+        let tombstone = erase(&key.info, now_ms, &self.vault, &mut changes);
         let remaining = self.other_keys_of_material(&key.info)?;
         let batches = self.vault.stage(changes, rng)?;
         Ok(Step::new(
@@ -370,8 +374,9 @@ impl Lockbox {
             };
         }
         self.check_new_id(key_id)?;
+        self.check_new_name(&info.name, key_id)?;
         let mut changes = Changes::default();
-        index(&info, &mut changes);
+        index(&info, &self.vault, &mut changes);
         changes.put_key(Key {
             info: info.clone(),
             material,

@@ -13,6 +13,8 @@ pub const PLACING: &[u8] = b"lockbox/v1/derive/placing";
 pub const LEAF: &[u8] = b"lockbox/v1/derive/leaf";
 /// HKDF info: the key of a node's child, from the node's key, as long as the node has no row.
 pub const CHILD: &[u8] = b"lockbox/v1/derive/child";
+/// HKDF info: the digest of a key's name, from the placing key and the name.
+pub const KEY_NAME: &[u8] = b"lockbox/v1/derive/key-name";
 /// HKDF info: the key of the book (everything but volume keys), from the root key.
 pub const BOOK: &[u8] = b"lockbox/v1/derive/book";
 /// HKDF info: the key of one record of the book.
@@ -46,13 +48,14 @@ pub const BACKUP_FRAME: &[u8] = b"lockbox/v1/backup/frame";
 pub const JOB_OPENED: &[u8] = b"lockbox/v1/job/opened";
 
 /// All of them.
-pub const ALL: [&[u8]; 21] = [
+pub const ALL: [&[u8]; 22] = [
     SLOT_KEY_FILE,
     SLOT_ROOT,
     EPOCH_SEALING,
     PLACING,
     LEAF,
     CHILD,
+    KEY_NAME,
     BOOK,
     BOOK_RECORD_KEY,
     DIGEST,

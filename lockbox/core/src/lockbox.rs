@@ -78,9 +78,19 @@ pub enum Standing {
     Retired,
 }
 
-/// Something that stops transfers until an operator has looked at it.
+/// What an alarm does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AlarmKind {
+    /// Stops transfers until an operator clears it: a roster fork, a canary, a rollback, damage.
+    Stop,
+    /// Is shown until an operator clears it, and stops nothing.
+    Warn,
+}
+
+/// Something that an operator has to look at.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Alarm {
+    pub kind: AlarmKind,
     pub what: String,
     pub raised_at_ms: i64,
 }
@@ -108,6 +118,14 @@ pub enum LockboxError {
     WasDestroyed(KeyId),
     #[error("key {key} was moved to lockbox {target}")]
     WasMoved { key: KeyId, target: LockboxId },
+    #[error("there is no key with the id or name {0:?}: `lockbox key list` shows the keys")]
+    NoKeyNamed(String),
+    #[error(
+        "several keys are named {name:?} ({ids}): give a key's id, or rename one with `lockbox key set ID --name NAME`"
+    )]
+    SeveralNamed { name: String, ids: String },
+    #[error("key {key} has the name or id {name:?} already: choose another name")]
+    NameTaken { name: String, key: KeyId },
     #[error("there is a key {0} already, and it is not the same")]
     KeyExists(KeyId),
     #[error("key {key} is part of the open transfer {transfer}: wait for it to end, or revoke it")]
@@ -350,6 +368,11 @@ impl Lockbox {
         Ok(Step::new(batches, Ok(applied)))
     }
 
+    /// Whether an alarm stops transfers.
+    pub fn is_stopped(&self) -> bool {
+        self.alarms.values().any(|alarm| alarm.kind == AlarmKind::Stop)
+    }
+
     /// Stops transfers until an operator clears the alarm.
     pub(crate) fn raise_alarm(
         &mut self,
@@ -359,7 +382,7 @@ impl Lockbox {
         rng: &mut dyn CryptoRng,
     ) -> Result<Step<()>, LockboxError> {
         let mut changes = Changes::default();
-        let alarm = self.note_alarm(what, evidence, now_ms, &mut changes);
+        let alarm = self.note_alarm(AlarmKind::Stop, what, evidence, now_ms, &mut changes);
         let batches = self.vault.stage(changes, rng)?;
         self.alarms.extend(alarm);
         Ok(Step::new(batches, ()))
@@ -368,6 +391,7 @@ impl Lockbox {
     /// Raises an alarm with other changes. Gives it, to be taken up when they are staged; nothing if it was raised already.
     pub(crate) fn note_alarm(
         &self,
+        kind: AlarmKind,
         what: String,
         evidence: &[u8],
         now_ms: i64,
@@ -378,6 +402,7 @@ impl Lockbox {
         }
         let number = self.alarms.keys().next_back().map_or(1, |last| last + 1);
         let alarm = Alarm {
+            kind,
             what,
             raised_at_ms: now_ms,
         };
@@ -411,6 +436,7 @@ impl Lockbox {
         if !self.alarms.values().any(|alarm| alarm.what == what) {
             let number = self.alarms.keys().next_back().map_or(1, |last| last + 1);
             let alarm = Alarm {
+                kind: AlarmKind::Stop,
                 what: what.clone(),
                 raised_at_ms,
             };
@@ -613,7 +639,16 @@ fn read_alarms(vault: &Vault, damaged: &mut Vec<String>) -> Result<BTreeMap<u64,
     }
     for what in damaged.drain(..) {
         let number = alarms.keys().next_back().map_or(1, |last| last + 1);
-        alarms.insert(number, Alarm { what, raised_at_ms: 0 });
+        let kind = AlarmKind::Stop;
+        let raised_at_ms = 0;
+        alarms.insert(
+            number,
+            Alarm {
+                kind,
+                what,
+                raised_at_ms,
+            },
+        );
     }
     Ok(alarms)
 }
@@ -626,6 +661,7 @@ impl Alarm {
             what: self.what.clone(),
             raised_at_ms: self.raised_at_ms,
             evidence: evidence[..evidence.len().min(MAX_EVIDENCE)].to_vec(),
+            warns_only: self.kind == AlarmKind::Warn,
         }
     }
 
@@ -640,7 +676,13 @@ impl Alarm {
         let record =
             wire::AlarmRecord::decode(&bytes[..]).map_err(|_| damaged(FieldError::new("record", "is malformed")))?;
         field::version(record.version).map_err(damaged)?;
+        let kind = if record.warns_only {
+            AlarmKind::Warn
+        } else {
+            AlarmKind::Stop
+        };
         Ok(Some(Self {
+            kind,
             what: record.what,
             raised_at_ms: record.raised_at_ms,
         }))

@@ -179,7 +179,7 @@ impl Lockbox {
         peer: PublicKey,
         now_ms: i64,
     ) -> Result<Decision, Refusal> {
-        if !self.alarms.is_empty() {
+        if self.is_stopped() {
             return Err(Refusal::Alarm);
         }
         let roster = self.roster.as_ref().ok_or(Refusal::NotAdmitted)?;

@@ -3,6 +3,9 @@
 
 use lockbox_authz::id::{AuthorizationId, KeyId, MaterialId};
 
+/// A keyed digest of a key's name, so that the store's files do not show names: see [`crate::vault::Vault::name_digest`].
+pub type NameDigest = [u8; 16];
+
 /// A record of the book: everything that is sealed under the book's key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Row {
@@ -12,7 +15,7 @@ pub enum Row {
     Membership,
     /// One entry of the roster.
     RosterEntry(u64),
-    /// Something that stops transfers.
+    /// Something that an operator has to look at.
     Alarm(u64),
     /// What remains of a key that is gone.
     Tombstone(KeyId),
@@ -54,6 +57,8 @@ pub enum Row {
     Due(u64, KeyId),
     /// How long daemons have run with this store unsealed.
     RunTime,
+    /// A key that is here and has a name: the name's digest, then the key.
+    Named(NameDigest, KeyId),
 }
 
 impl Row {
@@ -75,6 +80,10 @@ impl Row {
             Self::Noticed(id) => key.extend(id.0),
             Self::Due(due_ms, key_id) => {
                 key.extend(due_ms.to_be_bytes());
+                key.extend(key_id.0);
+            }
+            Self::Named(digest, key_id) => {
+                key.extend(digest);
                 key.extend(key_id.0);
             }
             Self::MaterialKey(id, key_id) => {
@@ -116,6 +125,7 @@ impl Row {
             Self::Noticed(_) => b'q',
             Self::Due(..) => b'y',
             Self::RunTime => b'z',
+            Self::Named(..) => b'f',
         }
     }
 }

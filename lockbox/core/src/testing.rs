@@ -131,7 +131,7 @@ impl Node {
 
     pub(crate) fn create(&mut self, name: &str, transfer_policy: TransferPolicy) -> KeyId {
         let request = KeyRequest {
-            name: name.to_owned(),
+            name: self.free_name(name),
             transfer_policy,
             ..KeyRequest::default()
         };
@@ -140,10 +140,22 @@ impl Node {
             .key_id
     }
 
+    /// This name, or one that begins with it if a key has it.
+    pub(crate) fn free_name(&self, name: &str) -> String {
+        let lockbox = self.lockbox.as_ref().expect("it is restarted at once");
+        let mut names = (2..).map(|number| format!("{name}-{number}"));
+        match lockbox.resolve_key(name) {
+            Err(LockboxError::NoKeyNamed(_)) => name.to_owned(),
+            _ => names
+                .find(|name| matches!(lockbox.resolve_key(name), Err(LockboxError::NoKeyNamed(_))))
+                .expect("numbers do not end"),
+        }
+    }
+
     /// A key of which anything may be made.
     pub(crate) fn create_base(&mut self, name: &str) -> KeyId {
         let request = KeyRequest {
-            name: name.to_owned(),
+            name: self.free_name(name),
             clone_policy: ClonePolicy {
                 share: true,
                 rekey: true,

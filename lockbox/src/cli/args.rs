@@ -202,10 +202,10 @@ pub(super) enum KeyCommand {
         all: bool,
     },
     /// Show one key, without its secret.
-    Show { key: KeyName },
+    Show { key: String },
     /// Write one key's secret to standard output.
     Reveal {
-        key: KeyName,
+        key: String,
         /// How it is written; no newline is added.
         #[arg(long, value_enum, default_value_t = Encoding::Raw)]
         encoding: Encoding,
@@ -218,7 +218,7 @@ pub(super) enum KeyCommand {
     /// A key whose record is damaged is named by its id, and destroyed only with --force, as what uses it can't be read. It
     /// does not come back from a backup either, no more than any key that was destroyed.
     Destroy {
-        key: KeyName,
+        key: String,
         /// Also if something is registered as using it, or if that can't be read.
         #[arg(long)]
         force: bool,
@@ -232,7 +232,7 @@ pub(super) enum KeyCommand {
 
 #[derive(Args)]
 pub(super) struct Attributes {
-    /// For people.
+    /// Name of the key; no other key of this lockbox may have it.
     #[arg(long, default_value = "")]
     pub(super) name: String,
     /// What it is for; aes-xts-plain64 unless given.
@@ -265,24 +265,6 @@ pub(super) struct Attributes {
     /// Its id, so that repeating the command makes no second key.
     #[arg(long, value_name = "UUID")]
     pub(super) id: Option<KeyId>,
-}
-
-/// A key by its id, or by its name if only one key has it.
-#[derive(Clone, Debug)]
-pub(super) enum KeyName {
-    Id(KeyId),
-    Name(String),
-}
-
-impl std::str::FromStr for KeyName {
-    type Err = std::convert::Infallible;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Ok(match text.parse() {
-            Ok(id) => Self::Id(id),
-            Err(_) => Self::Name(text.to_owned()),
-        })
-    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -96,6 +96,7 @@ fn status_json(status: &GetStatusResponse) -> Value {
     let alarm = |alarm: &Alarm| {
         json!({
             "alarm_id": alarm.alarm_id,
+            "kind": alarm.kind,
             "what": alarm.what,
             "raised_at_ms": alarm.raised_at_ms,
         })
@@ -182,8 +183,12 @@ fn status_text(status: &GetStatusResponse) -> String {
     }
     for alarm in &status.alarms {
         let (number, what, when) = (alarm.alarm_id, &alarm.what, rfc3339(alarm.raised_at_ms));
+        let (title, effect) = match alarm.kind.as_str() {
+            "warn" => ("WARNING", "it stops nothing"),
+            _ => ("ALARM", "transfers are stopped"),
+        };
         text += &format!(
-            "\nALARM {number} since {when}: {what}\n  transfers are stopped; once it was looked at: lockbox alarm clear {number}\n"
+            "\n{title} {number} since {when}: {what}\n  {effect}; once it was looked at: lockbox alarm clear {number}\n"
         );
     }
     text

@@ -9,11 +9,12 @@ use lockbox_core::lifecycle::derive::policy_text;
 use lockbox_core::record::ClonePolicy;
 use lockbox_rpc::api::local::{
     CreateKeyRequest, DestroyKeyRequest, Destruction, GetKeyRequest, GetStatusRequest, ImportKeyRequest, Key,
-    ListKeysRequest, RevealKeyRequest, TransferPolicy,
+    ListKeysRequest, ResolveKeyRequest, RevealKeyRequest, TransferPolicy,
 };
 use serde_json::{Value, json};
+use tonic::Code;
 
-use super::args::{Attributes, Encoding, KeyCommand, KeyName};
+use super::args::{Attributes, Encoding, KeyCommand};
 use super::client::Client;
 use super::error::CliError;
 use super::lifecycle::consumer_text;
@@ -96,7 +97,7 @@ pub(super) fn wire_labels(labels: Vec<Label>) -> Vec<lockbox_authz::wire::Label>
     labels.into_iter().map(wire).collect()
 }
 
-async fn reveal(client: &mut Client, key: KeyName, encoding: Encoding, to_terminal: bool) -> Result<(), CliError> {
+async fn reveal(client: &mut Client, key: String, encoding: Encoding, to_terminal: bool) -> Result<(), CliError> {
     if io::stdout().is_terminal() && !to_terminal {
         return Err(CliError::usage(
             "the key would be shown on the terminal, and stay in its history; send it to a pipe or a file, or say \
@@ -248,62 +249,45 @@ fn ids<'a>(keys: impl Iterator<Item = &'a Key>) -> Vec<String> {
     keys.map(|key| uuid(&key.key_id)).collect()
 }
 
-/// The one key that is meant: one that is here, or else one that is gone. A name that several keys have is refused: the
-/// wrong one might be destroyed. A key that is scheduled for destruction counts only if no other has the name.
-pub(super) async fn resolve(client: &mut Client, key: KeyName, include_departed: bool) -> Result<KeyId, CliError> {
-    let name = match key {
-        KeyName::Id(id) => return Ok(id),
-        KeyName::Name(name) => name,
-    };
-    let (mut damaged, mut keys) = named(client, &name, false).await?;
-    if keys.is_empty() && include_departed {
-        (damaged, keys) = named(client, &name, true).await?;
+/// The one key with an id or a name among those that are scheduled for destruction, else as for other commands.
+pub(super) async fn resolve_scheduled(client: &mut Client, key: String) -> Result<KeyId, CliError> {
+    let mut scheduled = list(client, key.clone(), false).await?;
+    scheduled.retain(is_scheduled);
+    match &scheduled[..] {
+        [] => resolve(client, key, false).await,
+        several => only(&key, several),
     }
-    let (scheduled, others): (Vec<Key>, _) = keys.into_iter().partition(is_scheduled);
-    only(&name, &damaged, if others.is_empty() { scheduled } else { others })
 }
 
-/// The one key that is meant among those that are scheduled for destruction.
-pub(super) async fn resolve_scheduled(client: &mut Client, key: KeyName) -> Result<KeyId, CliError> {
-    let name = match key {
-        KeyName::Id(id) => return Ok(id),
-        KeyName::Name(name) => name,
-    };
-    let (damaged, mut keys) = named(client, &name, false).await?;
-    if keys.iter().any(is_scheduled) {
-        keys.retain(is_scheduled);
+fn only(name: &str, keys: &[Key]) -> Result<KeyId, CliError> {
+    if let [key] = keys {
+        return KeyId::from_slice("key_id", &key.key_id).map_err(|error| CliError::failed(error.to_string()));
     }
-    only(&name, &damaged, keys)
+    let of = |key: &Key| format!("{} ({})", uuid(&key.key_id), key.state);
+    let ids: Vec<_> = keys.iter().map(of).collect();
+    Err(CliError::failed(format!(
+        "several keys have or had the name {name:?}; give the id of one:\n  {}",
+        ids.join("\n  ")
+    )))
 }
 
-fn only(name: &str, damaged: &[String], keys: Vec<Key>) -> Result<KeyId, CliError> {
-    match &keys[..] {
-        [] if !damaged.is_empty() => Err(CliError::store(format!(
-            "there is no key named {name:?} among those that can be read; the names of damaged keys can't:\n  {}",
-            damaged.join("\n  ")
-        ))),
-        [] => Err(CliError::failed(format!(
-            "there is no key named {name:?}; `lockbox key list` shows the names"
-        ))),
-        [key] => KeyId::from_slice("key_id", &key.key_id).map_err(|error| CliError::failed(error.to_string())),
-        several => {
-            let ids: Vec<_> = several
-                .iter()
-                .map(|key| format!("{} ({})", uuid(&key.key_id), key.state))
-                .collect();
-            Err(CliError::failed(format!(
-                "several keys are named {name:?}; say which one by its id:\n  {}",
-                ids.join("\n  ")
-            )))
+/// Finds the key with an id or a name. With `include_departed`, a name may also be that of one key that is gone.
+pub(super) async fn resolve(client: &mut Client, key: String, include_departed: bool) -> Result<KeyId, CliError> {
+    let request = ResolveKeyRequest { key: key.clone() };
+    let answer = match client.service.resolve_key(request).await {
+        Ok(answer) => answer.into_inner(),
+        Err(status) if include_departed && status.code() == Code::NotFound => {
+            let mut keys = list(client, key.clone(), true).await?;
+            keys.retain(|key| !is_damaged(key));
+            return if keys.is_empty() {
+                Err(status.into())
+            } else {
+                only(&key, &keys)
+            };
         }
-    }
-}
-
-/// The ids of the keys whose names can't be read, and the keys that have the name.
-async fn named(client: &mut Client, name: &str, include_departed: bool) -> Result<(Vec<String>, Vec<Key>), CliError> {
-    let keys = list(client, name.to_owned(), include_departed).await?;
-    let (damaged, named): (Vec<Key>, _) = keys.into_iter().partition(is_damaged);
-    Ok((ids(damaged.iter()), named))
+        Err(status) => return Err(status.into()),
+    };
+    KeyId::from_slice("key_id", &answer.key_id).map_err(|error| CliError::failed(error.to_string()))
 }
 
 /// Shows what a command takes away, and asks.
@@ -342,6 +326,7 @@ pub(super) fn key_json(key: &Key) -> Value {
         "key_id": uuid(&key.key_id),
         "material_id": uuid(&key.material_id),
         "name": key.name,
+        "by_id_only": key.by_id_only,
         "state": key.state,
         "algorithm": or_null(key.algorithm.clone()),
         "length_bytes": key.length_bytes,
@@ -386,7 +371,7 @@ pub(super) fn key_text(key: &Key) -> String {
     let time = |ms: i64| if ms == 0 { String::new() } else { rfc3339(ms) };
     fields(&[
         ("key", uuid(&key.key_id)),
-        ("name", key.name.clone()),
+        ("name", name_text(key)),
         ("state", key.state.clone()),
         ("algorithm", key.algorithm.clone()),
         ("bytes", bytes),
@@ -441,7 +426,7 @@ fn keys_text(keys: &[Key]) -> String {
         };
         vec![
             uuid(&key.key_id),
-            key.name.clone(),
+            name_text(key),
             key.state.clone(),
             if created == 0 { String::new() } else { rfc3339(created) },
             veto(key),
@@ -452,6 +437,15 @@ fn keys_text(keys: &[Key]) -> String {
         &["KEY", "NAME", "STATE", "SINCE", "VETO", "LABELS"],
         &keys.iter().map(row).collect::<Vec<_>>(),
     )
+}
+
+/// A name that means another key is marked, as it can't be used for this one.
+fn name_text(key: &Key) -> String {
+    if key.by_id_only {
+        format!("{} (by id only)", key.name)
+    } else {
+        key.name.clone()
+    }
 }
 
 /// What a snapshot or clone may do with the key; nothing for one that is gone.

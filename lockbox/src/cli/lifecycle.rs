@@ -11,7 +11,7 @@ use lockbox_rpc::api::local::{
 };
 use serde_json::{Value, json};
 
-use super::args::{KeyName, label};
+use super::args::label;
 use super::client::Client;
 use super::error::CliError;
 use super::jobs::job_json;
@@ -29,13 +29,13 @@ pub(super) enum LifeCommand {
     },
     /// Make a snapshot's key: a key of its own on the same material.
     Snapshot {
-        key: KeyName,
+        key: String,
         #[command(flatten)]
         descendant: Descendant,
     },
     /// Make a clone's key, as the key's clone policy allows.
     Clone {
-        key: KeyName,
+        key: String,
         /// share: the same material. rekey: its own, and the data is encrypted anew. layer: its own for new blocks.
         #[arg(long, value_enum)]
         mode: CloneMode,
@@ -44,22 +44,22 @@ pub(super) enum LifeCommand {
     },
     /// Make new material for a volume: a job, at whose end the old key is scheduled for destruction.
     Rotate {
-        key: KeyName,
+        key: String,
         #[command(flatten)]
         descendant: Descendant,
     },
     /// Give a key that is scheduled for destruction the state back that it had.
-    CancelDestruction { key: KeyName },
+    CancelDestruction { key: String },
     /// Mark every key here that has this key's material as known to strangers. Other lockboxes are told by
     /// `lockbox-broker key compromise`.
-    Compromise { key: KeyName },
+    Compromise { key: String },
     /// Show what a key's material opens, as far as this lockbox knows.
-    Impact { key: KeyName },
+    Impact { key: String },
 }
 
 #[derive(Args)]
 pub(super) struct SetArgs {
-    key: KeyName,
+    key: String,
     /// For people.
     #[arg(long)]
     name: Option<String>,
@@ -100,14 +100,14 @@ pub(super) struct SetArgs {
 pub(super) enum ConsumerCommand {
     /// Register a user.
     Add {
-        key: KeyName,
+        key: String,
         /// Such as cinder/volume/7bd4b53c.
         #[arg(value_parser = consumer, value_name = "SERVICE/TYPE/ID")]
         consumer: InventoryConsumer,
     },
     /// Take a user off the list.
     Remove {
-        key: KeyName,
+        key: String,
         #[arg(value_parser = consumer, value_name = "SERVICE/TYPE/ID")]
         consumer: InventoryConsumer,
     },
@@ -231,7 +231,7 @@ async fn consumers(command: ConsumerCommand, client: &mut Client, output: &Outpu
 }
 
 async fn derive(
-    key: KeyName,
+    key: String,
     relation: Relation,
     descendant: Descendant,
     client: &mut Client,
@@ -268,7 +268,7 @@ async fn derive(
     })
 }
 
-async fn compromise(key: KeyName, client: &mut Client, output: &Output) -> Result<(), CliError> {
+async fn compromise(key: String, client: &mut Client, output: &Output) -> Result<(), CliError> {
     let key_id = resolve(client, key, false).await?.to_vec();
     let request = CompromiseKeyRequest { key_id: key_id.clone() };
     let mut pages = client.lifecycle.compromise_key(request).await?.into_inner();

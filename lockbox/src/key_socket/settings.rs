@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use lockbox_authz::KeyId;
 use rustix::process::geteuid;
 use serde::Deserialize;
 
@@ -24,26 +23,18 @@ pub struct KeySocket {
     pub allowed_uids: Vec<u32>,
     /// How long a client waits for a sealed lockbox.
     pub unseal_wait: Duration,
-    volumes: BTreeMap<String, KeyName>,
-    credentials: BTreeMap<String, KeyName>,
-}
-
-/// Which key is meant.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum KeyName {
-    /// The key with this id, or the one that a rotation has put in its place.
-    Id(KeyId),
-    /// The only key that has this name.
-    Name(String),
+    volumes: BTreeMap<String, String>,
+    credentials: BTreeMap<String, String>,
 }
 
 impl KeySocket {
-    pub(super) fn key_for(&self, asked: &Asked) -> KeyName {
+    /// The id or name of the key that is asked for.
+    pub(super) fn key_for(&self, asked: &Asked) -> String {
         let (named, name) = match asked {
             Asked::Volume(name) => (&self.volumes, name.clone()),
             Asked::Credential { unit, credential } => (&self.credentials, format!("{unit}/{credential}")),
         };
-        named.get(&name).cloned().unwrap_or(KeyName::Name(name))
+        named.get(&name).cloned().unwrap_or(name)
     }
 }
 
@@ -108,19 +99,14 @@ impl RawKeySocket {
             path,
             allowed_uids,
             unseal_wait: Duration::from_secs(self.unseal_wait_s),
-            volumes: key_names(self.volumes),
-            credentials: key_names(self.credentials),
+            volumes: self.volumes,
+            credentials: self.credentials,
         })
     }
 }
 
 fn default_unseal_wait_s() -> u64 {
     DEFAULT_UNSEAL_WAIT_S
-}
-
-fn key_names(raw: BTreeMap<String, String>) -> BTreeMap<String, KeyName> {
-    let named = |text: String| text.parse().map_or(KeyName::Name(text), KeyName::Id);
-    raw.into_iter().map(|(asked, key)| (asked, named(key))).collect()
 }
 
 #[cfg(test)]
@@ -151,12 +137,11 @@ mod tests {
         ))
         .unwrap();
         assert_eq!(settings.path, Path::new("/etc/lockbox/k"));
-        let name = |name: &str| KeyName::Name(name.to_owned());
-        assert_eq!(settings.key_for(&volume("data")), KeyName::Id(id.parse().unwrap()));
-        assert_eq!(settings.key_for(&volume("other")), name("other"));
-        assert_eq!(settings.key_for(&credential("a.service", "tls")), name("tls-key"));
+        assert_eq!(settings.key_for(&volume("data")), id);
+        assert_eq!(settings.key_for(&volume("other")), "other");
+        assert_eq!(settings.key_for(&credential("a.service", "tls")), "tls-key");
         // The same credential's name in another unit is another credential.
-        assert_eq!(settings.key_for(&credential("b.service", "tls")), name("b.service/tls"));
+        assert_eq!(settings.key_for(&credential("b.service", "tls")), "b.service/tls");
     }
 
     #[test]

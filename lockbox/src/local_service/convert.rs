@@ -6,7 +6,7 @@ use lockbox_authz::id::KeyId;
 use lockbox_authz::wire::InventoryConsumer;
 use lockbox_core::keys::{DAMAGED, KeyEntry, KeyRequest};
 use lockbox_core::lifecycle::state::rules;
-use lockbox_core::lockbox::{Lockbox, LockboxError, Standing};
+use lockbox_core::lockbox::{AlarmKind, Lockbox, LockboxError, Standing};
 use lockbox_core::record::{
     ClonePolicy, Consumer, Departure, Destruction, DestructionOrigin, KeyInfo, KeyOrigin, Lineage, Tombstone,
     TransferPolicy,
@@ -49,6 +49,10 @@ pub(super) async fn fill_status(answer: &mut local::GetStatusResponse, node: &No
             alarm_id: *number,
             what: alarm.what.clone(),
             raised_at_ms: alarm.raised_at_ms,
+            kind: match alarm.kind {
+                AlarmKind::Stop => "stop".to_owned(),
+                AlarmKind::Warn => "warn".to_owned(),
+            },
         };
         let alarms: Vec<_> = lockbox.alarms().iter().map(alarm).collect();
         let certificate = lockbox.wrapping_certificate();
@@ -170,7 +174,16 @@ pub(super) fn consumer(wire: InventoryConsumer) -> Consumer {
     }
 }
 
-pub(super) fn key_entry(entry: &KeyEntry, run_ms: u64) -> local::Key {
+/// A key as it is listed and shown.
+pub(super) fn listed_key(lockbox: &Lockbox, entry: &KeyEntry, run_ms: u64) -> Result<local::Key, LockboxError> {
+    let mut key = key_entry(entry, run_ms);
+    if let KeyEntry::Here { info, .. } = entry {
+        key.by_id_only = !info.name.is_empty() && !lockbox.is_meant_by_name(&info.name, info.key_id)?;
+    }
+    Ok(key)
+}
+
+fn key_entry(entry: &KeyEntry, run_ms: u64) -> local::Key {
     match entry {
         KeyEntry::Here {
             info,
@@ -339,7 +352,7 @@ impl KeyList {
                 after = Some(entry.key_id());
                 looked_at += 1;
                 if self.takes(&entry) {
-                    let key = key_entry(&entry, run_ms);
+                    let key = listed_key(lockbox, &entry, run_ms)?;
                     bytes += key.encoded_len();
                     answer.keys.push(key);
                 }

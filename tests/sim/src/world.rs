@@ -211,7 +211,7 @@ impl World {
         let key_id = KeyId::from_random(self.rng.bytes());
         let request = KeyRequest {
             key_id: Some(key_id),
-            name: "volume".to_owned(),
+            name: format!("volume {key_id}"),
             clone_policy: ClonePolicy {
                 layer: true,
                 ..ClonePolicy::default()

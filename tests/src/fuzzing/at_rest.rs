@@ -309,6 +309,7 @@ pub(super) fn records() -> Vec<(&'static str, Vec<u8>)> {
         what: "a fork".to_owned(),
         raised_at_ms: 1,
         evidence: vec![1; 8],
+        warns_only: false,
     };
     let membership = wire::MembershipRecord {
         version: 1,

@@ -1,5 +1,7 @@
 //! What programs of a lockbox's machine ask it about keys and transfers, over its local socket.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use lockbox_authz::{AuthorizationId, KeyId};
 use lockbox_rpc::api::local::{
     self, AcceptTransferRequest, CreateKeyRequest, DestroyKeyRequest, GetKeyRequest, GetTransferRequest,
@@ -58,14 +60,16 @@ impl Lockbox {
         self.create_keys_like(&NewKey::named("volume"), count)
     }
 
-    /// Many keys at once.
+    /// Many keys at once, each with its own name.
     pub fn create_keys_like(&self, key: &NewKey, count: usize) -> Vec<KeyId> {
         const AT_ONCE: usize = 32;
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
         let client = self.client().expect("it is running");
         let mut ids = Vec::with_capacity(count);
         while ids.len() < count {
             let batch = (ids.len()..count).take(AT_ONCE).map(|_| {
-                let request = key.to_wire();
+                let mut request = key.to_wire();
+                request.name += &format!("-{}", NUMBER.fetch_add(1, Ordering::Relaxed));
                 let mut client = client.clone();
                 runtime::runtime().spawn(async move { client.create_key(request).await })
             });

@@ -25,7 +25,7 @@ fn a_backup_shows_one_moment_although_keys_come_and_go_meanwhile() {
         let working = scope.spawn(|| {
             let mut made = Vec::new();
             while !stop.load(Ordering::Relaxed) {
-                made.push(a.create_key("meanwhile"));
+                made.extend(a.create_keys(1));
                 if made.len() % 2 == 0 {
                     a.destroy(made[made.len() / 2 - 1]).expect("nobody uses it");
                 }

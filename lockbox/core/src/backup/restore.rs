@@ -185,7 +185,7 @@ impl Lockbox {
         let mut changes = Changes::default();
         for key in selected.keys {
             self.refuse_known(key.info.key_id)?;
-            family::index(&key.info, &mut changes);
+            family::index(&key.info, &self.vault, &mut changes);
             changes.put_key(key);
         }
         for job in selected.jobs {

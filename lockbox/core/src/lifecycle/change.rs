@@ -5,6 +5,7 @@ use lockbox_authz::id::KeyId;
 use rand_core::CryptoRng;
 
 use super::LifecycleError;
+use super::family::{index, remove_name};
 use super::state::{may_follow, rules};
 use crate::lockbox::{Lockbox, LockboxError};
 use crate::record::{ClonePolicy, Key, KeyInfo, KeyState, TransferPolicy};
@@ -91,6 +92,11 @@ impl Lockbox {
         key.info.check()?;
         let info = key.info.clone();
         let mut changes = Changes::default();
+        if info.name != before.name {
+            self.check_new_name(&info.name, key_id)?;
+            remove_name(&before.name, key_id, &self.vault, &mut changes);
+            index(&info, &self.vault, &mut changes);
+        }
         if info != before {
             changes.put_key(key);
         }

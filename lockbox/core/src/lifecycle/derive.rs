@@ -20,6 +20,7 @@ use super::family::{MAX_LAYERS, index};
 use super::job::Job;
 use super::state::rules;
 use crate::keys::random;
+use crate::limits::MAX_KEY_NAME_CHARS;
 use crate::lockbox::{Lockbox, LockboxError};
 use crate::record::{ClonePolicy, Key, KeyInfo, KeyOrigin, KeyState, Lineage};
 use crate::secrets::KeyMaterial;
@@ -35,7 +36,7 @@ pub struct DeriveRequest {
     pub relation: Relation,
     /// Given by a caller that may have to repeat its request.
     pub key_id: Option<KeyId>,
-    /// `None` for the parent's.
+    /// `None` for the parent's name for a rotation, and a name made of the parent's for all others.
     pub name: Option<String>,
     /// `None` for the parent's.
     pub labels: Option<Labels>,
@@ -71,9 +72,12 @@ impl Lockbox {
         let key = descendant(&parent, request, now_ms, rng);
         key.info.check()?;
         self.check_new_id(key.info.key_id)?;
+        if !(relation == Relation::Rotate && key.info.name == parent.info.name) {
+            self.check_new_name(&key.info.name, key.info.key_id)?;
+        }
         let info = key.info.clone();
         let mut changes = Changes::default();
-        index(&info, &mut changes);
+        index(&info, &self.vault, &mut changes);
         if !relation.shares() {
             Job::begin(&info, parent.info.key_id, relation, now_ms).put(&mut changes);
         }
@@ -161,13 +165,25 @@ fn descendant(parent: &Key, request: DeriveRequest, now_ms: i64, rng: &mut dyn C
         state,
         origin,
         created_at_ms,
-        name: request.name.unwrap_or(of.name),
+        name: request.name.unwrap_or_else(|| own_name(&of.name, relation, key_id)),
         labels: request.labels.unwrap_or(of.labels),
         consumers,
         lineage,
         ..of
     };
     Key { info, material }
+}
+
+/// The name of a descendant that was given none. A rotation is the same volume and keeps the name; all others are another
+/// volume, or another state of it, and the parent's name must go on to mean the parent.
+fn own_name(parent: &str, relation: Relation, key_id: KeyId) -> String {
+    if parent.is_empty() || relation == Relation::Rotate {
+        return parent.to_owned();
+    }
+    let id = key_id.to_string();
+    let suffix = format!("-{}-{}", relation.name(), &id[..8]);
+    let room = MAX_KEY_NAME_CHARS - suffix.chars().count();
+    parent.chars().take(room).chain(suffix.chars()).collect()
 }
 
 /// The ids of a new key and its material. They are one, unless the caller chose the key's: two lockboxes could be asked for

@@ -22,7 +22,7 @@ use crate::lockbox::{Lockbox, LockboxError};
 use crate::record::{Destruction, DestructionOrigin, Key, KeyInfo, Tombstone};
 use crate::rows::{self, Row};
 use crate::step::Step;
-use crate::vault::{Changes, VaultError};
+use crate::vault::{Changes, Vault, VaultError};
 use crate::wire;
 
 /// Run time that a restart loses at most.
@@ -88,9 +88,9 @@ impl Destruction {
 }
 
 /// Has a key erased with other changes, and the broker told of it.
-pub(crate) fn erase(info: &KeyInfo, now_ms: i64, changes: &mut Changes) -> Tombstone {
+pub(crate) fn erase(info: &KeyInfo, now_ms: i64, vault: &Vault, changes: &mut Changes) -> Tombstone {
     let tombstone = Tombstone::destroyed(info, now_ms);
-    unindex(info, changes);
+    unindex(info, vault, changes);
     custody::note_destroyed(info.key_id, changes);
     changes.erase_key(tombstone.clone());
     tombstone
@@ -183,7 +183,8 @@ impl Lockbox {
                     if own_row != Some(due_ms) {
                         changes.remove(row);
                     }
-                    tick.erased.extend(info.map(|info| erase(&info, now_ms, &mut changes)));
+                    tick.erased
+                        .extend(info.map(|info| erase(&info, now_ms, &self.vault, &mut changes)));
                 }
                 Err(LockboxError::Vault(VaultError::Store(failure))) => return Err(VaultError::from(failure).into()),
                 Err(error) => {

@@ -7,9 +7,10 @@
 //! | ancestor ‖ key | the key lies on the ancestor | while the key is here |
 //! | key ‖ job | the job needs the key | until the job ends |
 //! | due ‖ key | the key is scheduled for destruction | until it is erased, or that is cancelled |
+//! | name's digest ‖ key | the key has the name | while the key is here |
 //!
 //! A material that was made here has the id of the key that it was made for, and that key needs no material row: it is
-//! looked for by its id. So a key that shares nothing and descends from nobody costs no row.
+//! looked for by its id. So a key without a name that shares nothing and descends from nobody costs no row.
 
 use lockbox_authz::id::{KeyId, MaterialId};
 use lockbox_authz::lineage;
@@ -18,7 +19,7 @@ use super::LifecycleError;
 use crate::lockbox::{Lockbox, LockboxError};
 use crate::record::{Key, KeyInfo, Lineage, Tombstone};
 use crate::rows::Row;
-use crate::vault::{Changes, PlacedRecord};
+use crate::vault::{Changes, PlacedRecord, Vault};
 
 /// How a key descends from its parent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,7 +55,10 @@ pub(crate) const MAX_LAYERS: usize = 64;
 pub(crate) const MAX_FAMILY: usize = 10_000;
 
 /// The rows of a key that comes to be here.
-pub(crate) fn index(info: &KeyInfo, changes: &mut Changes) {
+pub(crate) fn index(info: &KeyInfo, vault: &Vault, changes: &mut Changes) {
+    if !info.name.is_empty() {
+        changes.put(Row::Named(vault.name_digest(&info.name), info.key_id), Vec::new());
+    }
     if info.material_id.0 != info.key_id.0 {
         changes.put(Row::MaterialKey(info.material_id, info.key_id), Vec::new());
     }
@@ -84,15 +88,24 @@ fn index_descendant(lineage: &Lineage, key_id: KeyId, changes: &mut Changes) {
 }
 
 /// The rows of a key that is no longer here.
-pub(crate) fn unindex(info: &KeyInfo, changes: &mut Changes) {
+pub(crate) fn unindex(info: &KeyInfo, vault: &Vault, changes: &mut Changes) {
+    remove_name(&info.name, info.key_id, vault, changes);
     remove_rows(info.key_id, info.material_id, info.lineage.as_ref(), changes);
     if let Some(destruction) = &info.destruction {
         changes.remove(Row::Due(destruction.due_run_ms, info.key_id));
     }
 }
 
+/// The row of a name that a key no longer has.
+pub(crate) fn remove_name(name: &str, key_id: KeyId, vault: &Vault, changes: &mut Changes) {
+    if !name.is_empty() {
+        changes.remove(Row::Named(vault.name_digest(name), key_id));
+    }
+}
+
 /// The same for a key that is erased already, while its rows may not be: power may have failed between the two.
-pub(crate) fn unindex_departed(tombstone: &Tombstone, changes: &mut Changes) {
+pub(crate) fn unindex_departed(tombstone: &Tombstone, vault: &Vault, changes: &mut Changes) {
+    remove_name(&tombstone.name, tombstone.key_id, vault, changes);
     remove_rows(
         tombstone.key_id,
         tombstone.material_id,
@@ -185,7 +198,7 @@ impl Lockbox {
     }
 
     /// All of them, however many: none may be overlooked when a material is known to strangers, or an ancestor is destroyed.
-    fn second_ids(&self, prefix: &[u8]) -> Result<Vec<KeyId>, LockboxError> {
+    pub(super) fn second_ids(&self, prefix: &[u8]) -> Result<Vec<KeyId>, LockboxError> {
         const PAGE: usize = 10_000;
         let mut ids = Vec::new();
         let mut after: Option<Vec<u8>> = None;

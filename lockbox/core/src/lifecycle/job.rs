@@ -294,7 +294,7 @@ impl Lockbox {
             self.check_destroy(old.info.key_id, Some(done.job.key_id))?;
             done.remaining = self.other_keys_of_material(&old.info)?;
             match when {
-                Erase::Now => done.destroyed = Some(erase(&old.info, now_ms, &mut changes)),
+                Erase::Now => done.destroyed = Some(erase(&old.info, now_ms, &self.vault, &mut changes)),
                 Erase::Later { grace_ms, run_ms } => {
                     let info = self.schedule(old, origin, (grace_ms, run_ms), now_ms, &mut changes)?;
                     done.scheduled = Some(info);

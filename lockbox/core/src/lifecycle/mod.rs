@@ -9,6 +9,7 @@
 //! | [`job`] | rekey, layer and rotate, from pending to done |
 //! | [`destruction`] | keys that are erased after a grace time |
 //! | [`rotation`] | which key has a volume's data |
+//! | [`naming`] | which key a name means |
 //! | [`impact`] | compromise, and what a key's material opens |
 //! | [`notice`] | what admins say of materials that strangers know |
 //! | [`inventory`] | what the broker is told of the keys |
@@ -22,6 +23,7 @@ pub(crate) mod family;
 pub mod impact;
 pub mod inventory;
 pub mod job;
+pub mod naming;
 pub mod notice;
 pub mod rotation;
 pub mod state;

@@ -14,6 +14,8 @@ pub struct Descent {
     pub first: KeyId,
     /// Whether the first one was made for another volume than its parent: by a snapshot, share, rekey or layer.
     pub is_clone: bool,
+    /// Whether it is scheduled for destruction.
+    pub is_scheduled: bool,
     pub rotation: Option<Rotation>,
 }
 
@@ -33,6 +35,7 @@ impl Lockbox {
         };
         let parent = rotated_from(key.info.lineage.as_ref());
         let rotation = parent.map(|parent| self.rotation(key_id, parent)).transpose()?;
+        let is_scheduled = key.info.destruction.is_some();
         let (mut first, mut lineage) = (key_id, key.info.lineage);
         for _ in 0..MAX_FAMILY {
             let Some(parent) = rotated_from(lineage.as_ref()) else {
@@ -44,6 +47,7 @@ impl Lockbox {
         Ok(Some(Descent {
             first,
             is_clone: lineage.is_some_and(|lineage| lineage.relation != Relation::Rotate.name()),
+            is_scheduled,
             rotation,
         }))
     }

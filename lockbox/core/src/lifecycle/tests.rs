@@ -20,6 +20,7 @@ mod destruction;
 mod inventory;
 mod jobs;
 mod layers;
+mod naming;
 mod notice;
 mod oracle;
 mod repairs;
@@ -36,7 +37,7 @@ fn node() -> Node {
 
 fn make(node: &mut Node, clone_policy: ClonePolicy) -> KeyId {
     let request = KeyRequest {
-        name: "volume".to_owned(),
+        name: node.free_name("volume"),
         clone_policy,
         ..KeyRequest::default()
     };

@@ -187,7 +187,7 @@ impl AwaitReceipt {
         if session.next_to_send >= session.send_limit {
             return Ok(None);
         }
-        if !lockbox.alarms().is_empty() {
+        if lockbox.is_stopped() {
             return Err(Refusal::Alarm.into());
         }
         let outgoing = session.outgoing(lockbox)?;

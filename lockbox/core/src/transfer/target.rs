@@ -22,7 +22,7 @@ use super::{Chunk, Offer, Resume, Settlement, chunk_aad, session_info};
 use crate::ledger::{Incoming, damaged};
 use crate::lifecycle::family::index;
 use crate::limits::{MAX_CHUNK_BYTES, MAX_CHUNK_KEYS, RECEIPTS_PER_MESSAGE};
-use crate::lockbox::{Lockbox, LockboxError};
+use crate::lockbox::{AlarmKind, Lockbox, LockboxError};
 use crate::primitives::{self, ReceiverContext, hpke_setup_receiver};
 use crate::record::Key;
 use crate::report;
@@ -34,6 +34,9 @@ use crate::wire::{self, TransferState};
 pub use self::accept::OpenIncoming;
 pub(crate) use self::arrivals::check_layers;
 use self::arrivals::{check_selection, take_key};
+
+const SHARED_NAME: &str = "a key arrived by transfer with a name that another key here has: `lockbox key list` marks the keys \
+                           that only their ids mean";
 
 mod accept;
 mod arrivals;
@@ -195,14 +198,20 @@ impl AwaitChunk {
         for compromised in lockbox.spread_compromise(&mut keys)? {
             changes.put_key(compromised);
         }
+        let mut shares_name = false;
         for key in keys {
             if let Some(key) = take_key(lockbox, key)? {
                 changes.remove(Row::Tombstone(key.info.key_id));
-                index(&key.info, &mut changes);
+                shares_name |= lockbox.other_key_named(&key.info.name, key.info.key_id)?.is_some();
+                index(&key.info, &lockbox.vault, &mut changes);
                 #[cfg(not(lockbox_mutant = "keys-not-written"))]
                 changes.put_key(key);
             }
         }
+        let warning = shares_name.then(|| {
+            let what = SHARED_NAME.to_owned();
+            lockbox.note_alarm(AlarmKind::Warn, what, &[], now_ms, &mut changes)
+        });
         incoming.record.keys_done += key_ids.len() as u64;
         let receipt = Receipt {
             cluster_id: incoming.authorization.cluster_id,
@@ -227,6 +236,7 @@ impl AwaitChunk {
         incoming.put(&mut changes);
         report::note_incoming(lockbox, self.authorization_id, &mut changes)?;
         let batches = lockbox.vault.stage(changes, rng).map_err(LockboxError::from)?;
+        lockbox.alarms.extend(warning.flatten());
         Ok(Step::new(batches, (receipt.envelope().to_bytes(), self)))
     }
 
@@ -301,7 +311,7 @@ impl AwaitChunk {
 }
 
 fn open_incoming(lockbox: &Lockbox, id: AuthorizationId) -> Result<Incoming, TargetError> {
-    if !lockbox.alarms.is_empty() {
+    if lockbox.is_stopped() {
         return Err(TargetError::Alarm);
     }
     let incoming = lockbox.incoming(id)?.ok_or(TargetError::NoTransfer(id))?;

@@ -279,6 +279,11 @@ impl Vault {
     }
 
     /// How many volume keys there are.
+    /// A digest of a key's name under a key of this store, by which [`Row::Named`] finds the key.
+    pub(crate) fn name_digest(&self, name: &str) -> rows::NameDigest {
+        self.tree.name_digest(name)
+    }
+
     pub(crate) fn key_count(&self) -> u64 {
         self.anchor.extent.keys
     }

@@ -166,6 +166,14 @@ impl KeyTree {
         u16::from_be_bytes([bits[0], bits[1]]) >> (u16::BITS - BITS)
     }
 
+    /// A keyed digest of a key's name.
+    pub(super) fn name_digest(&self, name: &str) -> rows::NameDigest {
+        let mut okm = [0; 32];
+        hkdf_sha256(self.placing.expose(), name.as_bytes(), &[labels::KEY_NAME], &mut okm);
+        let (digest, _) = okm.split_at(16);
+        digest.try_into().expect("16 of 32 bytes")
+    }
+
     /// Refuses a place for a key below a damaged node.
     pub(super) fn check_place(&self, key_id: KeyId) -> Result<(), VaultError> {
         match self.leaf_key(self.leaf_of(key_id)) {

@@ -166,7 +166,7 @@ impl Vault {
             version: 1,
             what: format!("the store was accepted as it was found: {verification}"),
             raised_at_ms: now_ms,
-            evidence: Vec::new(),
+            ..wire::AlarmRecord::default()
         };
         let mut changes = Changes::default();
         changes.put(Row::Alarm(number.saturating_add(1)), alarm.encode_to_vec());

@@ -158,7 +158,7 @@ fn erase(
         let Some(key) = key else {
             // A power cut came between its erasure and its rows.
             if let Some(tombstone) = lockbox.tombstone(*key_id)? {
-                unindex_departed(&tombstone, changes);
+                unindex_departed(&tombstone, &lockbox.vault, changes);
             }
             continue;
         };
@@ -166,7 +166,7 @@ fn erase(
             // A power cut came between its rows and its receipt, and it has come back by another transfer since.
             continue;
         }
-        unindex(&key.info, changes);
+        unindex(&key.info, &lockbox.vault, changes);
         let tombstone = Tombstone {
             key_id: *key_id,
             material_id: key.info.material_id,

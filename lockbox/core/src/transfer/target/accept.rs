@@ -96,7 +96,7 @@ impl Lockbox {
 
     /// Begins a session of an open incoming transfer.
     pub fn begin_session(&self, id: AuthorizationId) -> Result<(Present, AwaitOffer), TargetError> {
-        if !self.alarms.is_empty() {
+        if self.is_stopped() {
             return Err(TargetError::Alarm);
         }
         let incoming = self.incoming(id)?.ok_or(TargetError::NoTransfer(id))?;

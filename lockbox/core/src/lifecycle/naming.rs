@@ -1,20 +1,129 @@
-//! Which of the keys with one name is meant. A key that is made of another has that one's name unless it is given its own.
+//! Which key an operator, a program or systemd means by an id or a name. SPEC section 13.10.
+//!
+//! 1. Text that is the id of a key that is or was here means that key, whatever other keys are named.
+//! 2. Of a rotation's two keys, the name means the old one until its data was opened with the new one, and then the new one.
+//! 3. A key that is scheduled for destruction is meant only if no other key has the name. So is a snapshot, share, rekeyed clone
+//!    or layer: here they get names of their own, but one may arrive from another lockbox.
+//! 4. A name that more than one key is left for is refused: the wrong key might be destroyed.
 
-use lockbox_authz::KeyId;
-use lockbox_core::lifecycle::rotation::Descent;
+use lockbox_authz::id::KeyId;
+
+use super::rotation::Descent;
+use crate::lockbox::{Lockbox, LockboxError};
+use crate::rows::Row;
+
+/// Keys of one name that an error lists.
+const LISTED: usize = 4;
+
+impl Lockbox {
+    /// Finds the key with an id or a name.
+    ///
+    /// # Errors
+    ///
+    /// [`LockboxError::NoKeyNamed`] if there is none, [`LockboxError::SeveralNamed`] if the name does not say which.
+    pub fn resolve_key(&self, text: &str) -> Result<KeyId, LockboxError> {
+        if let Ok(key_id) = text.parse()
+            && self.is_or_was_here(key_id)?
+        {
+            return Ok(key_id);
+        }
+        let named = self.keys_named(text)?;
+        let meant = match named[..] {
+            // Its descent is read only if there is a choice.
+            [] | [_] => named,
+            _ => meant(&self.candidates(&named)?),
+        };
+        match meant[..] {
+            [] => Err(LockboxError::NoKeyNamed(text.to_owned())),
+            [key_id] => Ok(key_id),
+            _ => Err(LockboxError::SeveralNamed {
+                name: text.to_owned(),
+                ids: listed(&meant),
+            }),
+        }
+    }
+
+    /// Whether a key's name means this key. If not, only its id does.
+    pub fn is_meant_by_name(&self, name: &str, key_id: KeyId) -> Result<bool, LockboxError> {
+        match self.resolve_key(name) {
+            Ok(meant) => Ok(meant == key_id),
+            Err(LockboxError::NoKeyNamed(_) | LockboxError::SeveralNamed { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Refuses a name, for this key, that means another key here already.
+    pub(crate) fn check_new_name(&self, name: &str, key_id: KeyId) -> Result<(), LockboxError> {
+        match self.other_key_named(name, key_id)? {
+            Some(key) => Err(LockboxError::NameTaken {
+                name: name.to_owned(),
+                key,
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// Another key here that has this name, or has it as its id.
+    pub(crate) fn other_key_named(&self, name: &str, key_id: KeyId) -> Result<Option<KeyId>, LockboxError> {
+        if name.is_empty() {
+            return Ok(None);
+        }
+        let by_id = match name.parse() {
+            Ok(id) if self.vault.has_key(id)? => Some(id),
+            _ => None,
+        };
+        let mut taken = by_id.into_iter().chain(self.keys_named(name)?);
+        Ok(taken.find(|other| *other != key_id))
+    }
+
+    fn is_or_was_here(&self, key_id: KeyId) -> Result<bool, LockboxError> {
+        let was_here = Row::Tombstone(key_id);
+        Ok(self.vault.has_key(key_id)? || self.vault.has(was_here)? || self.vault.is_lost(key_id)?)
+    }
+
+    /// Keys here with this name, ascending. The row of a key that was destroyed while damaged may be left: it counts for nothing.
+    fn keys_named(&self, name: &str) -> Result<Vec<KeyId>, LockboxError> {
+        if name.is_empty() {
+            return Ok(Vec::new());
+        }
+        let prefix = &Row::Named(self.vault.name_digest(name), KeyId([0; 16])).key()[..17];
+        let mut named = Vec::new();
+        for key_id in self.second_ids(prefix)? {
+            if self.vault.has_key(key_id)? {
+                named.push(key_id);
+            }
+        }
+        Ok(named)
+    }
+
+    fn candidates(&self, named: &[KeyId]) -> Result<Vec<Candidate>, LockboxError> {
+        let mut candidates = Vec::with_capacity(named.len());
+        for &key_id in named {
+            let descent = self.descent(key_id)?;
+            candidates.extend(descent.map(|descent| Candidate { key_id, descent }));
+        }
+        if candidates.iter().any(|one| !one.descent.is_scheduled) {
+            candidates.retain(|one| !one.descent.is_scheduled);
+        }
+        Ok(candidates)
+    }
+}
+
+fn listed(keys: &[KeyId]) -> String {
+    let ids: Vec<_> = keys.iter().take(LISTED).map(KeyId::to_string).collect();
+    let more = if keys.len() > LISTED { ", ..." } else { "" };
+    ids.join(", ") + more
+}
 
 /// A key here that has the name.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Candidate {
-    pub key_id: KeyId,
-    pub descent: Descent,
+struct Candidate {
+    key_id: KeyId,
+    descent: Descent,
 }
 
-/// Those that are left, in their order: the key if it is one, else a choice that is not made here.
-///
-/// 1. Of a rotation's two keys, the old one until the data was opened with the new one, and then the new one.
-/// 2. A snapshot, share, rekeyed clone or layer only if no other key has the name.
-pub(super) fn meant(named: &[Candidate]) -> Vec<KeyId> {
+/// The keys that are left by steps 2 and 3, in their order.
+fn meant(named: &[Candidate]) -> Vec<KeyId> {
     let current: Vec<_> = named.iter().filter(|one| has_the_data(one, named)).collect();
     let is_own = |one: &&&Candidate| !one.descent.is_clone;
     let own: Vec<_> = current.iter().filter(is_own).copied().collect();
@@ -52,8 +161,7 @@ fn comes_before(other: &Candidate, one: &Candidate) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use lockbox_core::lifecycle::rotation::Rotation;
-
+    use super::super::rotation::Rotation;
     use super::*;
 
     fn id(number: u8) -> KeyId {
@@ -64,6 +172,7 @@ mod tests {
         let descent = Descent {
             first: id(number),
             is_clone: false,
+            is_scheduled: false,
             rotation: None,
         };
         Candidate {
