@@ -15,6 +15,7 @@ use tonic::transport::{Channel, Endpoint};
 use tower::service_fn;
 use tracing::{debug, warn};
 
+use super::authority::AnyAuthority;
 use super::connection::{Caller, Gate, RequestService, StageControl, StageWatch, pause_after};
 use super::first_answer::Watched;
 use super::limits::{
@@ -141,7 +142,9 @@ async fn serve_peer<S: RequestService>(
     place: Place,
     stage: StageWatch,
 ) {
-    let outcome = gate.serve(stream, service, Caller::Local(peer), place, stage).await;
+    let outcome = gate
+        .serve(AnyAuthority::new(stream), service, Caller::Local(peer), place, stage)
+        .await;
     if let Err(error) = outcome {
         debug!(?peer, error = &*error as &dyn std::error::Error, "connection failed");
     }
@@ -160,6 +163,11 @@ fn lock(path: &Path) -> Result<File, BindError> {
     let mut name = path.as_os_str().to_owned();
     name.push(".lock");
     let lock_path = PathBuf::from(name);
+    // Opening a FIFO would wait for a reader.
+    if fs::metadata(&lock_path).is_ok_and(|metadata| !metadata.is_file()) {
+        let error = io::Error::other("it is no regular file; remove it");
+        return Err(failed("open the lock file", &lock_path)(error));
+    }
     let file = OpenOptions::new()
         .create(true)
         .write(true)

@@ -3,6 +3,7 @@
 //! A server learns who is calling from the transport, never from a message: each request's extensions hold a
 //! [`PeerIdentity`] (with tonic's `TcpConnectInfo` beside it), or on a Unix socket a [`LocalPeer`].
 
+mod authority;
 mod connect;
 mod connection;
 mod crowd;
