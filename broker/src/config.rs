@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use lockbox_authz::limits::MAX_REQUESTER_CHARS;
 use lockbox_authz::{Labels, field};
 use lockbox_host::log::Log;
+use lockbox_host::start;
 use serde::Deserialize;
 
 use crate::limits::{DEFAULT_LEFT_DAYS, DEFAULT_OPEN_TRANSFERS, LEFT_DAYS, MAX_OPEN_TRANSFERS};
@@ -57,7 +58,7 @@ impl std::error::Error for ConfigError {}
 impl Config {
     /// Reads and checks a file.
     pub fn load(file: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(file).map_err(|error| ConfigError {
+        let text = start::read_text(file).map_err(|error| ConfigError {
             file: file.to_owned(),
             key: "the file".to_owned(),
             problem: format!("it can't be read: {error}"),

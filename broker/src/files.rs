@@ -22,6 +22,8 @@ pub enum FileError {
     NotPrivate { path: PathBuf, mode: u32 },
     #[error("{} exists and is not empty; choose another folder, or remove it if nothing in it is needed", .path.display())]
     NotEmpty { path: PathBuf },
+    #[error("the folder {} does not exist; create it first: mkdir -p {}", .folder.display(), .folder.display())]
+    NoParent { folder: PathBuf },
 }
 
 /// Writes a file that must not exist, and syncs it.
@@ -94,6 +96,7 @@ pub(crate) fn read_private(path: &Path) -> Result<zeroize::Zeroizing<Vec<u8>>, F
 /// Refuses a place that holds something. Whatever `fill` returns.
 pub(crate) fn make_folder<T, E: From<FileError>>(dir: &Path, fill: impl FnOnce(&Path) -> Result<T, E>) -> Result<T, E> {
     refuse_used(dir)?;
+    require_parent(dir)?;
     let mut name = dir.file_name().unwrap_or_default().to_owned();
     name.push(format!(".unfinished-{}", std::process::id()));
     let unfinished = dir.with_file_name(name);
@@ -123,6 +126,17 @@ pub(crate) fn sync_folder(path: &Path) -> Result<(), FileError> {
     File::open(path)
         .and_then(|folder| folder.sync_all())
         .map_err(failed("sync", path))
+}
+
+/// Refuses a place in a folder that does not exist.
+pub(crate) fn require_parent(path: &Path) -> Result<(), FileError> {
+    let folder = parent(path);
+    match folder.is_dir() {
+        true => Ok(()),
+        false => Err(FileError::NoParent {
+            folder: folder.to_owned(),
+        }),
+    }
 }
 
 fn refuse_used(dir: &Path) -> Result<(), FileError> {

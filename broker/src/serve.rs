@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lockbox_authz::Signer;
-use lockbox_host::signals::Signals;
-use lockbox_host::{console, log};
+use lockbox_host::signals::{Signals, Starting};
+use lockbox_host::{console, log, start};
 use lockbox_rpc::notify;
 use lockbox_rpc::tls::raw_key::{self, NodeKey};
 use lockbox_rpc::transport::{ServerLimits, Services, serve_tls};
@@ -64,8 +64,10 @@ pub async fn run(config_file: &Path, ports_file: Option<&Path>) -> Result<(), Se
     let config = Config::load(config_file)?;
     log::begin(config.log, &["lockbox_broker", "lockbox_rpc"]).map_err(io_error("start the log"))?;
     // Before the store is opened, which takes a while.
-    let signals = Signals::catch().map_err(io_error("catch signals"))?;
+    let signals = Starting::catch().map_err(io_error("catch signals"))?;
+    start::warn_of_user(&config.store);
     let bound = bind(config_file, config).await?;
+    let signals = signals.serving().map_err(io_error("catch signals"))?;
     if let Some(ports_file) = ports_file {
         let ports = serde_json::json!({ "node": bound.node.to_string(), "control": bound.control.to_string() });
         files::replace(ports_file, format!("{ports}\n").as_bytes(), files::PUBLIC)?;
@@ -85,6 +87,20 @@ pub async fn bind(config_file: &Path, config: Config) -> Result<Bound, ServeErro
         problem,
         mend: mend.to_owned(),
     };
+    let files = [
+        ("signing_key", Some(&config.signing_key)),
+        ("control.certificate", Some(&config.control_certificate)),
+        ("control.key", Some(&config.control_key)),
+        ("control.client_ca", Some(&config.control_client_ca)),
+        ("control.ca_key", config.control_ca_key.as_ref()),
+    ];
+    for (setting, path) in files {
+        path.map_or(Ok(()), |path| start::require_regular(path))
+            .map_err(|error| {
+                let path = path.map(|path| path.display().to_string()).unwrap_or_default();
+                wrong(setting, format!("can't read {path}: {error}"), "name the right file")
+            })?;
+    }
     let key = keyfile::read(&config.signing_key)
         .map_err(|error| wrong("signing_key", error.to_string(), "name the broker.key of this broker"))?;
     let node_key = NodeKey::from_seed(&key.seed())

@@ -11,6 +11,7 @@ use lockbox_authz::field;
 use lockbox_authz::limits::MAX_ADDRESS_CHARS;
 use lockbox_core::lifecycle::caps::{Caps, MAX_TRANSFERS_PER_HOUR};
 use lockbox_host::log::Log;
+use lockbox_host::start;
 use rustix::process::geteuid;
 use serde::Deserialize;
 
@@ -70,7 +71,7 @@ impl std::error::Error for ConfigError {}
 impl Config {
     /// Reads and checks a file.
     pub fn load(file: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(file).map_err(|error| ConfigError {
+        let text = start::read_text(file).map_err(|error| ConfigError {
             file: file.to_owned(),
             key: "the file".to_owned(),
             problem: format!("it can't be read: {error}"),
@@ -265,6 +266,10 @@ impl RawConfig {
         })?;
         let base = file.parent().unwrap_or(Path::new(""));
         let socket = base.join(self.socket);
+        let shorten = "choose a shorter one, such as /run/lockbox/lockbox.sock";
+        if let Some(problem) = start::socket_path_problem(&socket) {
+            return Err(refuse("socket", problem, shorten));
+        }
         let key_socket = match self.key_socket.map(|raw| raw.check(base, &socket)).transpose() {
             Ok(key_socket) => key_socket,
             Err((key, problem, mend)) => return Err(refuse(key, problem, mend)),

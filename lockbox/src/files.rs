@@ -28,6 +28,8 @@ pub enum FileError {
     NotPrivate { path: PathBuf, mode: u32 },
     #[error("{} exists and is not empty; choose another folder, or remove it if nothing in it is needed", .path.display())]
     NotEmpty { path: PathBuf },
+    #[error("the folder {} does not exist; create it first: mkdir -p {}", .folder.display(), .folder.display())]
+    NoParent { folder: PathBuf },
 }
 
 /// Writes a file that must not exist, and syncs it.
@@ -169,6 +171,7 @@ fn is_credential(path: &Path, metadata: &Metadata) -> bool {
 /// A place that holds something is refused. Whatever `fill` returns.
 pub(crate) fn make_folder<T, E: From<FileError>>(dir: &Path, fill: impl FnOnce(&Path) -> Result<T, E>) -> Result<T, E> {
     refuse_used(dir)?;
+    require_parent(dir)?;
     let unfinished = beside(dir, "unfinished");
     private_folder(&unfinished)?;
     let outcome = fill(&unfinished).and_then(|made| {
@@ -233,6 +236,17 @@ fn copy_tree(from: &Path, to: &Path, except: &str) -> io::Result<()> {
 pub(crate) fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> FileError {
     let path = path.to_owned();
     move |source| FileError::Io { action, path, source }
+}
+
+/// Refuses a place in a folder that does not exist.
+pub(crate) fn require_parent(path: &Path) -> Result<(), FileError> {
+    let folder = parent(path);
+    match folder.is_dir() {
+        true => Ok(()),
+        false => Err(FileError::NoParent {
+            folder: folder.to_owned(),
+        }),
+    }
 }
 
 fn refuse_used(dir: &Path) -> Result<(), FileError> {

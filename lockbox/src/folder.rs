@@ -8,6 +8,7 @@
 //! | `store/` | everything else, sealed |
 
 use std::fmt::Arguments;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,8 +20,10 @@ use lockbox_core::secrets::RootKey;
 use lockbox_core::slots::{Header, PassphraseCost, SlotError, SlotSecret};
 use lockbox_core::step::Step;
 use lockbox_core::vault::Images;
+use lockbox_host::start;
 use lockbox_store::{Media, Store, StoreFailure};
 use lockbox_store_disk::{BALLAST, Converted, Copied, Options, When, disk_bytes};
+use rustix::process::geteuid;
 
 use crate::anchor_file::AnchorFile;
 use crate::backend::{Backend, OpenStore};
@@ -47,6 +50,10 @@ pub enum FolderError {
     NoLockbox(PathBuf),
     #[error("{} is open to others than its owner (mode {mode:03o}); run: chmod 700 {}", .dir.display(), .dir.display())]
     NotPrivate { dir: PathBuf, mode: u32 },
+    #[error(
+        "{} belongs to the user {owner}, and this is the user {user}; run the command as the folder's owner", .dir.display()
+    )]
+    OtherOwner { dir: PathBuf, owner: u32, user: u32 },
     #[error("{}: {source}; bring the file back from a backup", .path.display())]
     Header { path: PathBuf, source: SlotError },
     #[error(
@@ -99,6 +106,15 @@ impl Folder {
     /// Finds the lockbox in a folder.
     pub fn find(dir: &Path) -> Result<Self, FolderError> {
         let folder = Self::at(dir);
+        let user = geteuid();
+        // The folder is its owner's alone, so that another user would see nothing in it.
+        if let Some(owner) = start::other_owner(dir).filter(|_| !user.is_root()) {
+            return Err(FolderError::OtherOwner {
+                dir: dir.to_owned(),
+                owner,
+                user: user.as_raw(),
+            });
+        }
         if !folder.header_path().exists() {
             return Err(FolderError::NoLockbox(dir.to_owned()));
         }
@@ -109,6 +125,15 @@ impl Folder {
                 dir: dir.to_owned(),
                 mode,
             });
+        }
+        for path in [folder.header_path(), folder.root_path(), folder.anchor_path()] {
+            match start::require_regular(&path) {
+                // Where one is missing, opening the store says what to do.
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(files::failed("read", &path)(error).into());
+                }
+                Ok(()) | Err(_) => {}
+            }
         }
         folder.read_header()?;
         Ok(folder)

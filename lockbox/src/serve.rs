@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use lockbox_core::limits::MAX_KEY_FILE_BYTES;
 use lockbox_core::slots::SlotSecret;
-use lockbox_host::signals::Signals;
-use lockbox_host::{console, log};
+use lockbox_host::signals::Starting;
+use lockbox_host::{console, log, start};
 use lockbox_rpc::notify;
 use lockbox_rpc::transport::{
     AddressLimits, BindError, LocalListener, Peer, ServerLimits, Services, Strangers, serve_unix,
@@ -65,9 +65,7 @@ pub fn run(config: Config, options: ServeOptions) -> Result<(), ServeError> {
     }
     let folder = Folder::find(&config.state_dir)?;
     folder.require_backend(config.store)?;
-    if !folder.is_read_only() {
-        compact(&folder);
-    }
+    start::warn_of_user(&config.state_dir);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .max_blocking_threads(BLOCKING_THREADS)
@@ -94,7 +92,10 @@ fn compact(folder: &Folder) {
 }
 
 async fn serve(config: Config, folder: Folder, options: ServeOptions) -> Result<(), ServeError> {
-    let signals = Signals::catch()?;
+    let signals = Starting::catch()?;
+    if !folder.is_read_only() {
+        compact(&folder);
+    }
     let (mode, key_mode) = socket_modes(&config);
     let listener = LocalListener::bind(&config.socket, mode).await?;
     let keys = match &config.key_socket {
@@ -114,6 +115,7 @@ async fn serve(config: Config, folder: Folder, options: ServeOptions) -> Result<
     if let Some(keys) = keys {
         key_server.spawn(key_socket::run(Arc::clone(&node), keys));
     }
+    let signals = signals.serving()?;
     announce(&node);
     let reloading = Arc::clone(&node);
     let stopped = signals.until_stopped(move || reload::reload(&reloading));
@@ -125,6 +127,7 @@ async fn serve(config: Config, folder: Folder, options: ServeOptions) -> Result<
 }
 
 async fn unseal(node: &Arc<Node>, path: &Path) -> Result<(), ServeError> {
+    start::require_regular(path).map_err(files::failed("read", path))?;
     let secret = files::read_private(path, MAX_KEY_FILE_BYTES)?;
     node.unseal(SlotSecret::KeyFile(secret)).await?;
     Ok(())

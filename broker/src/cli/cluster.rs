@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use lockbox_authz::PublicKey;
+use lockbox_host::start;
 use serde_json::json;
 
 use super::Global;
@@ -86,6 +87,13 @@ impl Init {
             admin_public_keys: self.admin_public_keys,
             admin_threshold: self.admin_threshold,
         };
+        let dir = std::path::absolute(&self.dir).map_err(|error| CliError::usage(error.to_string()))?;
+        files::require_parent(&dir)?;
+        let needed_bytes = init::store_options().needed_bytes();
+        let parent = dir.parent().unwrap_or(Path::new("/"));
+        if let Some(problem) = start::missing_room(parent, needed_bytes) {
+            return Err(CliError::other(problem));
+        }
         let made = init::init(&self.dir, &plan, now_ms())?;
         match global.output {
             Format::Json => print_json(&json!({
@@ -215,9 +223,11 @@ fn describe(dir: &Path, cluster_name: &str, made: &Made) -> String {
         "Founded cluster {cluster_name:?} in {shown}.\n\
          \n\
          cluster id          {}\n\
-         broker fingerprint  {}\n",
+         broker fingerprint  {}\n\
+         disk                the store needs {} of free space\n",
         made.cluster_id,
-        made.broker_key.fingerprint()
+        made.broker_key.fingerprint(),
+        start::mebibytes(init::store_options().needed_bytes())
     );
     match made.admin {
         Some(fingerprint) => text.push_str(&format!(

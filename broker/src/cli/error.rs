@@ -149,7 +149,7 @@ impl From<FileError> for CliError {
     fn from(error: FileError) -> Self {
         let code = match error {
             FileError::NotPrivate { .. } => PERMISSION,
-            FileError::Io { .. } | FileError::NotEmpty { .. } => OTHER,
+            FileError::Io { .. } | FileError::NotEmpty { .. } | FileError::NoParent { .. } => OTHER,
         };
         Self::new(code, error.to_string())
     }

@@ -3,6 +3,7 @@
 //! | module | knows |
 //! |---|---|
 //! | [`log`] | the log on standard error, which never delays or fails the work that it reports |
+//! | [`start`] | what is looked at before a daemon starts, and before `init` makes anything |
 //! | [`signals`] | what a daemon does at which signal |
 //! | [`console`] | messages of a command on standard error and its answer on standard output, when either may be gone |
 //!
@@ -13,3 +14,4 @@
 pub mod console;
 pub mod log;
 pub mod signals;
+pub mod start;

@@ -3,7 +3,7 @@
 //! | signal | what the daemon does |
 //! |---|---|
 //! | SIGHUP | reads its configuration again |
-//! | SIGTERM, SIGINT, SIGQUIT | stops in order; at a second one, ends at once |
+//! | SIGTERM, SIGINT, SIGQUIT | while it starts, ends at once; then stops in order; at a second one, ends at once |
 //! | SIGUSR1, SIGUSR2 | logs that it has no use for them |
 //! | SIGPIPE | nothing: the write fails instead (Rust's runtime ignores the signal) |
 //!
@@ -18,18 +18,26 @@ use crate::log;
 /// The exit code of a daemon that was told twice to stop.
 const EXIT_AT_ONCE: i32 = 1;
 
-/// Signals that arrive from [`Signals::catch`] on. Those that arrive while nobody waits for them are kept.
-pub struct Signals {
+/// The signals of a daemon that starts. Those that say stop end it at once, as the kernel does it: nothing is under way, and
+/// a start may take long. The others are kept until it serves.
+pub struct Starting {
     hangup: Signal,
-    terminate: Signal,
-    interrupt: Signal,
-    quit: Signal,
     user1: Signal,
     user2: Signal,
 }
 
-impl Signals {
-    /// Takes the signals over from the kernel's defaults. Needs tokio's runtime.
+/// The signals of a daemon that serves. Those that arrive while nobody waits for them are kept.
+pub struct Signals {
+    hangup: Signal,
+    user1: Signal,
+    user2: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+    quit: Signal,
+}
+
+impl Starting {
+    /// Takes the signals that would end the daemon without a reason over from the kernel. Needs tokio's runtime.
     ///
     /// # Errors
     ///
@@ -37,14 +45,29 @@ impl Signals {
     pub fn catch() -> io::Result<Self> {
         Ok(Self {
             hangup: signal(SignalKind::hangup())?,
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-            quit: signal(SignalKind::quit())?,
             user1: signal(SignalKind::user_defined1())?,
             user2: signal(SignalKind::user_defined2())?,
         })
     }
 
+    /// Takes over those that say stop, too.
+    ///
+    /// # Errors
+    ///
+    /// A handler can't be set.
+    pub fn serving(self) -> io::Result<Signals> {
+        Ok(Signals {
+            hangup: self.hangup,
+            user1: self.user1,
+            user2: self.user2,
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            quit: signal(SignalKind::quit())?,
+        })
+    }
+}
+
+impl Signals {
     /// Returns when the daemon is to stop, and ends the process if it is told so once more. Calls `reload` whenever the
     /// configuration is to be read again.
     pub async fn until_stopped(mut self, mut reload: impl FnMut()) {

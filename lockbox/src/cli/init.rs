@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use lockbox_core::lockbox::LockboxError;
+use lockbox_host::start;
+use lockbox_store_disk::Options;
 use serde_json::{Value, json};
 
 use super::args::InitArgs;
@@ -48,6 +50,13 @@ pub(super) fn prepare(args: &InitArgs, socket: &Path) -> Result<Prepared, CliErr
             "{path} exists; choose another name with --config-out, or remove it"
         )));
     }
+    for path in [&state_dir, &config_out] {
+        files::require_parent(path).map_err(|error| CliError::usage(error.to_string()))?;
+    }
+    let parent = state_dir.parent().unwrap_or(Path::new("/"));
+    if let Some(problem) = start::missing_room(parent, Options::default().needed_bytes()) {
+        return Err(CliError::failed(problem));
+    }
     Ok(Prepared {
         state_dir,
         config_out,
@@ -81,9 +90,18 @@ impl Prepared {
             ("name", name.to_owned()),
             ("state", self.state_dir.display().to_string()),
             ("config", config.to_string()),
+            ("disk", needed_room()),
             ("next", format!("lockbox serve --config {config}")),
         ])
     }
+}
+
+/// What to tell an operator who sizes the disk.
+fn needed_room() -> String {
+    format!(
+        "the store needs {} of free space, and more for many keys",
+        start::mebibytes(Options::default().needed_bytes())
+    )
 }
 
 fn absolute(path: &Path) -> Result<PathBuf, CliError> {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use lockbox_host::start;
 use rustix::process::geteuid;
 use serde::Deserialize;
 
@@ -70,6 +71,13 @@ impl RawKeySocket {
         if path == socket {
             let problem = format!("{} is the other socket's path", path.display());
             return Err(("key_socket.path", problem, "choose another one"));
+        }
+        if let Some(problem) = start::socket_path_problem(&path) {
+            return Err((
+                "key_socket.path",
+                problem,
+                "choose a shorter one; `init` derives it from --socket",
+            ));
         }
         if self.unseal_wait_s > MAX_UNSEAL_WAIT_S {
             let problem = format!("{} seconds are more than a day", self.unseal_wait_s);

@@ -61,6 +61,15 @@ pub struct Options {
     pub ballast_bytes: u64,
 }
 
+impl Options {
+    /// What a new store needs of free space: less, and it would take nothing.
+    #[must_use]
+    pub fn needed_bytes(&self) -> u64 {
+        // The last term is what a backend writes when it is made, and its first batches.
+        self.low_water_bytes + self.ballast_bytes + 4 * MIB
+    }
+}
+
 impl Default for Options {
     fn default() -> Self {
         Self {

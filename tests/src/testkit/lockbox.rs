@@ -209,7 +209,7 @@ impl Lockbox {
         self.0.dir.join("unseal.key")
     }
 
-    fn config(&self) -> PathBuf {
+    pub fn config(&self) -> PathBuf {
         self.0.dir.join("lockbox.toml")
     }
 
