@@ -125,6 +125,43 @@ fn fill_the_disk(kind: Kind) {
     println!("{kind:?}: {inserted} batches on a disk of 64 MiB; it was full, and recovered by itself");
 }
 
+/// A compaction that would fill the disk is not begun. The store stays as it is.
+fn rejects_a_compaction_without_room(kind: Kind) {
+    const BATCHES: u32 = 200;
+    // A limit on files has no free space to measure.
+    let Some(disk) = Disk::mount(64 * MIB) else {
+        return;
+    };
+    let dir = store_dir(&disk);
+    kind.create(&dir, &OPTIONS).expect("creates");
+    let store = open(kind, &dir);
+    for number in 0..BATCHES {
+        insert(store.as_ref(), number).expect("there is room");
+    }
+    drop(store);
+    // Opening takes a little room, and the copy three times the 4 MB of records.
+    let spare = disk.path().join("spare");
+    fs::write(&spare, vec![0xA5; 6 * MIB as usize]).expect("there is room");
+    disk.fill();
+    fs::remove_file(&spare).expect("removes");
+    let refused = kind.compact(&dir).expect_err("there is no room");
+    assert!(refused.to_string().contains("no room to copy it"), "{refused}");
+    disk.empty();
+    kind.compact(&dir).expect("there is room");
+    let store = open(kind, &dir);
+    assert!((0..BATCHES).all(|number| holds(store.as_ref(), number)));
+}
+
+#[test]
+fn sled_is_not_compacted_without_room() {
+    rejects_a_compaction_without_room(Kind::Sled);
+}
+
+#[test]
+fn redb_is_not_compacted_without_room() {
+    rejects_a_compaction_without_room(Kind::Redb);
+}
+
 /// A store that was killed has to repair itself when it opens, which writes. Its ballast is what it does that in.
 fn open_after_a_kill_on_a_full_disk(kind: Kind) {
     let Some(disk) = Disk::mount(64 * MIB) else {
