@@ -16,8 +16,9 @@ use lockbox_rpc::api::node::{CustodyReport, Hello, TransferReport};
 use lockbox_store::StoreFailure;
 use tokio::sync::watch;
 
-use crate::clock::now_ms;
+use crate::clock::{describe_ahead, now_ms};
 use crate::decide::{self, TransferRequest};
+use crate::limits::CLOCK_WARNING_MS;
 use crate::refusal::Refusal;
 use crate::registry::{
     self, Authorized, Evidence, JoinOutcome, LockboxFacts, Offer, Page, RecordPage, Registry, Reported, SyncOutcome,
@@ -358,12 +359,16 @@ impl Broker {
         peer: PublicKey,
         hello: Hello,
     ) -> Result<(LockboxId, Head, Head), Refusal> {
+        let clock_ahead_ms = (hello.time_ms > 0).then(|| hello.time_ms.saturating_sub(now_ms()));
         let (greeted, waiting) = self
             .turn(move |_, turn| {
                 let roster = Arc::clone(turn.roster());
                 let lockbox = roster.admitted_by_key(&peer).ok_or(Refusal::NotAdmitted)?;
                 let id = lockbox.lockbox_id;
-                let facts = facts_of(&roster, lockbox, hello)?;
+                let facts = LockboxFacts {
+                    clock_ahead_ms,
+                    ..facts_of(&roster, lockbox, hello)?
+                };
                 let known = turn.lockbox_facts(id);
                 let waiting = match known.is_some_and(|known| known.peer_address == facts.peer_address) {
                     true => Vec::new(),
@@ -371,6 +376,10 @@ impl Broker {
                 };
                 let their_head = facts.roster_head;
                 turn.set_lockbox_facts(id, facts)?;
+                if let Some(ahead_ms) = clock_ahead_ms.filter(|ahead_ms| ahead_ms.abs() > CLOCK_WARNING_MS) {
+                    let clock = format!("{} this machine's", describe_ahead(ahead_ms));
+                    tracing::warn!(lockbox = %id, clock, "a lockbox's clock differs: it may refuse authorizations as expired or early");
+                }
                 Ok(((id, roster.head(), their_head), waiting))
             })
             .await?;
@@ -500,6 +509,7 @@ impl Broker {
                 info.software_version.clone_from(&facts.software_version);
                 info.roster_head = Some(facts.roster_head.to_wire());
                 info.last_seen_ms = facts.last_seen_ms;
+                info.clock_ahead_ms = facts.clock_ahead_ms;
             }
             if let Some((last_seen_ms, head)) = self.sessions.connected(lockbox.lockbox_id) {
                 info.connected = true;
@@ -541,6 +551,7 @@ fn facts_of(roster: &Roster, lockbox: &lockbox_authz::roster::Lockbox, hello: He
         software_version: hello.software_version,
         last_seen_ms: now_ms(),
         takes_notices: hello.takes_notices,
+        clock_ahead_ms: None,
     })
 }
 

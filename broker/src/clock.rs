@@ -66,6 +66,13 @@ pub fn ms_of_rfc3339(text: &str) -> Option<i64> {
     (ms > 0 && rfc3339(ms) == whole).then_some(ms)
 }
 
+/// How far one clock is ahead of another, or behind it: "100 seconds ahead of".
+pub fn describe_ahead(ahead_ms: i64) -> String {
+    let seconds = ahead_ms.unsigned_abs() / 1_000;
+    let side = if ahead_ms < 0 { "behind" } else { "ahead of" };
+    format!("{seconds} seconds {side}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::{ms_of_rfc3339, rfc3339};

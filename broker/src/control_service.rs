@@ -177,6 +177,7 @@ impl ControlService for ControlPort {
         Ok(Response::new(ListRosterEntriesResponse {
             entries: entries.iter().map(UnverifiedEnvelope::to_bytes).collect(),
             head: Some(head.to_wire()),
+            time_ms: now_ms(),
         }))
     }
 

@@ -87,6 +87,10 @@ pub const READINGS_AT_ONCE: usize = 8;
 /// For whoever asked to take one page of such an answer, which it does in milliseconds unless it has stopped reading.
 pub const ANSWER_TAKEN_WITHIN: Duration = Duration::from_secs(30);
 
+/// A clock that differs by more is warned of: a quarter of the difference that every check allows
+/// (`lockbox_authz::limits::MAX_CLOCK_SKEW_MS`).
+pub const CLOCK_WARNING_MS: i64 = 30 * 1_000;
+
 /// From an opened stream to the lockbox's Hello.
 pub const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 

@@ -16,6 +16,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::broker::Broker;
+use crate::clock::now_ms;
 use crate::connection::Connection;
 use crate::limits::OUTBOUND_MESSAGES;
 use crate::refusal::Refusal;
@@ -87,6 +88,7 @@ impl NodeService for NodePort {
         Ok(Response::new(SyncRosterResponse {
             head: Some(outcome.head.to_wire()),
             entries: outcome.entries.iter().map(UnverifiedEnvelope::to_bytes).collect(),
+            time_ms: now_ms(),
         }))
     }
 

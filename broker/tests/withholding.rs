@@ -89,6 +89,7 @@ impl ControlService for Thief {
         Ok(Response::new(ListRosterEntriesResponse {
             entries: self.shown.iter().skip(from).cloned().collect(),
             head: None,
+            time_ms: 0,
         }))
     }
 

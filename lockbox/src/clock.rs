@@ -1,8 +1,12 @@
 //! The machine's clock, and times for people.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-const MS_PER_DAY: i64 = 86_400_000;
+pub use lockbox_authz::time::rfc3339;
+
+/// A clock that differs from the broker's by more is warned of: a quarter of the difference that every check allows.
+pub(crate) const CLOCK_WARNING_MS: i64 = 30 * 1_000;
 
 /// Milliseconds since 1970. A clock before 1970 reads as 1970.
 pub fn now_ms() -> i64 {
@@ -10,49 +14,20 @@ pub fn now_ms() -> i64 {
     i64::try_from(since_1970.as_millis()).unwrap_or(i64::MAX)
 }
 
-/// A time as RFC 3339 has it, in UTC and whole seconds; "-" for 0.
-pub fn rfc3339(ms: i64) -> String {
-    if ms == 0 {
-        return "-".to_owned();
-    }
-    let (year, month, day) = date(ms.div_euclid(MS_PER_DAY));
-    let second = ms.rem_euclid(MS_PER_DAY) / 1_000;
-    let (hours, minutes, seconds) = (second / 3_600, second / 60 % 60, second % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hours:02}:{minutes:02}:{seconds:02}Z")
-}
+/// The clock of the broker that last told its time. It says whether waiting can help, and decides nothing else.
+#[derive(Debug, Default)]
+pub(crate) struct BrokerClock(Mutex<Option<(Instant, i64)>>);
 
-/// Year, month and day of the proleptic Gregorian calendar, `days` after 1970-01-01.
-fn date(days: i64) -> (i64, i64, i64) {
-    let leap = |year: i64| (year % 4 == 0 && year % 100 != 0) || year % 400 == 0;
-    // 400 years have the same number of days wherever they begin.
-    let mut year = 1970 + days.div_euclid(146_097) * 400;
-    let mut left = days.rem_euclid(146_097);
-    while left >= 365 + i64::from(leap(year)) {
-        left -= 365 + i64::from(leap(year));
-        year += 1;
+impl BrokerClock {
+    /// Takes what a broker's clock says now, in milliseconds since 1970.
+    pub(crate) fn set(&self, time_ms: i64) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), time_ms));
     }
-    let lengths = [31, 28 + i64::from(leap(year)), 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
-    let mut month = 1;
-    for length in lengths {
-        if left < length {
-            break;
-        }
-        left -= length;
-        month += 1;
-    }
-    (year, month, left + 1)
-}
 
-#[cfg(test)]
-mod tests {
-    use super::rfc3339;
-
-    /// What `date -u -d @SECONDS` says.
-    #[test]
-    fn times_are_those_of_the_calendar() {
-        assert_eq!(rfc3339(1_000), "1970-01-01T00:00:01Z");
-        assert_eq!(rfc3339(951_868_799_000), "2000-02-29T23:59:59Z");
-        assert_eq!(rfc3339(1_772_323_200_000), "2026-03-01T00:00:00Z");
-        assert_eq!(rfc3339(1_798_761_599_999), "2026-12-31T23:59:59Z");
+    /// The broker's time now, whatever became of this machine's wall clock since; `None` if no broker has told it.
+    pub(crate) fn now_ms(&self) -> Option<i64> {
+        let (at, time_ms) = (*self.0.lock().unwrap_or_else(PoisonError::into_inner))?;
+        let elapsed_ms = i64::try_from(at.elapsed().as_millis()).unwrap_or(i64::MAX);
+        Some(time_ms.saturating_add(elapsed_ms))
     }
 }

@@ -8,7 +8,7 @@ use lockbox_rpc::api::node::{JoinRequest, JoinStatus};
 use tonic::{Code, Status};
 
 use crate::broker_link::{self, LinkError};
-use crate::clock::now_ms;
+use crate::clock::{CLOCK_WARNING_MS, now_ms};
 use crate::engine::{Sealed, StepError};
 use crate::node::Node;
 use crate::roster_sync::{self, SyncError};
@@ -201,6 +201,15 @@ fn is_taken(node: &Arc<Node>, index: u64) -> Result<bool, Sealed> {
 }
 
 async fn sign(node: &Arc<Node>, token: &Arc<JoinToken>) -> Result<Admission, Failure> {
+    // The entry is dated by this machine's clock, and can't be taken back.
+    let broker_ms = node.broker_clock.now_ms().unwrap_or_else(now_ms);
+    let ahead_ms = now_ms().saturating_sub(broker_ms);
+    if ahead_ms.abs() > CLOCK_WARNING_MS {
+        tracing::warn!(
+            ahead_ms,
+            "this machine's clock differs from the broker's; find out which of the two is wrong"
+        );
+    }
     let token = Arc::clone(token);
     let signed = node.engine.read(move |lockbox| {
         let entry = lockbox.admission_by_token(&token, now_ms())?;

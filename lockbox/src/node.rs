@@ -13,6 +13,7 @@ use tokio::sync::{Mutex as AsyncMutex, watch};
 use tokio::task::JoinSet;
 
 use crate::broker_link::{self, LinkState, Refusals};
+use crate::clock::BrokerClock;
 use crate::config::Config;
 use crate::destruction;
 use crate::engine::{Engine, OpenError, Sealed};
@@ -34,6 +35,7 @@ pub struct Node {
     pub(crate) refusals: Refusals,
     /// How the link to the broker stands.
     pub(crate) link: watch::Sender<LinkState>,
+    pub(crate) broker_clock: BrokerClock,
     /// What the scan of the store has found; `None` while it is under way.
     pub(crate) scan: watch::Sender<Option<Verification>>,
     /// host:port by which other lockboxes reach this one; `None` while the peer port is closed.
@@ -82,6 +84,7 @@ impl Node {
             pulls: Pulls::default(),
             refusals: Refusals::default(),
             link: watch::Sender::new(LinkState::default()),
+            broker_clock: BrokerClock::default(),
             scan: watch::Sender::new(None),
             peer_address: watch::Sender::new(None),
             joining: AsyncMutex::default(),

@@ -55,6 +55,8 @@ pub(crate) enum SessionError {
     Source(#[from] StepError<SourceError>),
     #[error("the target sent what is not due")]
     Unexpected(#[from] Unexpected),
+    #[error("{0}; by the broker's clock it has not, so find out which of the two clocks is wrong and set it")]
+    ClockDiffers(Refusal),
     #[error("the target is gone")]
     Gone,
     #[error("the target was silent for too long")]
@@ -77,6 +79,7 @@ pub(crate) fn peer_status(error: &SessionError) -> Status {
         SessionError::Source(StepError::Refused(error)) if error.is_final() => refused(),
         SessionError::Ended => refused(),
         SessionError::Source(_)
+        | SessionError::ClockDiffers(_)
         | SessionError::Gone
         | SessionError::Silent
         | SessionError::Replaced

@@ -71,12 +71,15 @@ pub(crate) async fn with_peer(node: &Arc<Node>, client: &PeerServiceClient<Chann
 }
 
 impl Other {
-    async fn exchange(&mut self, ours: Exchange) -> Result<Exchange, SyncError> {
+    async fn exchange(&mut self, node: &Node, ours: Exchange) -> Result<Exchange, SyncError> {
         let (head, entries) = (ours.head.map(Head::to_wire), ours.entries);
         let (head, entries) = match self {
             Self::Broker(client) => {
                 let request = node_api::SyncRosterRequest { head, entries };
                 let answer = client.sync_roster(request).await?.into_inner();
+                if answer.time_ms != 0 {
+                    node.broker_clock.set(answer.time_ms);
+                }
                 (answer.head, answer.entries)
             }
             Self::Peer(client) => {
@@ -145,7 +148,7 @@ async fn sync(node: &Arc<Node>, other: &mut Other) -> Result<(), SyncError> {
     let mut fork_was_shown = false;
     for _ in 0..MAX_ROUNDS {
         let ours = node.engine.cluster()?.roster.as_ref().map(|roster| roster.head());
-        let answer = other.exchange(Exchange { head: ours, entries }).await?;
+        let answer = other.exchange(node, Exchange { head: ours, entries }).await?;
         let applied = match answer.entries.is_empty() {
             true => 0,
             false => apply(node, &answer.entries).await?,

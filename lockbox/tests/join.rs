@@ -65,6 +65,7 @@ impl NodeService for Thief {
         Ok(Response::new(SyncRosterResponse {
             head: Some(self.roster.head().to_wire()),
             entries: entries.map(UnverifiedEnvelope::to_bytes).collect(),
+            time_ms: 0,
         }))
     }
 

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use lockbox_authz::limits::MAX_CLOCK_SKEW_MS;
 use lockbox_authz::roster::file::{decode_entries, encode_entries};
 use lockbox_authz::roster::{Change, Roster};
 use lockbox_authz::{ClusterId, SecretKey, UnverifiedEnvelope};
@@ -25,7 +26,8 @@ use super::head_file::HeadFile;
 use super::output::{Format, print_json};
 use super::signing::next_step;
 use crate::admin::{AdminError, check_complete, sign_change};
-use crate::clock::now_ms;
+use crate::clock::{describe_ahead, now_ms, rfc3339};
+use crate::limits::CLOCK_WARNING_MS;
 use crate::{files, keyfile};
 
 /// How often a change is made anew because somebody else's came first.
@@ -42,6 +44,8 @@ pub(super) struct Broker {
     pub(super) notice: NoticeServiceClient<Channel>,
     pub(super) certificate: CertificateServiceClient<Channel>,
     seen: HeadFile,
+    /// By how much this machine's clock is ahead of the broker's, once the broker has told the time.
+    clock_ahead_ms: Option<i64>,
 }
 
 /// Who signs a change of the roster, or a compromise notice.
@@ -95,6 +99,7 @@ impl Broker {
             notice,
             certificate: certificate_client,
             seen,
+            clock_ahead_ms: None,
         })
     }
 
@@ -120,6 +125,9 @@ impl Broker {
             let page = page
                 .map_err(|status| CliError::from_status("the roster can't be fetched", &status))?
                 .into_inner();
+            if page.time_ms != 0 {
+                self.clock_ahead_ms = Some(now_ms().saturating_sub(page.time_ms));
+            }
             if page.entries.is_empty() {
                 return Ok(entries);
             }
@@ -150,6 +158,7 @@ impl Broker {
         let keys = admin.keys()?;
         for _ in 0..ATTEMPTS {
             let roster = self.roster().await?;
+            self.warn_of_clocks(&roster);
             let entry = sign_change(&roster, change(&roster)?, &keys, now_ms())?;
             if let Some(path) = &admin.entry_out {
                 files::write_new(path, &encode_entries([&entry]), files::PUBLIC)?;
@@ -168,6 +177,25 @@ impl Broker {
         Err(CliError::other(
             "the roster kept changing while the entry was made; run the command again",
         ))
+    }
+
+    /// Warns an admin, before an entry is signed, of a clock that would date it wrongly: an entry can't be taken back.
+    fn warn_of_clocks(&self, roster: &Roster) {
+        let ahead_ms = self.clock_ahead_ms.unwrap_or_default();
+        if ahead_ms.abs() > CLOCK_WARNING_MS {
+            lockbox_host::say!(
+                "warning: this machine's clock is {} the broker's; find out which of the two is wrong and set it",
+                describe_ahead(ahead_ms)
+            );
+        }
+        let head_ms = roster.head_signed_at_ms();
+        if head_ms.saturating_sub(now_ms()) > MAX_CLOCK_SKEW_MS {
+            lockbox_host::say!(
+                "warning: the last roster entry is dated {}, ahead of this machine's clock; new entries get the same date until \
+                 then",
+                rfc3339(head_ms)
+            );
+        }
     }
 
     /// Submits an entry that admins have signed for a place; false if the roster shows another one there.

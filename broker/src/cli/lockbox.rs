@@ -228,7 +228,16 @@ fn show_list(global: &Global, infos: &[LockboxInfo]) -> Result<(), CliError> {
     if global.output == Format::Json {
         return print_json(&infos.iter().map(to_json).collect());
     }
-    let mut table = Table::new(&["NAME", "STATUS", "CONNECTED", "ADDRESS", "LABELS", "LAST SEEN", "ID"]);
+    let mut table = Table::new(&[
+        "NAME",
+        "STATUS",
+        "CONNECTED",
+        "ADDRESS",
+        "LABELS",
+        "LAST SEEN",
+        "CLOCK",
+        "ID",
+    ]);
     for info in infos.iter().filter(|info| info.status() != LockboxStatus::Pending) {
         table.row([
             name(info).to_owned(),
@@ -237,6 +246,7 @@ fn show_list(global: &Global, infos: &[LockboxInfo]) -> Result<(), CliError> {
             info.peer_address.clone(),
             labels(info),
             rfc3339(info.last_seen_ms),
+            clock(info),
             id(info),
         ]);
     }
@@ -275,6 +285,7 @@ fn show(global: &Global, info: &LockboxInfo) -> Result<(), CliError> {
             head.map_or_else(|| "-".to_owned(), |head| head.index.to_string()),
         ),
         ("last seen", rfc3339(info.last_seen_ms)),
+        ("clock", clock(info)),
     ] {
         table.row([key.to_owned(), value]);
     }
@@ -309,7 +320,14 @@ fn to_json(info: &LockboxInfo) -> Value {
             "addresses": shared.addresses,
             "last_at_ms": shared.last_at_ms,
         })),
+        "clock_ahead_ms": info.clock_ahead_ms,
     })
+}
+
+/// How far a lockbox's clock is from the broker's: `+480 s` is ahead. Differences of less than a second are not told apart.
+fn clock(info: &LockboxInfo) -> String {
+    info.clock_ahead_ms
+        .map_or_else(|| "-".to_owned(), |ahead_ms| format!("{:+} s", ahead_ms / 1_000))
 }
 
 pub(super) fn name(info: &LockboxInfo) -> &str {

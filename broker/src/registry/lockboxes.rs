@@ -24,6 +24,8 @@ pub struct LockboxFacts {
     pub last_seen_ms: i64,
     /// Whether its software knows compromise notices.
     pub takes_notices: bool,
+    /// By how much its clock was ahead of this machine's when it last connected; negative if it was behind.
+    pub clock_ahead_ms: Option<i64>,
 }
 
 pub(super) fn load(store: &dyn Store) -> Result<BTreeMap<LockboxId, LockboxFacts>, OpenError> {
@@ -69,6 +71,7 @@ impl LockboxFacts {
             head_hash: self.roster_head.hash.0.to_vec(),
             last_seen_ms: self.last_seen_ms,
             takes_notices: self.takes_notices,
+            clock_ahead_ms: self.clock_ahead_ms,
         }
         .encode_to_vec()
     }
@@ -86,6 +89,7 @@ impl LockboxFacts {
             },
             last_seen_ms: record.last_seen_ms,
             takes_notices: record.takes_notices,
+            clock_ahead_ms: record.clock_ahead_ms,
         })
     }
 }

@@ -96,6 +96,8 @@ pub(super) struct LockboxRecord {
     pub(super) last_seen_ms: i64,
     #[prost(bool, tag = "7")]
     pub(super) takes_notices: bool,
+    #[prost(int64, optional, tag = "8")]
+    pub(super) clock_ahead_ms: Option<i64>,
 }
 
 #[derive(Clone, PartialEq, Message)]

@@ -187,8 +187,10 @@ impl Turn<'_> {
         if made.index != head.index + 1 || made.previous != Some(head.hash) {
             return Err(Refusal::NotNext { due: head.index + 1 });
         }
+        // An entry can't be dated before the head. One that was made while clocks were ahead must not stop those that follow.
+        let dated_as_head = made.signed_at_ms == self.state.roster.head_signed_at_ms();
         let ahead_ms = made.signed_at_ms.saturating_sub(now_ms);
-        if ahead_ms > MAX_CLOCK_SKEW_MS {
+        if ahead_ms > MAX_CLOCK_SKEW_MS && !dated_as_head {
             return Err(Refusal::FromTheFuture { ahead_ms });
         }
         Ok(())

@@ -108,6 +108,7 @@ fn facts(roster: &Roster, number: u8) -> LockboxFacts {
         roster_head: roster.head(),
         last_seen_ms: NOW_MS,
         takes_notices: true,
+        clock_ahead_ms: None,
     }
 }
 

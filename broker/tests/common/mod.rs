@@ -411,6 +411,7 @@ impl Peer {
             software_version: "test".to_owned(),
             roster_head: Some(head.to_wire()),
             takes_notices: true,
+            time_ms: lockbox_broker::clock::now_ms(),
             instance_id: self.identity.seed()[..16].to_vec(),
         }
     }

@@ -6,6 +6,7 @@ use lockbox_authz::envelope::{EnvelopeError, UnverifiedEnvelope, Verified};
 use lockbox_authz::id::{AuthorizationId, ClusterId, KeyId, LockboxId};
 use lockbox_authz::keys::PublicKey;
 use lockbox_authz::roster::{self, Head, HeadComparison, Roster};
+use lockbox_authz::time::rfc3339;
 
 use crate::ledger::Outgoing;
 use crate::limits::{MAX_CHUNKS, MAX_CLOCK_SKEW_MS, MAX_FAMILY_CHUNKS};
@@ -68,10 +69,10 @@ pub enum Refusal {
     OtherPeer,
     #[error("step 7, wrapping certificate: {0}")]
     Certificate(CertificateError),
-    #[error("step 8, time: it is not valid yet")]
-    NotYetValid,
-    #[error("step 8, time: it has expired")]
-    Expired,
+    #[error("step 8, time: it is not valid before {}", and_clock(*.not_before_ms, *.now_ms))]
+    NotYetValid { not_before_ms: i64, now_ms: i64 },
+    #[error("step 8, time: it expired at {}", and_clock(*.expires_at_ms, *.now_ms))]
+    Expired { expires_at_ms: i64, now_ms: i64 },
     #[error("step 9, revocation: it was revoked")]
     Revoked,
     #[error("step 10, single use: it was spent, and that transfer has ended")]
@@ -129,7 +130,7 @@ impl Refusal {
             self,
             Self::Alarm
                 | Self::RosterBehind
-                | Self::NotYetValid
+                | Self::NotYetValid { .. }
                 | Self::Busy { .. }
                 | Self::InJob { .. }
                 | Self::TooManyTransfers { .. }
@@ -152,7 +153,8 @@ impl Refusal {
             | Self::Scheduled(_)
             | Self::Busy { .. }
             | Self::Policy { .. }
-            | Self::Expired
+            | Self::NotYetValid { .. }
+            | Self::Expired { .. }
             | Self::Revoked
             | Self::InJob { .. }
             | Self::MissingAncestor { .. }
@@ -435,6 +437,11 @@ impl Lockbox {
     }
 }
 
+/// A time of an authorization, with the one that it was compared with: one of the two clocks may be wrong.
+fn and_clock(time_ms: i64, now_ms: i64) -> String {
+    format!("{}, and the source's clock says {}", rfc3339(time_ms), rfc3339(now_ms))
+}
+
 /// 15. Nobody should ask for it. The caller of the check raises the alarm.
 fn check_canary(key: &Key) -> Result<(), Refusal> {
     match key.info.transfer_policy.canary {
@@ -464,10 +471,12 @@ fn check_target<'r>(
 
 pub(crate) fn check_time(statement: &Authorization, now_ms: i64) -> Result<(), Refusal> {
     if now_ms < statement.not_before_ms - MAX_CLOCK_SKEW_MS {
-        return Err(Refusal::NotYetValid);
+        let not_before_ms = statement.not_before_ms;
+        return Err(Refusal::NotYetValid { not_before_ms, now_ms });
     }
     if now_ms > statement.expires_at_ms + MAX_CLOCK_SKEW_MS {
-        return Err(Refusal::Expired);
+        let expires_at_ms = statement.expires_at_ms;
+        return Err(Refusal::Expired { expires_at_ms, now_ms });
     }
     Ok(())
 }

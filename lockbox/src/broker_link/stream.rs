@@ -167,6 +167,7 @@ async fn hello(node: &Arc<Node>) -> Result<Hello, LinkError> {
         software_version: crate::VERSION.to_owned(),
         roster_head,
         takes_notices: true,
+        time_ms: now_ms(),
         instance_id: node.instance_id.to_vec(),
     })
 }

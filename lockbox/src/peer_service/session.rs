@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use lockbox_authz::limits::MAX_CLOCK_SKEW_MS;
 use lockbox_authz::{Authorization, AuthorizationId, PublicKey, UnverifiedEnvelope};
 use lockbox_core::permit::Refusal;
 use lockbox_core::report::Role;
@@ -81,6 +82,10 @@ impl Talk {
             .step(move |lockbox, now_ms, rng| AwaitPresent::new(peer).present(lockbox, &present, now_ms, rng));
         let (offer, state) = match step.await {
             Ok(opened) => opened,
+            Err(StepError::Refused(SourceError::Refused(refusal))) if self.is_valid_by_brokers_clock(&refusal) => {
+                self.node.refusals.waits(id, Role::Source, refusal.requester_text());
+                return Err(SessionError::ClockDiffers(refusal));
+            }
             Err(error) => {
                 self.heed_canary(&error, authorization).await?;
                 self.tell_broker(id, &error);
@@ -224,6 +229,16 @@ impl Talk {
         self.outbound.send(Ok(message)).await.map_err(|_| SessionError::Gone)
     }
 
+    /// Whether the authorization expired by this machine's clock alone, so that setting the clock right can help. It decides
+    /// about the answer only: nothing is served by the broker's clock.
+    fn is_valid_by_brokers_clock(&self, refusal: &Refusal) -> bool {
+        let Refusal::Expired { expires_at_ms, .. } = refusal else {
+            return false;
+        };
+        let broker_ms = self.node.broker_clock.now_ms();
+        broker_ms.is_some_and(|broker_ms| broker_ms <= expires_at_ms.saturating_add(MAX_CLOCK_SKEW_MS))
+    }
+
     /// A first presentation that is refused leaves no record in the ledger, so nobody else would tell the requester.
     fn tell_broker(&self, id: AuthorizationId, error: &StepError<SourceError>) {
         let StepError::Refused(SourceError::Refused(refusal)) = error else {
@@ -245,7 +260,7 @@ fn concerns_the_target(refusal: &Refusal) -> bool {
     matches!(
         refusal,
         Refusal::Certificate(_)
-            | Refusal::Expired
+            | Refusal::Expired { .. }
             | Refusal::Revoked
             | Refusal::NoKey(_)
             | Refusal::NothingSelected

@@ -22,6 +22,7 @@ pub mod limits;
 pub mod lineage;
 pub mod notice;
 pub mod roster;
+pub mod time;
 pub mod transfer;
 
 /// The wire types, generated from `proto/lockbox/authz/v1`.

@@ -225,6 +225,22 @@ fn rejects_an_expired_join_key() {
     assert_eq!(refused_rule(&mut cluster, &envelope), "the join key has expired");
 }
 
+/// A token that is made while the head is dated ahead expires before the date of its own entry.
+#[test]
+fn a_join_key_that_expires_before_its_own_entry_admits_at_the_date_of_that_entry_alone() {
+    for (at_ms, is_taken) in [(NOW_MS + 5_000, true), (NOW_MS + 5_001, false)] {
+        let mut cluster = Cluster::new();
+        cluster.apply(support::admit_broker(BROKER, "broker"));
+        let allow = sign_entry(
+            &cluster.roster.next_entry(allow_join(JOIN, None), NOW_MS + 5_000),
+            &cluster.signers,
+        );
+        cluster.roster.apply(&allow).expect("an admin signed it");
+        let envelope = admission(&cluster, lockbox(NEW, "a"), at_ms, &[JOIN, BROKER]);
+        assert_eq!(cluster.roster.apply(&envelope).is_ok(), is_taken, "{at_ms}");
+    }
+}
+
 /// Policies decide by labels: a joining machine does not choose its own.
 #[test]
 fn rejects_other_labels_than_the_join_key_allows() {

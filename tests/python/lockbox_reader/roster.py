@@ -134,7 +134,7 @@ def join_key_of(roster: Roster, entry: dict, fields: dict) -> bytes | None:
         return None
     join, lockbox = roster.joins[join_key], fields["admit_lockbox"]["lockbox"]
     rule(join["state"] == "allowed", "used or revoked")
-    rule(fields["signed_at_ms"] <= join["expires_at_ms"], "expired")
+    rule(fields["signed_at_ms"] <= max(join["expires_at_ms"], join["allowed_at_ms"]), "expired")
     rule(lockbox["labels"] == join["labels"], "other labels")
     rule(join["name"] in ("", lockbox["name"]), "another name")
     return join_key
@@ -183,7 +183,7 @@ def make(roster: Roster, change: str, body: dict, join_key: bytes | None) -> Non
     elif change == "admit_broker":
         roster.brokers.append({**body, "retired": False})
     elif change == "allow_join":
-        roster.joins[body["join_key"]] = {**body, "state": "allowed"}
+        roster.joins[body["join_key"]] = {**body, "state": "allowed", "allowed_at_ms": roster.signed_at_ms}
     elif change == "change_admins":
         roster.former_admins |= set(roster.admins["keys"]) - set(body["admins"]["keys"])
         roster.admins = body["admins"]

@@ -17,6 +17,7 @@ use rustix::process::Signal;
 use tonic::transport::Channel;
 
 use super::attacker::{now_ms, read_key};
+use super::clock::Clock;
 use super::lockbox::edit;
 use super::process::{Daemon, Log, Output, Running, run, start};
 use super::proxy::Proxy;
@@ -35,6 +36,8 @@ struct Inner {
     log: Arc<Log>,
     node: Proxy,
     control: Proxy,
+    clock: Clock,
+    admin_clock: Clock,
 }
 
 impl Broker {
@@ -48,6 +51,8 @@ impl Broker {
             log: Log::new("broker"),
             node: Proxy::start(),
             control: Proxy::start(),
+            clock: Clock::new(&dir.with_extension("clock")),
+            admin_clock: Clock::new(&dir.with_extension("admin-clock")),
         }));
         let mut init = Command::new(binaries::broker());
         init.args(["init", "--cluster-name", "test", "--node-listen", "127.0.0.1:0"])
@@ -76,6 +81,7 @@ impl Broker {
         let mut serve = Command::new(binaries::broker());
         serve.arg("serve").arg("--config").arg(self.0.dir.join("broker.toml"));
         serve.arg("--ports-file").arg(&self.0.ports_file);
+        self.0.clock.apply(&mut serve);
         let mut daemon = Daemon::start_logging_to(stderr.into(), &mut serve, &self.0.log);
         let ports = eventually("the broker writes its ports", || {
             if let Some(status) = daemon.ended() {
@@ -123,6 +129,18 @@ impl Broker {
     /// Sends the daemon a signal.
     pub fn signal(&self, signal: Signal) {
         self.daemon().as_ref().expect("it is running").signal(signal);
+    }
+
+    /// Sets the daemon's clock this many seconds ahead of the machine's.
+    pub fn set_clock_ahead(&self, seconds: i64) {
+        if self.0.clock.set_ahead(seconds) {
+            self.restart();
+        }
+    }
+
+    /// Sets the clock of the command line this many seconds ahead of the machine's.
+    pub fn set_admin_clock_ahead(&self, seconds: i64) {
+        self.0.admin_clock.set_ahead(seconds);
     }
 
     /// Adds text to broker.toml, and restarts.
@@ -195,6 +213,7 @@ impl Broker {
             .arg("--client")
             .arg(client)
             .args(["--server", &self.0.control.address()]);
+        self.0.admin_clock.apply(&mut command);
         start(&mut command, b"")
     }
 

@@ -200,6 +200,7 @@ impl NodeService for Port {
         Ok(Response::new(SyncRosterResponse {
             head: Some(self.0.head.to_wire()),
             entries: self.0.entries.clone(),
+            time_ms: 0,
         }))
     }
 

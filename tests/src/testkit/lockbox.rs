@@ -16,6 +16,7 @@ use rustix::process::Signal;
 use tonic::Status;
 
 use super::attacker::copy_folder;
+use super::clock::Clock;
 use super::process::{Daemon, Log, Output, Running, run, start};
 use super::proxy::Proxy;
 use super::wait::eventually;
@@ -31,6 +32,7 @@ struct Inner {
     daemon: Mutex<Option<Daemon>>,
     log: Arc<Log>,
     peer: Proxy,
+    clock: Clock,
 }
 
 impl Lockbox {
@@ -50,6 +52,7 @@ impl Lockbox {
             daemon: Mutex::default(),
             log: Log::new(name),
             peer: Proxy::start(),
+            clock: Clock::new(&dir.join("clock")),
         }));
         let mut secret = [0; 32];
         getrandom::fill(&mut secret).expect("the operating system gives random bytes");
@@ -81,6 +84,7 @@ impl Lockbox {
             daemon: Mutex::default(),
             log: Log::new(&format!("{}, a copy", original.name())),
             peer: Proxy::start(),
+            clock: Clock::new(&dir.join("clock")),
         }));
         copy_folder(&original.state_dir(), &copy.state_dir());
         fs::set_permissions(copy.state_dir(), fs::Permissions::from_mode(0o700)).expect("the folder is ours");
@@ -119,6 +123,7 @@ impl Lockbox {
         if unseal {
             serve.arg("--unseal-key-file").arg(self.key_file());
         }
+        self.0.clock.apply(&mut serve);
         let mut daemon = Daemon::start_logging_to(stderr, &mut serve, &self.0.log);
         let status = eventually("the lockbox answers", || {
             if let Some(status) = daemon.ended() {
@@ -141,6 +146,13 @@ impl Lockbox {
     pub fn restart(&self) {
         self.kill();
         self.start();
+    }
+
+    /// Sets the daemon's clock this many seconds ahead of the machine's.
+    pub fn set_clock_ahead(&self, seconds: i64) {
+        if self.0.clock.set_ahead(seconds) {
+            self.restart();
+        }
     }
 
     /// SIGTERM, and the end of the process.

@@ -15,6 +15,7 @@
 //! | [`Cluster`], [`Broker`], [`Lockbox`], [`Transfer`] | the verbs of the story |
 //! | [`proxy`] | the loopback wire: it is in front of every port, records what passes and cuts where it is told to |
 //! | [`attacker`], [`fake_broker`] | machines that follow no rule |
+//! | `clock` | wrong wall clocks |
 //! | [`crowd`] | connections that are opened and say nothing |
 //! | `store` | the rows of a lockbox's store, to be damaged |
 //! | [`thief`] | a copy of a state folder, and what unseals it |
@@ -32,6 +33,7 @@ pub mod attacker;
 mod binaries;
 mod broker;
 pub mod canary;
+mod clock;
 mod cluster;
 pub mod crowd;
 pub mod disk;

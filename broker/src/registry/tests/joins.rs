@@ -228,18 +228,55 @@ async fn rejects_a_token_that_expired_by_the_brokers_clock() {
     }
 }
 
+/// Also with a head that is years ahead lockboxes join, by tokens that end when this machine's clock says so, and are retired.
+#[tokio::test]
+async fn entries_follow_one_that_is_dated_ahead() {
+    const YEARS_MS: i64 = 9 * 365 * 86_400_000;
+    let store = MemoryStore::new();
+    let registry = registry(&store).await;
+    let early = NOW_MS - YEARS_MS;
+    let late = early + lockbox_authz::limits::MAX_CLOCK_SKEW_MS + 1;
+    let allow = Change::AllowJoin {
+        join_key: secret(JOIN).public_key(),
+        expires_at_ms: early,
+        labels: Labels::default(),
+        name: None,
+    };
+    let entry = admit(&registry.roster(), allow);
+    registry.turn(move |turn| turn.append(&entry, early)).await.unwrap();
+    let (request, entry) = joining(&registry.roster(), 20, early);
+    let (again, same) = (request.clone(), entry.clone());
+    let refused = registry
+        .turn(move |turn| turn.join(&again, Some(&same), None, &secret(BROKER), late))
+        .await;
+    assert!(matches!(refused, Err(Refusal::Roster(_))), "{refused:?}");
+    let outcome = registry
+        .turn(move |turn| turn.join(&request, Some(&entry), None, &secret(BROKER), early))
+        .await;
+    assert_eq!(outcome.unwrap(), JoinOutcome::NewlyAdmitted);
+    let retire = Change::RetireLockbox {
+        lockbox_id: id(20),
+        reason: String::new(),
+    };
+    let entry = admit(&registry.roster(), retire);
+    registry.turn(move |turn| turn.append(&entry, early)).await.unwrap();
+    assert!(registry.roster().admitted(&id(20)).is_none());
+}
+
 /// Every later entry would have to bear the same date or a later one.
 #[tokio::test]
 async fn rejects_an_entry_from_the_future() {
     let store = MemoryStore::new();
     let registry = registry(&store).await;
     let before = allow_join(&registry).await;
-    let entry = admit(&before, Change::AdmitLockbox(lockbox(20, "one")));
-    let early = NOW_MS - lockbox_authz::limits::MAX_CLOCK_SKEW_MS;
+    // A millisecond after the head: an entry that is dated as the head is another case.
+    let ahead = before.next_entry(Change::AdmitLockbox(lockbox(20, "one")), NOW_MS + 1);
+    let entry = Verified::sign(ahead, &secret(ADMIN)).envelope().clone();
+    let early = NOW_MS + 1 - lockbox_authz::limits::MAX_CLOCK_SKEW_MS;
     let again = entry.clone();
     let refused = registry.turn(move |turn| turn.append(&again, early - 1)).await;
     assert!(matches!(refused, Err(Refusal::FromTheFuture { .. })), "{refused:?}");
-    let (request, joined) = joining(&before, 21, NOW_MS);
+    let (request, joined) = joining(&before, 21, NOW_MS + 1);
     let refused = registry
         .turn(move |turn| turn.join(&request, Some(&joined), None, &secret(BROKER), early - 1))
         .await;

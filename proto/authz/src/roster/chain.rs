@@ -145,7 +145,7 @@ impl Roster {
             admins: self.members.admins.clone(),
             join,
         });
-        self.members.make(unverified.change, join_key);
+        self.members.make(unverified.change, join_key, unverified.signed_at_ms);
         Ok(Applied::New)
     }
 
@@ -188,6 +188,11 @@ impl Roster {
             index: self.entries.len() as u64 - 1,
             hash: self.last().hash,
         }
+    }
+
+    /// The date of the head: no later entry can be dated before it.
+    pub fn head_signed_at_ms(&self) -> i64 {
+        self.last().signed_at_ms
     }
 
     /// How another party's head relates to ours.

@@ -34,6 +34,8 @@ pub enum JoinState {
 /// A join key and what it allows.
 #[derive(Clone, Debug)]
 pub struct JoinAllowance {
+    /// The date of the entry that allows it.
+    pub allowed_at_ms: i64,
     pub expires_at_ms: i64,
     pub labels: Labels,
     pub name: Option<String>,
@@ -124,7 +126,9 @@ impl Members {
         if join.state != JoinState::Allowed {
             return Err(RosterError::Rule("the join key was used or revoked"));
         }
-        if signed_at_ms > join.expires_at_ms {
+        // A token that is made while the head is dated ahead expires before the date of its own entry, and no entry can be
+        // dated before that one: there the broker's clock alone bounds its use. SPEC section 3.2.
+        if signed_at_ms > join.expires_at_ms.max(join.allowed_at_ms) {
             return Err(RosterError::Rule("the join key has expired"));
         }
         if join.labels != lockbox.labels {
@@ -137,7 +141,7 @@ impl Members {
     }
 
     /// Makes a change that was checked.
-    pub(super) fn make(&mut self, change: Change, join_key: Option<PublicKey>) {
+    pub(super) fn make(&mut self, change: Change, join_key: Option<PublicKey>, signed_at_ms: i64) {
         match change {
             Change::Genesis(_) => {}
             Change::AdmitLockbox(lockbox) => {
@@ -178,6 +182,7 @@ impl Members {
                 self.joins.insert(
                     join_key,
                     JoinAllowance {
+                        allowed_at_ms: signed_at_ms,
                         expires_at_ms,
                         labels,
                         name,
