@@ -18,7 +18,7 @@ use tokio::sync::watch;
 
 use crate::clock::{describe_ahead, now_ms};
 use crate::decide::{self, TransferRequest};
-use crate::limits::CLOCK_WARNING_MS;
+use crate::limits::{CLOCK_WARNING_MS, HISTORY_PERIOD};
 use crate::refusal::Refusal;
 use crate::registry::{
     self, Authorized, Evidence, JoinOutcome, LockboxFacts, Offer, Page, RecordPage, Registry, Reported, SyncOutcome,
@@ -129,7 +129,7 @@ impl Broker {
             let transfer = broker.visible(turn, &requester, id)?;
             Ok(TransferDetail {
                 transfer: turn.view(&transfer, now_ms())?,
-                authorization: turn.authorization(id)?,
+                authorization: turn.authorization(id)?.unwrap_or_default(),
                 evidence: turn.evidence(id, from_chunk)?,
             })
         })
@@ -402,6 +402,10 @@ impl Broker {
         if reported.changed {
             self.watchers.changed(reported.authorization_id);
         }
+        if reported.must_hear {
+            self.sessions
+                .signal(lockbox_id, Signal::Transfer(reported.authorization_id));
+        }
         Ok(reported)
     }
 
@@ -411,7 +415,7 @@ impl Broker {
         lockbox_id: LockboxId,
         report: CustodyReport,
     ) -> Result<(), Refusal> {
-        self.turn(move |_, turn| turn.custody_report(lockbox_id, &report))
+        self.turn(move |_, turn| turn.custody_report(lockbox_id, &report, now_ms()))
             .await?;
         self.sessions.heard(lockbox_id, None, now_ms());
         Ok(())
@@ -436,6 +440,28 @@ impl Broker {
     ) -> Result<(Vec<ToHear>, Option<AuthorizationId>), Refusal> {
         self.turn(move |_, turn| turn.all_to_hear(lockbox_id, after, now_ms()))
             .await
+    }
+
+    /// Drops what is kept no longer, now and then every hour, a bounded part in each turn. Never ends.
+    pub(crate) async fn drop_history(self: &Arc<Self>) {
+        let mut looks = tokio::time::interval(HISTORY_PERIOD);
+        loop {
+            looks.tick().await;
+            loop {
+                let dropped = self.turn(|broker, turn| {
+                    let is_connected = |lockbox_id| broker.sessions.connected(lockbox_id).is_some();
+                    turn.drop_history(now_ms(), &is_connected)
+                });
+                match dropped.await {
+                    Ok(true) => {}
+                    Ok(false) => break,
+                    Err(refusal) => {
+                        tracing::warn!(%refusal, "what is kept no longer was not dropped; it is tried again in an hour");
+                        break;
+                    }
+                }
+            }
+        }
     }
 
     /// When a lockbox was last heard of, as far as this broker knows.

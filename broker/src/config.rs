@@ -13,7 +13,9 @@ use lockbox_host::log::Log;
 use lockbox_host::start;
 use serde::Deserialize;
 
-use crate::limits::{DEFAULT_LEFT_DAYS, DEFAULT_OPEN_TRANSFERS, LEFT_DAYS, MAX_OPEN_TRANSFERS};
+use crate::limits::{
+    DEFAULT_HISTORY_DAYS, DEFAULT_LEFT_DAYS, DEFAULT_OPEN_TRANSFERS, HISTORY_DAYS, LEFT_DAYS, MAX_OPEN_TRANSFERS,
+};
 use crate::requesters::{Permission, Requester, Requesters, SelectionKind};
 
 /// A configuration that was checked. The files that it names were not.
@@ -34,6 +36,8 @@ pub struct Config {
     pub log: Log,
     /// For how many days it is remembered what a lockbox had.
     pub left_days: u32,
+    /// For how many days receipts, erasure and destruction records and request ids are kept.
+    pub history_days: u32,
     pub requesters: Requesters,
 }
 
@@ -95,6 +99,7 @@ impl Config {
             ("store", new.store != read.store),
             ("log.format", new.log.format != read.log.format),
             ("inventory.left_days", new.left_days != read.left_days),
+            ("history_days", new.history_days != read.history_days),
         ];
         let fixed = differs.into_iter().filter(|(_, differs)| *differs);
         (new, fixed.map(|(setting, _)| setting).collect())
@@ -135,6 +140,8 @@ struct RawConfig {
     control: RawControl,
     signing_key: PathBuf,
     store: PathBuf,
+    #[serde(default = "history_days")]
+    history_days: u32,
     #[serde(default)]
     log: Log,
     #[serde(default)]
@@ -172,6 +179,10 @@ impl Default for RawInventory {
             left_days: DEFAULT_LEFT_DAYS,
         }
     }
+}
+
+fn history_days() -> u32 {
+    DEFAULT_HISTORY_DAYS
 }
 
 fn left_days() -> u32 {
@@ -216,6 +227,12 @@ impl RawConfig {
             let key = "inventory.left_days".to_owned();
             return Err(refuse(key, problem, "write a number from 8 to 366"));
         }
+        let history_days = self.history_days;
+        if !HISTORY_DAYS.contains(&history_days) || history_days < left_days {
+            let problem = format!("{history_days} is out of range");
+            let mend = "write a number from 30 to 36500, and no less than inventory.left_days";
+            return Err(refuse("history_days".to_owned(), problem, mend));
+        }
         let base = file.parent().unwrap_or(Path::new(""));
         let mut requesters = Requesters::default();
         for (number, row) in self.requester.into_iter().enumerate() {
@@ -243,6 +260,7 @@ impl RawConfig {
             store: base.join(self.store),
             log: self.log,
             left_days,
+            history_days,
             requesters,
         })
     }
@@ -363,6 +381,22 @@ selections = ["ids"]
             error.contains("listen (line ") && error.ends_with("correct the value"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn rejects_a_history_that_is_shorter_than_what_is_remembered_of_a_thief() {
+        assert_eq!(parse(GOOD).unwrap().history_days, DEFAULT_HISTORY_DAYS);
+        let with = |days: u32| {
+            GOOD.replace(
+                "store = \"store\"",
+                &format!("store = \"store\"\nhistory_days = {days}"),
+            )
+        };
+        assert_eq!(parse(&with(30)).unwrap().history_days, 30);
+        for text in [with(29), with(36_501), with(60) + "\n[inventory]\nleft_days = 61\n"] {
+            let error = parse(&text).expect_err("out of range").to_string();
+            assert!(error.contains(": history_days: "), "{error}");
+        }
     }
 
     #[test]

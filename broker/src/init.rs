@@ -219,6 +219,9 @@ fn broker_toml(plan: &Plan) -> String {
 signing_key = "broker.key"
 # What the broker remembers.
 store = "store"
+# For how many days the broker keeps request ids, receipts, and records of erased and destroyed keys, 30 to 36500: a backup of a
+# lockbox that is older may bring back keys that were destroyed or moved away since.
+history_days = 400
 
 # Where lockboxes connect: TLS 1.3 with raw public keys. Nothing to configure, nothing that expires.
 [node]

@@ -70,6 +70,16 @@ pub const DEFAULT_LEFT_DAYS: u32 = 30;
 /// it takes room for all that comes and goes.
 pub const LEFT_DAYS: std::ops::RangeInclusive<u32> = 8..=366;
 
+/// Days for which a broker keeps receipts, erasure and destruction records and request ids, if its configuration says nothing:
+/// a year, and time to restore a yearly backup.
+pub const DEFAULT_HISTORY_DAYS: u32 = 400;
+
+/// What may be configured instead. A backup that is older than the history may bring back keys that were destroyed or moved.
+pub const HISTORY_DAYS: std::ops::RangeInclusive<u32> = 30..=36_500;
+
+/// Between two looks for what is kept no longer: it was kept for days.
+pub const HISTORY_PERIOD: Duration = Duration::from_secs(60 * 60);
+
 /// How far back what a stolen lockbox held counts if nobody says more: whoever took it over may have it destroy its keys, or move
 /// them away, and a theft on a Friday is noticed on a Monday.
 pub const HELD_WITHIN_MS: i64 = 7 * 24 * 60 * 60 * 1_000;

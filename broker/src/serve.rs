@@ -166,6 +166,7 @@ impl Bound {
             failure = broker.failed() => Err(ServeError::Store(failure)),
             ((), ()) = async { tokio::join!(node, control) } => Ok(()),
             () = self.certificates.watch() => Ok(()),
+            () = broker.drop_history() => Ok(()),
             () = ordered => Ok(()),
         }
     }
@@ -175,7 +176,10 @@ fn open(config: &Config) -> Result<Registry, OpenError> {
     compact(&config.store);
     let store = SledStore::open(&config.store, Media::default(), &init::store_options())?;
     let bounds = InventoryBounds::with_left_days(config.left_days);
-    Ok(Registry::open(Arc::new(store))?.with_inventory_bounds(bounds))
+    let registry = Registry::open(Arc::new(store))?;
+    Ok(registry
+        .with_inventory_bounds(bounds)
+        .with_history_days(config.history_days))
 }
 
 /// Compacts a store that wastes much space. A store that can't be compacted is served as it is.

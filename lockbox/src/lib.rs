@@ -38,6 +38,7 @@ pub mod config;
 mod destruction;
 pub mod engine;
 pub mod entropy;
+mod expired;
 pub mod files;
 pub mod folder;
 mod join;

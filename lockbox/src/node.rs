@@ -18,6 +18,7 @@ use crate::config::Config;
 use crate::destruction;
 use crate::engine::{Engine, OpenError, Sealed};
 use crate::entropy::rng;
+use crate::expired;
 use crate::folder::{Folder, FolderError};
 use crate::peer_port;
 use crate::ports::PortsFile;
@@ -177,6 +178,7 @@ impl Node {
         tasks.spawn(broker_link::run(Arc::clone(self)));
         tasks.spawn(scan::run(Arc::clone(self)));
         tasks.spawn(destruction::run(Arc::clone(self)));
+        tasks.spawn(expired::run(Arc::clone(self)));
         tasks
     }
 }

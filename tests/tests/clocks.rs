@@ -91,3 +91,50 @@ fn a_source_whose_clock_is_ahead_serves_an_authorization_when_its_clock_is_right
     transfer.wait();
     assert!(b.holds(key) && !a.holds(key));
 }
+
+/// What was revoked and has expired is told to nobody any more, and yet it is not good once more when a clock is set back.
+#[test]
+fn what_expired_is_dropped_and_is_never_good_again() {
+    let cluster = Cluster::start();
+    let broker = cluster.broker();
+    let (a, b) = (cluster.add_lockbox("a"), cluster.add_lockbox("b"));
+    let key = a.create_key("volume");
+    b.stop();
+    let mark = a.log().mark();
+    let selection = Selection::Ids(vec![key]);
+    let transfer = cluster.authorize(Ask::new(Operation::Move, &a, &b, selection));
+    transfer.revoke().expect("it is not complete");
+    a.log().wait_for(mark, "step=\"revoked\"");
+    a.stop();
+    let revocations = || a.rows(|place| place[0] == b'v').len();
+    assert_eq!(revocations(), 1);
+    // More than 7 days after it has expired.
+    a.start();
+    a.set_clock_ahead(8 * DAY_S);
+    broker.set_clock_ahead(8 * DAY_S);
+    eventually("the source drops the revocation", || {
+        a.log().to_string().contains("dropped what expired").then_some(())
+    });
+    let mark = a.log().mark();
+    a.restart();
+    a.wait_until_connected();
+    // An offer comes after everything that a lockbox is told when it connects.
+    b.set_clock_ahead(8 * DAY_S);
+    let other = b.create_key("other");
+    cluster.copy_keys(&b, &a, &[other]).wait();
+    assert!(!a.log().has(mark, "step=\"revoked\""), "{}", a.log());
+    assert_eq!(transfer.now().state(), TransferState::Revoked);
+    a.stop();
+    assert_eq!(revocations(), 0);
+
+    a.set_clock_ahead(0);
+    a.start();
+    // The broker would tell the target that it was revoked.
+    broker.node_proxy().refuse();
+    let mark = a.log().mark();
+    b.accept_transfer(&transfer.authorization, &a.peer_address())
+        .expect("the source decides about the time");
+    b.wait_for_transfer(transfer.id, "refused");
+    a.log().wait_for(mark, "step 10");
+    assert!(a.holds(key) && !b.holds(key));
+}

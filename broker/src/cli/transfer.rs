@@ -504,7 +504,9 @@ fn selection(transfer: &WireTransfer) -> String {
             texts.join(",")
         }
         Some(Ok(Selection::All)) => "all".to_owned(),
-        Some(Err(_)) | None => "?".to_owned(),
+        // The broker has dropped it with the authorization.
+        None => "-".to_owned(),
+        Some(Err(_)) => "?".to_owned(),
     }
 }
 

@@ -22,7 +22,12 @@ pub type RecordPage = (Vec<Vec<u8>>, Option<Vec<u8>>);
 
 impl Turn<'_> {
     /// Verifies what a lockbox says of keys that it destroyed, or that came from a backup, and stores it.
-    pub fn custody_report(&mut self, lockbox_id: LockboxId, report: &CustodyReport) -> Result<(), Refusal> {
+    pub fn custody_report(
+        &mut self,
+        lockbox_id: LockboxId,
+        report: &CustodyReport,
+        now_ms: i64,
+    ) -> Result<(), Refusal> {
         if report.records.is_empty() || report.records.len() > MAX_REPORT_RECEIPTS {
             return Err(FieldError::new("records", "must be 1 to 64").into());
         }
@@ -41,6 +46,9 @@ impl Turn<'_> {
                 let verified = verified.map_err(Refusal::Envelope)?;
                 let record = verified.statement();
                 let key = keys::destruction(record.lockbox_id, verified.hash());
+                if self.get(&key)?.is_none() {
+                    batch.put(keys::destruction_at(now_ms, &key), Vec::new());
+                }
                 (key, record.cluster_id, record.lockbox_id)
             };
             if cluster_id != self.state.roster.cluster_id() {
@@ -95,15 +103,18 @@ impl Turn<'_> {
         from_chunk: u32,
     ) -> Result<(Vec<Vec<u8>>, Option<u32>), Refusal> {
         let mut statements = Vec::new();
+        // What is not there was dropped since the transfer was found.
+        let (Some(authorization), Some(transfer)) = (self.authorization(id)?, self.transfer(id)?) else {
+            return Ok((Vec::new(), None));
+        };
         if from_chunk == 0 {
-            statements.push(self.authorization(id)?);
+            statements.push(authorization);
         }
         let Evidence {
             receipts,
             erasure_records,
             next_chunk,
         } = self.evidence(id, from_chunk)?;
-        let transfer = self.transfer(id)?.ok_or(Refusal::UnknownTransfer)?;
         let has_kept = transfer.source_id == lockbox_id && transfer.source.stage == TransferStage::Ended;
         let erased: BTreeSet<u32> = match has_kept {
             true => erasure_records

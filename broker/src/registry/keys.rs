@@ -13,9 +13,11 @@
 //! | `own/` hash of requester, time id | nothing: a requester's transfers, the newest first |
 //! | `open/` id | nothing: a transfer that has not ended |
 //! | `end/` lockbox id | nothing: transfers that this lockbox may still have to hear of |
+//! | `expired-at/` time, id | nothing: authorizations that were not looked at since they expired, the oldest first |
 //! | `lockbox/` lockbox id | `LockboxRecord` |
 //! | `pending/` identity key | `PendingRecord` |
 //! | `destruction/` lockbox id, hash | envelope of the destruction record |
+//! | `destruction-at/` time, lockbox id, hash | nothing: when destruction records came, the oldest first |
 //! | `restoration/` predecessor's id, lockbox id | envelope of the restoration record |
 //! | `inventory/` lockbox id, key id | `InventoryEntry` |
 //! | `inventory-at/` lockbox id | when the lockbox last reported |
@@ -36,11 +38,11 @@
 //! | `noticed/` material id | the hash of the last notice that names it |
 //!
 //! Numbers are big-endian, so that they sort. A time is subtracted from the largest, so that the newest sorts first, but for
-//! that of `left-at/`.
+//! those of `left-at/`, `expired-at/` and `destruction-at/`.
 
 use lockbox_authz::impact::Holding;
 use lockbox_authz::inventory::InventoryEntry;
-use lockbox_authz::{AuthorizationId, Hash, KeyId, LockboxId, MaterialId, PublicKey};
+use lockbox_authz::{AuthorizationId, FieldError, Hash, KeyId, LockboxId, MaterialId, PublicKey};
 
 pub(super) const ROSTER: &[u8] = b"roster/";
 pub(super) const ALL: &[u8] = b"all/";
@@ -51,6 +53,10 @@ pub(super) const NOTICE: &[u8] = b"notice/";
 pub(super) const LAST_NOTICE: &[u8] = b"notice-last";
 pub(super) const CLOCK: &[u8] = b"inventory-clock";
 pub(super) const LEFT_AT: &[u8] = b"left-at/";
+
+pub(super) const EXPIRED_AT: &[u8] = b"expired-at/";
+const DESTRUCTION: &[u8] = b"destruction/";
+pub(super) const DESTRUCTION_AT: &[u8] = b"destruction-at/";
 
 pub(super) const LEFT_KNOWN_FROM: &[u8] = b"left-known-from";
 
@@ -110,6 +116,21 @@ pub(super) fn open(id: AuthorizationId) -> Vec<u8> {
     [OPEN, &id.0[..]].concat()
 }
 
+/// The place in the list of all transfers after which those stand that were created before a time.
+pub(super) fn all_before(created_at_ms: i64) -> Vec<u8> {
+    [ALL, &place(created_at_ms, AuthorizationId([0xff; 16]))].concat()
+}
+
+pub(super) fn expired_at(expires_at_ms: i64, id: AuthorizationId) -> Vec<u8> {
+    [EXPIRED_AT, &expires_at_ms.max(0).to_be_bytes(), &id.0].concat()
+}
+
+/// What [`expired_at`] has made.
+pub(super) fn from_expired_at(row: &[u8]) -> Option<(i64, AuthorizationId)> {
+    let (time, id) = row.strip_prefix(EXPIRED_AT)?.split_first_chunk()?;
+    Some((i64::from_be_bytes(*time), AuthorizationId(id.try_into().ok()?)))
+}
+
 pub(super) fn end(lockbox_id: LockboxId) -> Vec<u8> {
     [b"end/", &lockbox_id.0[..]].concat()
 }
@@ -127,11 +148,28 @@ pub(super) fn pending(identity_key: &PublicKey) -> Vec<u8> {
 }
 
 pub(super) fn destructions(lockbox_id: LockboxId) -> Vec<u8> {
-    [b"destruction/", &lockbox_id.0[..]].concat()
+    [DESTRUCTION, &lockbox_id.0[..]].concat()
 }
 
 pub(super) fn destruction(lockbox_id: LockboxId, hash: Hash) -> Vec<u8> {
     [&destructions(lockbox_id)[..], &hash.0].concat()
+}
+
+/// When the record came that stands at `destruction`.
+pub(super) fn destruction_at(came_at_ms: i64, destruction: &[u8]) -> Vec<u8> {
+    let place = destruction.strip_prefix(DESTRUCTION).unwrap_or(destruction);
+    [DESTRUCTION_AT, &came_at_ms.max(0).to_be_bytes(), place].concat()
+}
+
+/// What [`destruction_at`] was made of.
+pub(super) fn from_destruction_at(row: &[u8]) -> Option<(i64, Vec<u8>)> {
+    let (time, place) = row.strip_prefix(DESTRUCTION_AT)?.split_first_chunk()?;
+    Some((i64::from_be_bytes(*time), [DESTRUCTION, place].concat()))
+}
+
+/// What is said of a row that is not as this broker writes it.
+pub(super) fn damaged(what: &'static str) -> FieldError {
+    FieldError::new(what, "is not what the broker writes")
 }
 
 pub(super) fn restorations(predecessor_id: LockboxId) -> Vec<u8> {

@@ -8,6 +8,7 @@
 mod changes;
 mod clock;
 mod evidence;
+mod history;
 mod inventory;
 mod joins;
 mod keys;
@@ -33,6 +34,7 @@ use lockbox_store::{Batch, Store, StoreFailure};
 use tokio::sync::watch;
 use tokio::task::JoinError;
 
+use crate::limits::DEFAULT_HISTORY_DAYS;
 use crate::refusal::Refusal;
 
 pub use evidence::{RecordPage, TransferPage};
@@ -58,6 +60,8 @@ pub struct Registry {
     progress: watch::Sender<Progress>,
     readings: Readings,
     inventory_bounds: InventoryBounds,
+    /// For how long receipts, erasure and destruction records and request ids are kept.
+    history_ms: i64,
 }
 
 /// What is in memory. It is never behind the store.
@@ -108,7 +112,9 @@ impl Registry {
             progress: watch::Sender::default(),
             readings: Readings::default(),
             inventory_bounds: InventoryBounds::default(),
-        })
+            history_ms: i64::MAX,
+        }
+        .with_history_days(DEFAULT_HISTORY_DAYS))
     }
 
     /// Keeps this much of what the lockboxes report, instead of what is kept else.

@@ -169,8 +169,11 @@ impl Preview {
         self.reader.each(keys::ALL, |(place, _)| {
             let id = place.get(keys::ALL.len() + 8..).unwrap_or_default();
             let id = AuthorizationId::from_slice("place in a list", id).map_err(Refusal::Record)?;
-            let record = self.reader.store.get(&keys::transfer(id)).map_err(Refusal::Store)?;
-            let transfer = Transfer::decode(&record.unwrap_or_default()).map_err(Refusal::Record)?;
+            // It may have been dropped since its place was read.
+            let Some(record) = self.reader.store.get(&keys::transfer(id)).map_err(Refusal::Store)? else {
+                return Ok(());
+            };
+            let transfer = Transfer::decode(&record).map_err(Refusal::Record)?;
             match transfer.target_id == lockbox_id {
                 true => self.received_since(&transfer, &mut materials),
                 false => Ok(()),
@@ -245,7 +248,8 @@ impl Preview {
             .store
             .get(&keys::authorization(id))
             .map_err(Refusal::Store)?;
-        let envelope = UnverifiedEnvelope::from_bytes(&bytes.unwrap_or_default()).map_err(|_| damaged())?;
+        let Some(bytes) = bytes else { return Ok(Vec::new()) };
+        let envelope = UnverifiedEnvelope::from_bytes(&bytes).map_err(|_| damaged())?;
         let authorization: Authorization = envelope.unverified_statement().map_err(|_| damaged())?;
         Ok(match authorization.selection {
             Selection::Ids(ids) => ids,

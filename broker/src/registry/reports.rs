@@ -24,6 +24,8 @@ pub struct Reported {
     pub source_id: LockboxId,
     /// What of the target's time it takes; `None` if the source has reported.
     pub place: Option<Place>,
+    /// Whether the lockbox has to hear that the transfer was revoked.
+    pub must_hear: bool,
 }
 
 impl Turn<'_> {
@@ -70,6 +72,11 @@ impl Turn<'_> {
         if transfer.end(report.role()).is_over() && !before.end(report.role()).is_over() {
             batch.remove(keys::end_transfer(lockbox_id, id));
         }
+        // An end that began it far from the broker, and comes back when the revocation is told to nobody any more.
+        let must_hear = transfer.revoked.is_some() && transfer.is_under_way_at(lockbox_id);
+        if must_hear {
+            batch.put(keys::end_transfer(lockbox_id, id), Vec::new());
+        }
         self.commit(batch)?;
         self.note_open(&transfer, now_ms);
         Ok(Reported {
@@ -78,6 +85,7 @@ impl Turn<'_> {
             place: (report.role() == TransferRole::Target).then(|| transfer.place(now_ms)),
             source_id: transfer.source_id,
             requester: transfer.requester,
+            must_hear: must_hear && changed,
         })
     }
 

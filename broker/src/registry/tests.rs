@@ -16,6 +16,7 @@ use crate::limits::{
 use crate::requesters::{Permission, Requester, Requesters, SelectionKind};
 
 mod custody;
+mod history;
 mod inventory;
 mod joins;
 mod left;

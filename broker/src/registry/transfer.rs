@@ -163,6 +163,14 @@ impl Transfer {
         }
     }
 
+    /// Whether an end has begun it and not said that it has ended.
+    pub fn is_under_way_at(&self, lockbox_id: LockboxId) -> bool {
+        let is_under_way = |id, end: &EndReport| {
+            id == lockbox_id && matches!(end.stage, TransferStage::Accepted | TransferStage::Running)
+        };
+        is_under_way(self.source_id, &self.source) || is_under_way(self.target_id, &self.target)
+    }
+
     /// Takes an end's report. Done is done: a later report can't take that back. That an end waits changes nothing else.
     pub fn set_end(&mut self, role: TransferRole, mut report: EndReport) {
         let end = match role {

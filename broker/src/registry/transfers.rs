@@ -20,7 +20,7 @@ use crate::requesters::Requesters;
 /// Chunks whose evidence fits in one message: twice this many envelopes of about 20 KiB.
 const EVIDENCE_CHUNKS: u32 = 64;
 
-/// How long after its expiry a transfer that came to nothing is still told to its ends. Clocks differ by less.
+/// How long after its expiry a transfer that came to nothing or was revoked, is still told to its ends. Clocks differ by less.
 const TOLD_AFTER_EXPIRY_MS: i64 = 24 * 60 * 60 * 1_000;
 
 /// An authorized transfer.
@@ -131,9 +131,9 @@ impl Turn<'_> {
             .transpose()
     }
 
-    /// The authorization of a transfer, serialized.
-    pub fn authorization(&self, id: AuthorizationId) -> Result<Vec<u8>, Refusal> {
-        self.get(&keys::authorization(id))?.ok_or(Refusal::UnknownTransfer)
+    /// The authorization of a transfer, serialized; `None` if it was dropped.
+    pub fn authorization(&self, id: AuthorizationId) -> Result<Option<Vec<u8>>, Refusal> {
+        self.get(&keys::authorization(id))
     }
 
     /// What the ends signed, from a chunk on.
@@ -206,6 +206,7 @@ impl Turn<'_> {
             cluster_id: self.state.roster.cluster_id(),
             authorization_id: id,
             reason: reason.to_owned(),
+            expires_at_ms: transfer.expires_at_ms,
         };
         let signed = Verified::sign(revocation, broker_key);
         transfer.revoked = Some(Revoked {
@@ -246,8 +247,8 @@ impl Turn<'_> {
             last = Some(id);
             let transfer = self.transfer(id)?.ok_or(Refusal::UnknownTransfer)?;
             heard.extend(self.to_hear_of(lockbox_id, &transfer, now_ms)?);
-            let is_past = now_ms > transfer.expires_at_ms.saturating_add(TOLD_AFTER_EXPIRY_MS);
-            if is_past && transfer.revoked.is_none() && is_ended(transfer.state(now_ms)) {
+            let is_under_way = transfer.revoked.is_some() && transfer.is_under_way_at(lockbox_id);
+            if is_past(&transfer, now_ms) && is_ended(transfer.state(now_ms)) && !is_under_way {
                 over.remove(key);
             }
         }
@@ -278,9 +279,11 @@ impl Turn<'_> {
 
     /// A transfer as the control plane sees it.
     pub fn view(&self, transfer: &Transfer, now_ms: i64) -> Result<control::Transfer, Refusal> {
-        let envelope = self.authorization(transfer.authorization_id)?;
-        let envelope = UnverifiedEnvelope::from_bytes(&envelope).map_err(Refusal::Envelope)?;
-        let authorization: Authorization = envelope.unverified_statement().map_err(Refusal::Envelope)?;
+        let authorization = self.authorization(transfer.authorization_id)?.map(|bytes| {
+            let envelope = UnverifiedEnvelope::from_bytes(&bytes)?;
+            envelope.unverified_statement::<Authorization>()
+        });
+        let authorization = authorization.transpose().map_err(Refusal::Envelope)?;
         let state = transfer.state(now_ms);
         let changed_at_ms = match state {
             TransferState::Expired => transfer.lapses_at_ms(),
@@ -293,7 +296,7 @@ impl Turn<'_> {
             source: Some(self.name(transfer.source_id)),
             target: Some(self.name(transfer.target_id)),
             operation: transfer.operation.to_wire().into(),
-            selection: Some(authorization.selection.to_wire()),
+            selection: authorization.map(|authorization| authorization.selection.to_wire()),
             state: state.into(),
             key_count: transfer.key_count(),
             keys_received: transfer.keys_received,
@@ -311,6 +314,9 @@ impl Turn<'_> {
     fn to_hear_of(&self, lockbox_id: LockboxId, transfer: &Transfer, now_ms: i64) -> Result<Option<ToHear>, Refusal> {
         let id = transfer.authorization_id;
         if transfer.revoked.is_some() {
+            if is_past(transfer, now_ms) && !transfer.is_under_way_at(lockbox_id) {
+                return Ok(None);
+            }
             return Ok(self.get(&keys::revocation(id))?.map(ToHear::Revocation));
         }
         if transfer.target_id != lockbox_id || !transfer.is_offered(now_ms) {
@@ -328,13 +334,15 @@ impl Turn<'_> {
 
     /// The offer of a transfer, if it is still to be offered.
     pub fn offer(&self, id: AuthorizationId, now_ms: i64) -> Result<Option<Offer>, Refusal> {
-        let transfer = self.transfer(id)?.ok_or(Refusal::UnknownTransfer)?;
-        if !transfer.is_offered(now_ms) {
+        let Some(transfer) = self.transfer(id)?.filter(|transfer| transfer.is_offered(now_ms)) else {
             return Ok(None);
-        }
+        };
+        let Some(authorization) = self.authorization(id)? else {
+            return Ok(None);
+        };
         let source = self.lockbox_facts(transfer.source_id);
         Ok(Some(Offer {
-            authorization: self.authorization(id)?,
+            authorization,
             source_address: source.map(|facts| facts.peer_address.clone()).unwrap_or_default(),
         }))
     }
@@ -354,7 +362,7 @@ impl Turn<'_> {
     fn authorized(&self, transfer: &Transfer, is_new: bool, now_ms: i64) -> Result<Authorized, Refusal> {
         Ok(Authorized {
             transfer: self.view(transfer, now_ms)?,
-            authorization: self.authorization(transfer.authorization_id)?,
+            authorization: self.authorization(transfer.authorization_id)?.unwrap_or_default(),
             target_id: transfer.target_id,
             is_new,
         })
@@ -384,6 +392,11 @@ impl Turn<'_> {
             })
             .collect()
     }
+}
+
+/// Whether a transfer expired so long ago that it can be begun nowhere any more.
+fn is_past(transfer: &Transfer, now_ms: i64) -> bool {
+    now_ms > transfer.expires_at_ms.saturating_add(TOLD_AFTER_EXPIRY_MS)
 }
 
 /// Over everything that the requester asked for, in a form in which the same request is always the same bytes.
@@ -446,6 +459,7 @@ fn authorized_batch(signed: &Verified<Authorization>, transfer: &Transfer, reque
     );
     batch.put([keys::ALL, &place].concat(), Vec::new());
     batch.put([&keys::own(&transfer.requester)[..], &place].concat(), Vec::new());
+    batch.put(keys::expired_at(transfer.expires_at_ms, id), Vec::new());
     batch.put(keys::end_transfer(transfer.source_id, id), Vec::new());
     batch.put(keys::end_transfer(transfer.target_id, id), Vec::new());
     batch

@@ -1,6 +1,7 @@
 //! The ledger: what this lockbox did, or is doing, under each authorization. SPEC section 7.
 //!
-//! A record at the source means that the authorization is spent. It is written before anything leaves, and never removed.
+//! A record at the source means that the authorization is spent. It is written before anything leaves, and removed long after the
+//! authorization has expired: see [`crate::expired`].
 
 use lockbox_authz::authorization::{Authorization, Operation};
 use lockbox_authz::envelope::UnverifiedEnvelope;
@@ -192,7 +193,7 @@ pub(crate) fn damaged(what: &'static str) -> LockboxError {
     }
 }
 
-fn decode_outgoing(bytes: &[u8]) -> Result<Outgoing, LockboxError> {
+pub(crate) fn decode_outgoing(bytes: &[u8]) -> Result<Outgoing, LockboxError> {
     let record = wire::OutgoingRecord::decode(bytes).map_err(|_| damaged("an outgoing transfer"))?;
     let (authorization, hash) = decode_authorization(record.authorization.clone())?;
     Ok(Entry {
@@ -202,7 +203,7 @@ fn decode_outgoing(bytes: &[u8]) -> Result<Outgoing, LockboxError> {
     })
 }
 
-fn decode_incoming(bytes: &[u8]) -> Result<Incoming, LockboxError> {
+pub(crate) fn decode_incoming(bytes: &[u8]) -> Result<Incoming, LockboxError> {
     let record = wire::IncomingRecord::decode(bytes).map_err(|_| damaged("an incoming transfer"))?;
     let (authorization, hash) = decode_authorization(record.authorization.clone())?;
     Ok(Entry {

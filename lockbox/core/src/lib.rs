@@ -6,6 +6,7 @@
 pub mod backup;
 pub mod custody;
 pub mod damaged;
+pub mod expired;
 pub mod keys;
 pub mod labels;
 mod ledger;

@@ -79,6 +79,8 @@ pub enum Refusal {
     Spent,
     #[error("step 10, single use: another authorization has this id")]
     OtherAuthorization,
+    #[error("step 10, single use: it expires at {}, and what expires no later may be spent: its record was dropped", rfc3339(*.expires_at_ms))]
+    MayBeSpent { expires_at_ms: i64 },
     #[error("step 11, keys: there is no key {0}")]
     NoKey(KeyId),
     #[error("step 11, keys: no key is selected that may leave")]
@@ -156,6 +158,7 @@ impl Refusal {
             | Self::NotYetValid { .. }
             | Self::Expired { .. }
             | Self::Revoked
+            | Self::MayBeSpent { .. }
             | Self::InJob { .. }
             | Self::MissingAncestor { .. }
             | Self::LayerLeftBehind { .. }
@@ -212,6 +215,11 @@ impl Lockbox {
         // 10. It is unspent: what the ledger has under this id is another authorization.
         if self.outgoing(statement.authorization_id)?.is_some() {
             return Err(Refusal::OtherAuthorization);
+        }
+        // Nor was its record, or its revocation, dropped: a clock that is set back revives nothing.
+        if statement.expires_at_ms <= self.newest_dropped_expiry_ms()? {
+            let expires_at_ms = statement.expires_at_ms;
+            return Err(Refusal::MayBeSpent { expires_at_ms });
         }
         // 11 to 17. Every selected key is here and may leave.
         let plan = self.plan(statement, target)?;

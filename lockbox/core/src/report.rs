@@ -220,6 +220,25 @@ impl Lockbox {
         Ok(Step::new(batches, ()))
     }
 
+    /// Whether a revocation was taken before and has nothing more to do here.
+    pub fn knows_revocation(&self, id: AuthorizationId, bytes: &[u8]) -> Result<bool, LockboxError> {
+        if self
+            .vault
+            .read(Row::Revoked(id))?
+            .is_none_or(|known| known[..] != *bytes)
+        {
+            return Ok(false);
+        }
+        // Power may have failed in the midst of a large one.
+        let goes_out = self
+            .outgoing(id)?
+            .is_some_and(|outgoing| outgoing.is_open() && !outgoing.record.revoked);
+        let comes_in = self
+            .incoming(id)?
+            .is_some_and(|incoming| incoming.is_open() && !incoming.record.declined);
+        Ok(!goes_out && !comes_in)
+    }
+
     /// Takes a revocation. At the source nothing more leaves under the authorization; the target takes nothing more, and tells
     /// the source so. A revocation that is known already, or too late, is no error.
     pub fn revoke(&mut self, bytes: &[u8], now_ms: i64, rng: &mut dyn CryptoRng) -> Result<Step<()>, RevocationError> {

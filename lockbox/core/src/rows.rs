@@ -59,13 +59,15 @@ pub enum Row {
     RunTime,
     /// A key that is here and has a name: the name's digest, then the key.
     Named(NameDigest, KeyId),
+    /// Up to when authorizations expired of which records were dropped.
+    Dropped,
 }
 
 impl Row {
     pub fn key(self) -> Vec<u8> {
         let mut key = vec![self.kind()];
         match self {
-            Self::Identity | Self::Membership | Self::RestoredFrom | Self::Spent | Self::RunTime => {}
+            Self::Identity | Self::Membership | Self::RestoredFrom | Self::Spent | Self::RunTime | Self::Dropped => {}
             Self::RosterEntry(number) | Self::Alarm(number) => key.extend(number.to_be_bytes()),
             Self::Tombstone(id) | Self::OutgoingKey(id) | Self::Destruction(id) | Self::Job(id) => key.extend(id.0),
             Self::Outgoing(id)
@@ -126,6 +128,7 @@ impl Row {
             Self::Due(..) => b'y',
             Self::RunTime => b'z',
             Self::Named(..) => b'f',
+            Self::Dropped => b'w',
         }
     }
 }

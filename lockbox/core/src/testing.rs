@@ -352,6 +352,7 @@ impl Cluster {
             cluster_id: self.roster.cluster_id(),
             authorization_id,
             reason: "a test".to_owned(),
+            expires_at_ms: NOW_MS + 300_000,
         };
         Verified::sign(revocation, &self.broker).envelope().to_bytes()
     }

@@ -269,13 +269,24 @@ impl Stream<'_> {
         self.retry_notices().await
     }
 
-    async fn revoked(&mut self, revocation: Vec<u8>) -> Result<(), LinkError> {
-        let claimed = UnverifiedEnvelope::from_bytes(&revocation)
+    async fn revoked(&mut self, revocation_bytes: Vec<u8>) -> Result<(), LinkError> {
+        let claimed = UnverifiedEnvelope::from_bytes(&revocation_bytes)
             .and_then(|envelope| envelope.unverified_statement::<Revocation>());
+        // On each connection the broker tells every revocation once more.
+        if let Ok(revocation) = &claimed {
+            let (id, bytes) = (revocation.authorization_id, revocation_bytes.clone());
+            let known = self
+                .node
+                .engine
+                .read_durable(move |lockbox| lockbox.knows_revocation(id, &bytes));
+            if known.await?.map_err(StepError::Refused)? {
+                return Ok(());
+            }
+        }
         let step = self
             .node
             .engine
-            .step(move |lockbox, now_ms, rng| lockbox.revoke(&revocation, now_ms, rng));
+            .step(move |lockbox, now_ms, rng| lockbox.revoke(&revocation_bytes, now_ms, rng));
         match (step.await, claimed) {
             (Ok(()), Ok(revocation)) => {
                 let id = revocation.authorization_id;

@@ -262,6 +262,7 @@ fn concerns_the_target(refusal: &Refusal) -> bool {
         Refusal::Certificate(_)
             | Refusal::Expired { .. }
             | Refusal::Revoked
+            | Refusal::MayBeSpent { .. }
             | Refusal::NoKey(_)
             | Refusal::NothingSelected
             | Refusal::AllWithheld { .. }

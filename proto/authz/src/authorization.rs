@@ -65,6 +65,8 @@ pub struct Revocation {
     pub cluster_id: ClusterId,
     pub authorization_id: AuthorizationId,
     pub reason: String,
+    /// When the authorization expires: until then, and for a while after, the revocation has to be kept.
+    pub expires_at_ms: i64,
 }
 
 impl Authorization {
@@ -249,6 +251,7 @@ impl Statement for Revocation {
             cluster_id: ClusterId::from_slice("cluster_id", &wire.cluster_id)?,
             authorization_id: AuthorizationId::from_slice("authorization_id", &wire.authorization_id)?,
             reason: wire.reason,
+            expires_at_ms: field::time_ms("expires_at_ms", wire.expires_at_ms)?,
         })
     }
 
@@ -258,6 +261,7 @@ impl Statement for Revocation {
             cluster_id: self.cluster_id.to_vec(),
             authorization_id: self.authorization_id.to_vec(),
             reason: self.reason.clone(),
+            expires_at_ms: self.expires_at_ms,
         }
     }
 }

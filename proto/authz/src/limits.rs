@@ -34,6 +34,10 @@ pub const MAX_VALIDITY_MS: i64 = 24 * 60 * 60 * 1_000;
 /// many times over.
 pub const MAX_CLOCK_SKEW_MS: i64 = 2 * 60 * 1_000;
 
+/// For how long after its expiry an authorization, and its revocation, is kept: no clock that is looked after differs by more,
+/// and an operator who looks for the reason of a failure on a Monday finds it.
+pub const KEPT_AFTER_EXPIRY_MS: i64 = 7 * 24 * 60 * 60 * 1_000;
+
 /// Labels on one lockbox, key or selector.
 pub const MAX_LABELS: usize = 32;
 

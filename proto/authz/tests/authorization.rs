@@ -367,6 +367,7 @@ fn revocation(signer: u8) -> UnverifiedEnvelope {
         cluster_id: CLUSTER,
         authorization_id: AuthorizationId([0xaa; 16]),
         reason: String::new(),
+        expires_at_ms: NOW_MS,
     };
     Verified::sign(revocation, &secret(signer)).envelope().clone()
 }
@@ -399,4 +400,5 @@ fn rejects_a_revocation_whose_fields_break_their_rules() {
     assert_eq!(refused(|wire| wire.authorization_id.truncate(15)), "authorization_id");
     assert_eq!(refused(|wire| wire.reason = "x".repeat(257)), "reason");
     assert_eq!(refused(|wire| wire.reason = "\0".to_owned()), "reason");
+    assert_eq!(refused(|wire| wire.expires_at_ms = 0), "expires_at_ms");
 }

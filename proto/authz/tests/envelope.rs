@@ -17,6 +17,7 @@ fn revocation() -> Revocation {
         cluster_id: CLUSTER,
         authorization_id: AuthorizationId([0xaa; 16]),
         reason: "stolen".to_owned(),
+        expires_at_ms: 1,
     }
 }
 

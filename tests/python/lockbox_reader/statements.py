@@ -103,6 +103,7 @@ def revocation(fields: dict) -> None:
     length(fields, "cluster_id", 32)
     length(fields, "authorization_id", 16)
     text(fields, "reason", 0, 256)
+    time(fields, "expires_at_ms")
 
 
 def compromise_notice(fields: dict) -> None:

@@ -332,6 +332,7 @@ impl World {
             cluster_id: self.roster.cluster_id(),
             authorization_id: self.issued[authorization].statement.authorization_id,
             reason: String::new(),
+            expires_at_ms: self.issued[authorization].statement.expires_at_ms,
         };
         let signed = Verified::sign(revocation, &self.broker);
         self.issued[authorization].revocation = Some(signed.envelope().to_bytes());

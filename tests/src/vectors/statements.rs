@@ -221,6 +221,7 @@ fn revocations(scene: &Scene) -> Vec<Vector> {
         cluster_id: scene.roster.cluster_id(),
         authorization_id: scene.authorization.statement().authorization_id,
         reason: "the migration was called off".to_owned(),
+        expires_at_ms: scene.authorization.statement().expires_at_ms,
     };
     let signed = Verified::sign(revocation, &broker);
     let good = envelope(

@@ -2,7 +2,7 @@
 
 use super::*;
 
-fn destroyed(roster: &Roster, lockbox: u8, signer: u8) -> Vec<u8> {
+pub(super) fn destroyed(roster: &Roster, lockbox: u8, signer: u8) -> Vec<u8> {
     let record = DestructionRecord {
         cluster_id: roster.cluster_id(),
         lockbox_id: id(lockbox),
@@ -13,12 +13,14 @@ fn destroyed(roster: &Roster, lockbox: u8, signer: u8) -> Vec<u8> {
     Verified::sign(record, &secret(signer)).envelope().to_bytes()
 }
 
-async fn custody_report(registry: &Arc<Registry>, by: u8, records: Vec<Vec<u8>>) -> Result<(), Refusal> {
+pub(super) async fn custody_report(registry: &Arc<Registry>, by: u8, records: Vec<Vec<u8>>) -> Result<(), Refusal> {
     let report = CustodyReport { report_id: 1, records };
-    registry.turn(move |turn| turn.custody_report(id(by), &report)).await
+    registry
+        .turn(move |turn| turn.custody_report(id(by), &report, NOW_MS))
+        .await
 }
 
-/// What a lockbox destroyed is known for good, however often it says so.
+/// What a lockbox destroyed is known, however often it says so.
 #[tokio::test]
 async fn destroyed_keys_and_restored_lockboxes_are_remembered() {
     let store = MemoryStore::new();

@@ -3,9 +3,11 @@
 use lockbox_authz::WrappingCertificate;
 use lockbox_authz::id::LockboxId;
 use lockbox_authz::keys::{SecretKey, Signer};
+use lockbox_authz::limits::KEPT_AFTER_EXPIRY_MS;
 use lockbox_authz::roster::Change;
 
 use super::*;
+use crate::expired::tests::drop_all;
 use crate::testing::NOW_MS;
 
 const SKEW: i64 = MAX_CLOCK_SKEW_MS;
@@ -186,6 +188,24 @@ fn rejects_a_spent_authorization() {
         })
         .expect("memory does not fail");
     assert!(matches!(case.refusal_of(bytes), Refusal::Spent));
+}
+
+/// A clock that is set back makes valid once more what has expired.
+#[test]
+fn rejects_what_expires_no_later_than_what_was_dropped() {
+    let mut case = Case::new();
+    let revocation = case.cluster.revoke(case.statement.authorization_id);
+    let a = &mut case.cluster.a;
+    a.step(|lockbox, now, rng| lockbox.revoke(&revocation, now, rng))
+        .expect("a broker signed it");
+    a.now_ms += 300_000 + KEPT_AFTER_EXPIRY_MS + 1;
+    assert_eq!(drop_all(a), 1);
+    a.now_ms = NOW_MS;
+    a.restart();
+    assert!(matches!(case.refusal(), Refusal::MayBeSpent { .. }));
+    case.statement.expires_at_ms += 1;
+    let (bytes, head) = (case.signed(), case.cluster.roster.head());
+    case.present(bytes, head).expect("it expires later");
 }
 
 #[test]
