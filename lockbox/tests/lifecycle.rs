@@ -88,18 +88,6 @@ fn creating_again_with_the_same_id_makes_no_second_key() {
     assert!(message.contains("not the same"), "{message}");
 }
 
-/// The wrong one of two keys must not be destroyed because they have the same name.
-#[test]
-fn a_name_that_two_keys_have_is_refused() {
-    let mut machine = Machine::new("alpha");
-    machine.serve_unsealed();
-    let ids = [machine.create(&["--name", "twin"]), machine.create(&["--name", "twin"])];
-    let (code, message) = machine.fails(&["key", "destroy", "twin", "--yes"]);
-    assert_eq!(code, 1);
-    assert!(ids.iter().all(|id| message.contains(id)), "{message}");
-    assert_eq!(machine.keys().len(), 2);
-}
-
 #[test]
 fn a_key_is_not_destroyed_unasked() {
     let mut machine = Machine::new("alpha");

@@ -95,6 +95,9 @@ fn a_key_that_arrives_with_a_taken_name_is_shown_and_refused_by_name() {
     cluster.move_keys(&a, &b, &[theirs]).wait();
 
     let says = refused(&b, &["key", "reveal", "data"]);
+    // The wrong one must not be destroyed either.
+    refused(&b, &["key", "destroy", "data", "--yes"]);
+    assert!(b.holds(theirs) && b.holds(ours));
     let mark = b.log().mark();
     assert_eq!(key_client::volume(&b.key_socket(), "data"), b"");
     let logged = b.log().wait_for(mark, "not served");
