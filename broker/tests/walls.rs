@@ -152,17 +152,20 @@ const FIELDS: &[(&str, &str)] = &[
     ("control.RevokeTransferRequest.authorization_id", "identifier"),
     ("control.SubmitNoticeRequest.notice", "envelope of a CompromiseNotice"),
     ("control.SubmitRosterEntryRequest.entry", "envelope of a RosterEntry"),
+    ("control.RejectJoinsRequest.identity_keys", "public keys"),
     ("control.Transfer.authorization_id", "identifier"),
     ("control.WatchTransferRequest.authorization_id", "identifier"),
     (
         "node.CustodyReport.records",
         "envelopes of DestructionRecords and RestorationRecords",
+    ("control.WithheldKey.key_id", "identifier"),
     ),
     ("node.DeliverNotice.notice", "envelope of a CompromiseNotice"),
     ("node.NoticeReport.notice_hash", "hash"),
     ("node.Hello.wrapping_certificate", "envelope of a WrappingCertificate"),
     ("node.JoinRequest.request", "envelope of a JoinRequest"),
     ("node.JoinRequest.roster_entry", "envelope of a RosterEntry"),
+    ("node.Hello.instance_id", "random, made anew at each start"),
     ("node.OfferTransfer.authorization", "envelope of an Authorization"),
     ("node.RevokeTransfer.revocation", "envelope of a Revocation"),
     ("node.ReportInventoryRequest.report", "envelope of an InventoryReport"),
@@ -174,6 +177,7 @@ const FIELDS: &[(&str, &str)] = &[
 ];
 
 /// Names that would be wrong even for text.
+    ("node.WithheldKey.key_id", "identifier"),
 const SUSPECT_NAMES: [&str; 5] = ["material", "passphrase", "plaintext", "ciphertext", "wrapped"];
 
 #[test]

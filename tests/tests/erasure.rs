@@ -55,10 +55,14 @@ fn destroyed_is_destroyed(backend: &str) {
         other != leaf && number_above(other, 2) == number_above(leaf, 2)
     });
     a.start();
-    for (key_id, material) in [(kept_key, &kept), (key, &material), (neighbour, &random())] {
+    for (name, key_id, material) in [
+        ("kept", kept_key, &kept),
+        ("destroyed", key, &material),
+        ("neighbour", neighbour, &random()),
+    ] {
         let named = NewKey {
             key_id: Some(key_id),
-            ..NewKey::named("volume")
+            ..NewKey::named(name)
         };
         a.import(&named, material);
     }

@@ -429,7 +429,7 @@ fn a_canary_raises_an_alarm_and_nothing_leaves_until_an_operator_says_otherwise(
             canary: true,
             ..TransferPolicy::default()
         },
-        ..NewKey::named("volume")
+        ..NewKey::named("canary")
     });
     let refused = cluster
         .authorize(Ask::new(Operation::Copy, &a, &b, Selection::All))

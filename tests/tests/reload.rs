@@ -111,7 +111,7 @@ fn a_broker_takes_another_table_of_requesters_without_a_restart() {
     let (a, b) = (cluster.add_lockbox("a"), cluster.add_lockbox("b"));
     let broker = cluster.broker();
     let try_move = || {
-        let selection = lockbox_authz::Selection::from_unsorted_ids(vec![a.create_key("volume")]).expect("one key");
+        let selection = lockbox_authz::Selection::from_unsorted_ids(a.create_keys(1)).expect("one key");
         cluster.try_authorize(Ask::new(Operation::Move, &a, &b, selection))
     };
     try_move().expect("the operator may").wait();

@@ -3,11 +3,11 @@
 use lockbox_rpc::api::local::TransferPolicy;
 use lockbox_tests::testkit::{Cluster, NewKey, TransferState};
 
-fn with(policy: TransferPolicy) -> NewKey {
+fn with(name: &str, policy: TransferPolicy) -> NewKey {
     NewKey {
         labels: vec![("pool", "fast")],
         policy,
-        ..NewKey::named("volume")
+        ..NewKey::named(name)
     }
 }
 
@@ -16,11 +16,14 @@ fn with(policy: TransferPolicy) -> NewKey {
 fn a_move_that_withholds_a_key_says_which_and_why_and_ends_with_its_own_code() {
     let cluster = Cluster::start();
     let (a, b) = (cluster.add_lockbox("a"), cluster.add_lockbox("b"));
-    let free = a.create(&with(TransferPolicy::default()));
-    let pinned = a.create(&with(TransferPolicy {
-        pinned: true,
-        ..TransferPolicy::default()
-    }));
+    let free = a.create(&with("free", TransferPolicy::default()));
+    let pinned = a.create(&with(
+        "pinned",
+        TransferPolicy {
+            pinned: true,
+            ..TransferPolicy::default()
+        },
+    ));
     let authorize = |extra: &[&str]| {
         let select = [
             "--source",
@@ -78,16 +81,21 @@ fn an_alarm_at_either_end_is_told_to_the_requester() {
     let (a, b) = (cluster.add_lockbox("a"), cluster.add_lockbox("b"));
     let at = |end: &str| format!("an alarm at the {end} stops its transfers until its operator clears it");
     for (end, alarmed, other) in [("source", &a, &b), ("target", &b, &a)] {
-        let canary = alarmed.create(&with(TransferPolicy {
-            canary: true,
-            ..TransferPolicy::default()
-        }));
+        let canary = alarmed.create(&with(
+            "canary",
+            TransferPolicy {
+                canary: true,
+                ..TransferPolicy::default()
+            },
+        ));
         let refused = cluster.copy_keys(alarmed, other, &[canary]).wait_for_end();
         assert_eq!(
             (refused.state(), refused.detail),
             (TransferState::Refused, at("source"))
         );
-        let key = a.create_key("volume");
+        let [key] = a.create_keys(1)[..] else {
+            unreachable!("one key")
+        };
         let transfer = cluster.copy_keys(&a, &b, &[key]);
         transfer.wait_until("the alarm is told", |transfer| transfer.detail == at(end));
         let alarm = alarmed.status().alarms.first().expect("it stands").alarm_id.to_string();

@@ -17,7 +17,7 @@ use crate::record::{KeyInfo, KeyState};
 use crate::testing::{Cluster, Node, TestRng};
 use crate::transfer::tests::carry;
 
-const HISTORIES: u64 = 60;
+const HISTORIES: u64 = 120;
 const STEPS: usize = 150;
 
 /// Keys held at a lockbox before more are made: few, so that most steps meet what others did before.
@@ -162,9 +162,9 @@ impl World {
             }
             (0..4, Some(key)) => self.destroy(at, key),
             (4..9, Some(key)) => self.transfer(at, key),
-            (9..14, Some(key)) => self.destroy(at, key),
-            (14, Some(key)) if self.roll(4) == 0 => self.compromise(at, key),
-            (14..23, Some(key)) => self.job(at, at_work.unwrap_or(key)),
+            (9..12, Some(key)) => self.destroy(at, key),
+            (12, Some(key)) if self.roll(4) == 0 => self.compromise(at, key),
+            (12..23, Some(key)) => self.job(at, at_work.unwrap_or(key)),
             (23..25, Some(_)) => self.tick(at),
             (25, Some(_)) => self.cancel(at),
             (_, Some(_)) => self.node(at).restart(),
@@ -369,10 +369,10 @@ impl World {
             return;
         };
         let (old, relation) = self.made[&key].parent.expect("a job has an old key");
-        let next = match self.roll(6) {
-            0 => {
+        let next = match self.roll(8) {
+            0..2 => {
                 // Often all of it: nothing else is verified.
-                let percent = self.roll(201).min(100) as u32;
+                let percent = self.roll(401).min(100) as u32;
                 let allowed = matches!(job, Job::Running(_));
                 let step = self
                     .node(at)
@@ -381,8 +381,8 @@ impl World {
                 allowed.then_some(Job::Running(percent))
             }
             // Nobody can open anything with a key that is scheduled for destruction.
-            1..3 if self.scheduled(at, key).is_some() => return,
-            1..3 => {
+            2..5 if self.scheduled(at, key).is_some() => return,
+            2..5 => {
                 let allowed = match job {
                     Job::Running(percent) => percent == 100 || relation == Relation::Layer,
                     Job::Verified => true,
@@ -391,7 +391,7 @@ impl World {
                 assert_eq!(verify(self.node(at), key).is_ok(), allowed);
                 allowed.then_some(Job::Verified)
             }
-            3..5 => {
+            5..7 => {
                 let destroys = relation == Relation::Rotate;
                 let others = self.jobs_needing(at, old).len() > 1;
                 let needed = destroys && (others || !self.keys_on(at, old).is_empty());
