@@ -67,6 +67,22 @@ fn bad_configuration_is_78_and_says_what_to_do() {
 }
 
 #[test]
+fn a_store_is_compacted_while_the_broker_does_not_run_and_keeps_everything() {
+    let mut world = World::new();
+    let compact = ["store", "compact", "--config", &world.path("broker.toml")];
+    let refused = run(&compact);
+    assert_eq!(refused.status.code(), Some(74), "{}", stderr(&refused));
+    assert!(stderr(&refused).contains("has it open"), "{}", stderr(&refused));
+    let before = world.operator(&["roster", "show", "--output", "json"]);
+    world.stop();
+    let compacted = run(&compact);
+    assert!(compacted.status.success(), "{}", stderr(&compacted));
+    assert!(stdout(&compacted).contains("the store takes"), "{}", stdout(&compacted));
+    world.start();
+    assert_eq!(world.operator(&["roster", "show", "--output", "json"]), before);
+}
+
+#[test]
 fn a_broker_key_that_others_can_read_is_78() {
     let mut world = World::new();
     world.kill();

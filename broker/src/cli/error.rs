@@ -4,6 +4,7 @@ use std::error::Error;
 use std::fmt;
 
 use lockbox_rpc::transport::ConnectError;
+use lockbox_store::StoreFailure;
 use tonic::{Code, Status};
 
 use crate::admin::AdminError;
@@ -131,6 +132,12 @@ impl From<ServeError> for CliError {
             ServeError::File(_) | ServeError::Io { .. } => OTHER,
         };
         Self::new(code, error.to_string())
+    }
+}
+
+impl From<StoreFailure> for CliError {
+    fn from(failure: StoreFailure) -> Self {
+        Self::new(STORE, failure.to_string())
     }
 }
 

@@ -19,6 +19,7 @@ mod output;
 mod roster;
 mod signing;
 mod since;
+mod store;
 mod token;
 mod transfer;
 
@@ -80,6 +81,9 @@ enum Command {
     /// Tokens with which lockboxes join the cluster
     #[command(subcommand)]
     Token(token::Token),
+    /// The broker's store, while the broker does not run
+    #[command(subcommand)]
+    Store(store::Store),
     /// The lockboxes of the cluster
     #[command(subcommand)]
     Lockbox(lockbox::Lockbox),
@@ -141,6 +145,7 @@ fn run(cli: Cli) -> Result<(), CliError> {
         Command::Client(client) => client.run(&global),
         Command::Certificate(certificates) => certificates.run(&global),
         Command::Token(token) => token.run(&global),
+        Command::Store(store) => store.run(&global),
         Command::Lockbox(lockbox) => lockbox.run(&global),
         Command::Broker(brokers) => brokers.run(&global),
         Command::Admin(admins) => admins.run(&global),
