@@ -8,7 +8,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use lockbox_authz::limits::MAX_ADDRESS_CHARS;
 use lockbox_authz::roster::{Applied, Head, Roster, RosterError};
 use lockbox_authz::{
-    AuthorizationId, EvidenceSummary, LockboxId, PublicKey, SecretKey, Signer, UnverifiedEnvelope, Verified,
+    AuthorizationId, LockboxId, PublicKey, SecretKey, Signer, Statement, UnverifiedEnvelope, Verified,
     WrappingCertificate, field,
 };
 use lockbox_rpc::api::control::{self, LockboxInfo, LockboxStatus};
@@ -21,8 +21,8 @@ use crate::decide::{self, TransferRequest};
 use crate::limits::{CLOCK_WARNING_MS, HISTORY_PERIOD};
 use crate::refusal::Refusal;
 use crate::registry::{
-    self, Authorized, Evidence, JoinOutcome, LockboxFacts, Offer, Page, RecordPage, Registry, Reported, SyncOutcome,
-    ToHear, Transfer, TransferPage, Turn,
+    self, Authorized, Evidence, HeldPage, JoinOutcome, LockboxFacts, Offer, Page, RecordPage, Registry, Reported,
+    SyncOutcome, ToHear, Transfer, TransferPage, Turn,
 };
 use crate::requesters::{Permission, Requesters};
 use crate::sessions::{Sessions, Signal};
@@ -282,8 +282,17 @@ impl Broker {
         self.turn(move |_, turn| turn.signed_notices(after.unwrap_or(0))).await
     }
 
-    pub(crate) fn sign_evidence(&self, summary: EvidenceSummary) -> UnverifiedEnvelope {
-        Verified::sign(summary, &self.key).envelope().clone()
+    pub(crate) async fn held_keys(
+        self: &Arc<Self>,
+        lockbox_id: LockboxId,
+        after: Option<Vec<u8>>,
+    ) -> Result<HeldPage, Refusal> {
+        self.turn(move |_, turn| turn.held_keys(lockbox_id, after.as_deref()))
+            .await
+    }
+
+    pub(crate) fn sign_evidence<S: Statement>(&self, statement: S) -> UnverifiedEnvelope {
+        Verified::sign(statement, &self.key).envelope().clone()
     }
 
     // For lockboxes, and for whoever says to be one.

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use lockbox_authz::evidence::EvidenceDigest;
-use lockbox_authz::limits::MAX_ROSTER_PAGE;
-use lockbox_authz::{CompromiseNotice, LockboxId, Roster, UnverifiedEnvelope};
+use lockbox_authz::limits::{MAX_HELD_KEYS, MAX_ROSTER_PAGE};
+use lockbox_authz::{ClusterId, CompromiseNotice, HeldKeys, LockboxId, Roster, UnverifiedEnvelope};
 use lockbox_rpc::api::control::ExportEvidenceResponse;
 use tokio::sync::mpsc;
 use tonic::Status;
@@ -82,6 +82,7 @@ impl Export {
             self.transfers(holder).await?;
             self.destructions(holder).await?;
         }
+        self.held(roster.cluster_id(), lockbox_id).await?;
         let digest = std::mem::take(&mut self.digest);
         let summary = digest.summary(roster.cluster_id(), lockbox_id, made_at_ms);
         let summary = self.broker.sign_evidence(summary);
@@ -96,6 +97,25 @@ impl Export {
             let is_theirs = |notice: &UnverifiedEnvelope| CompromiseNotice::verify(notice, roster).is_ok();
             let theirs = notices.iter().filter(|notice| is_theirs(notice));
             self.send(theirs.map(UnverifiedEnvelope::to_bytes).collect()).await?;
+            match last {
+                Some(last) => after = Some(last),
+                None => return Ok(()),
+            }
+        }
+    }
+
+    /// What the lockbox said last that it has.
+    async fn held(&mut self, cluster_id: ClusterId, lockbox_id: LockboxId) -> Result<(), End> {
+        let mut after = None;
+        loop {
+            let (keys, last) = self.broker.held_keys(lockbox_id, after).await?;
+            let pages = keys.chunks(MAX_HELD_KEYS).map(|keys| HeldKeys {
+                cluster_id,
+                lockbox_id,
+                keys: keys.to_vec(),
+            });
+            let signed = pages.map(|page| self.broker.sign_evidence(page).to_bytes());
+            self.send(signed.collect()).await?;
             match last {
                 Some(last) => after = Some(last),
                 None => return Ok(()),

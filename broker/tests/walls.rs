@@ -61,6 +61,9 @@ const FIELDS: &[(&str, &str)] = &[
     ("authz.EvidenceSummary.cluster_id", "hash"),
     ("authz.EvidenceSummary.digest", "hash"),
     ("authz.EvidenceSummary.lockbox_id", "identifier"),
+    ("authz.HeldKey.key_id", "identifier"),
+    ("authz.HeldKeys.cluster_id", "hash"),
+    ("authz.HeldKeys.lockbox_id", "identifier"),
     ("authz.RestorationRecord.backup_id", "identifier"),
     ("authz.RestorationRecord.cluster_id", "hash"),
     ("authz.RestorationRecord.lockbox_id", "identifier"),
@@ -149,23 +152,23 @@ const FIELDS: &[(&str, &str)] = &[
     ("control.NoticeInfo.notice_id", "identifier"),
     ("control.NoticeKeys.key_ids", "identifiers"),
     ("control.NoticeMaterials.material_ids", "identifiers"),
+    ("control.RejectJoinsRequest.identity_keys", "public keys"),
     ("control.RevokeTransferRequest.authorization_id", "identifier"),
     ("control.SubmitNoticeRequest.notice", "envelope of a CompromiseNotice"),
     ("control.SubmitRosterEntryRequest.entry", "envelope of a RosterEntry"),
-    ("control.RejectJoinsRequest.identity_keys", "public keys"),
     ("control.Transfer.authorization_id", "identifier"),
     ("control.WatchTransferRequest.authorization_id", "identifier"),
+    ("control.WithheldKey.key_id", "identifier"),
     (
         "node.CustodyReport.records",
         "envelopes of DestructionRecords and RestorationRecords",
-    ("control.WithheldKey.key_id", "identifier"),
     ),
     ("node.DeliverNotice.notice", "envelope of a CompromiseNotice"),
     ("node.NoticeReport.notice_hash", "hash"),
+    ("node.Hello.instance_id", "random, made anew at each start"),
     ("node.Hello.wrapping_certificate", "envelope of a WrappingCertificate"),
     ("node.JoinRequest.request", "envelope of a JoinRequest"),
     ("node.JoinRequest.roster_entry", "envelope of a RosterEntry"),
-    ("node.Hello.instance_id", "random, made anew at each start"),
     ("node.OfferTransfer.authorization", "envelope of an Authorization"),
     ("node.RevokeTransfer.revocation", "envelope of a Revocation"),
     ("node.ReportInventoryRequest.report", "envelope of an InventoryReport"),
@@ -174,10 +177,10 @@ const FIELDS: &[(&str, &str)] = &[
     ("node.TransferReport.authorization_id", "identifier"),
     ("node.TransferReport.erasure_records", "envelopes of ErasureRecords"),
     ("node.TransferReport.receipts", "envelopes of Receipts"),
+    ("node.WithheldKey.key_id", "identifier"),
 ];
 
 /// Names that would be wrong even for text.
-    ("node.WithheldKey.key_id", "identifier"),
 const SUSPECT_NAMES: [&str; 5] = ["material", "passphrase", "plaintext", "ciphertext", "wrapped"];
 
 #[test]

@@ -4,13 +4,13 @@ use std::collections::BTreeSet;
 
 use lockbox_authz::evidence::{DestructionRecord, RestorationRecord};
 use lockbox_authz::{
-    AuthorizationId, ErasureRecord, FieldError, LockboxId, Operation, Receipt, Statement, UnverifiedEnvelope,
+    AuthorizationId, ErasureRecord, FieldError, KeyId, LockboxId, Operation, Receipt, Statement, UnverifiedEnvelope,
 };
 use lockbox_rpc::api::node::{CustodyReport, TransferStage};
 use lockbox_store::Batch;
 
 use super::transfers::Evidence;
-use super::{Transfer, Turn, keys};
+use super::{Transfer, Turn, inventory, keys};
 use crate::limits::{MAX_REPORT_RECEIPTS, SCAN_PAGE};
 use crate::refusal::Refusal;
 
@@ -19,6 +19,9 @@ pub type TransferPage = (Vec<AuthorizationId>, Option<Vec<u8>>);
 
 /// Serialized envelopes, and where the next page begins.
 pub type RecordPage = (Vec<Vec<u8>>, Option<Vec<u8>>);
+
+/// Keys with their names, and where the next page begins.
+pub type HeldPage = (Vec<(KeyId, String)>, Option<Vec<u8>>);
 
 impl Turn<'_> {
     /// Verifies what a lockbox says of keys that it destroyed, or that came from a backup, and stores it.
@@ -130,6 +133,20 @@ impl Turn<'_> {
         }
         statements.extend(erasure_records);
         Ok((statements, next_chunk))
+    }
+
+    /// What a lockbox reported last that it holds.
+    pub fn held_keys(&self, lockbox_id: LockboxId, after: Option<&[u8]>) -> Result<HeldPage, Refusal> {
+        let pairs = self.scan(&keys::inventory(lockbox_id), after, SCAN_PAGE)?;
+        let mut held = Vec::new();
+        for (_, entry) in &pairs {
+            let entry = inventory::decode(entry)?;
+            if entry.state.is_held() {
+                held.push((entry.key_id, String::new()));
+            }
+        }
+        let last = pairs.into_iter().next_back();
+        Ok((held, last.map(|(place, _)| place)))
     }
 
     /// What a lockbox said of keys that it destroyed.

@@ -37,7 +37,7 @@ use tokio::task::JoinError;
 use crate::limits::DEFAULT_HISTORY_DAYS;
 use crate::refusal::Refusal;
 
-pub use evidence::{RecordPage, TransferPage};
+pub use evidence::{HeldPage, RecordPage, TransferPage};
 pub use inventory::{Exposed, Impact, Theft};
 pub use joins::{JoinOutcome, PendingJoin};
 pub use keys::LeftPlace;

@@ -1,6 +1,6 @@
 //! Bounds of what a lockbox keeps and sends, with their reasons. Those of what is signed stand in `lockbox_authz::limits`.
 
-pub use lockbox_authz::limits::{MAX_CHUNK_KEYS, MAX_CHUNKS, MAX_CLOCK_SKEW_MS, MAX_LABELS};
+pub use lockbox_authz::limits::{MAX_CHUNK_KEYS, MAX_CHUNKS, MAX_CLOCK_SKEW_MS, MAX_KEY_NAME_CHARS, MAX_LABELS};
 
 /// Bytes of one key's material. The largest in use is 128 (two AES-256-XTS keys with integrity); a passphrase may be longer.
 pub const MAX_MATERIAL_BYTES: usize = 512;
@@ -10,9 +10,6 @@ pub const MIN_GENERATED_BYTES: usize = 16;
 
 /// Bytes of a generated key, unless the caller says otherwise: AES-256-XTS takes 64.
 pub const DEFAULT_GENERATED_BYTES: usize = 64;
-
-/// Characters of a key's name.
-pub const MAX_KEY_NAME_CHARS: usize = 128;
 
 /// Characters of a key's algorithm.
 pub const MAX_ALGORITHM_CHARS: usize = 64;

@@ -1,12 +1,12 @@
 //! `lockbox backup`: a sealed copy of every key, and a new lockbox from one.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::Path;
 
-use lockbox_authz::Evidence;
 use lockbox_authz::limits::{MAX_CLOCK_SKEW_MS, MAX_EVIDENCE_BYTES};
+use lockbox_authz::{Evidence, KeyId};
 use lockbox_core::backup::{Backup, BackupError, Contents, DroppedJob, Entry, Held, Info, NotRestored, Plan, Why};
 use lockbox_core::slots::{SlotError, SlotSecret};
 use lockbox_rpc::api::local::{CreateBackupRequest, create_backup_request};
@@ -79,7 +79,9 @@ pub(super) fn restore(args: BackupRestoreArgs, output: &Output, socket: &Path) -
             let noted = lockbox.note_restored_from(opened.info(), opened.contents.as_of_ms);
             noted.map_err(init::explain)?;
             let now_ms = now_ms();
+            let mut lacking = plan.evidence.as_ref().map(Evidence::held).cloned().unwrap_or_default();
             opened.visit(|entries| {
+                entries.iter().for_each(|entry| drop(lacking.remove(&entry.key_id())));
                 let selected = plan.select(entries, now_ms);
                 restored.keys += selected.key_count();
                 restored.marked += selected.marked;
@@ -87,6 +89,7 @@ pub(super) fn restore(args: BackupRestoreArgs, output: &Output, socket: &Path) -
                 restored.dropped_jobs.extend(selected.dropped_jobs.iter().copied());
                 lockbox.restore(selected).map_err(init::explain)
             })?;
+            restored.lacking = lacking;
             restored
                 .dropped_jobs
                 .extend(lockbox.settle_jobs().map_err(init::explain)?);
@@ -104,6 +107,7 @@ pub(super) fn restore(args: BackupRestoreArgs, output: &Output, socket: &Path) -
     json["claimed_successors"] = successors.map(ToString::to_string).collect();
     json["as_of_ms"] = opened.contents.as_of_ms.into();
     json["findings"] = restored.findings.iter().map(finding_json).collect();
+    json["lacking"] = restored.lacking.iter().map(lacking_json).collect();
     json["dropped_jobs"] = restored.dropped_jobs.iter().map(dropped_json).collect();
     output.print(&json, || {
         let as_of = rfc3339(opened.contents.as_of_ms);
@@ -119,6 +123,7 @@ pub(super) fn restore(args: BackupRestoreArgs, output: &Output, socket: &Path) -
         for finding in &restored.findings {
             text += &format!("{}\n", finding_text(finding));
         }
+        text += &lacking_text(&restored.lacking);
         for job in &restored.dropped_jobs {
             text += &format!(
                 "job {} not restored: it needs key {} and key {}, and one of them stays out\n",
@@ -255,6 +260,8 @@ struct Restored {
     marked: u64,
     findings: Vec<NotRestored>,
     dropped_jobs: Vec<DroppedJob>,
+    /// What the evidence has, and the backup lacks.
+    lacking: BTreeMap<KeyId, String>,
 }
 
 impl Restored {
@@ -379,6 +386,29 @@ fn finding_text(finding: &NotRestored) -> String {
         }
     };
     format!("key {} {:?} {outcome} {why}", finding.key_id, finding.name)
+}
+
+fn lacking_json((key_id, name): (&KeyId, &String)) -> Value {
+    json!({ "key_id": key_id.to_string(), "name": name })
+}
+
+/// Keys that are lost, if no other lockbox holds them.
+fn lacking_text(lacking: &BTreeMap<KeyId, String>) -> String {
+    if lacking.is_empty() {
+        return String::new();
+    }
+    let mut text = format!(
+        "{} keys are not in the backup, and the lockbox held them when the broker last heard of it. `lockbox-broker impact \
+         --key ID` shows whether another lockbox holds one:\n",
+        lacking.len()
+    );
+    for (key_id, name) in lacking {
+        text += &match name.as_str() {
+            "" => format!("  {key_id}\n"),
+            name => format!("  {key_id} {name:?}\n"),
+        };
+    }
+    text
 }
 
 /// It is no secret, so its buffer may grow as it is read.

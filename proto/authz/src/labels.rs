@@ -11,12 +11,13 @@ pub const RECEIPT: &str = "application/vnd.lockbox.receipt.v1+protobuf";
 pub const ERASURE_RECORD: &str = "application/vnd.lockbox.erasure-record.v1+protobuf";
 pub const DESTRUCTION_RECORD: &str = "application/vnd.lockbox.destruction-record.v1+protobuf";
 pub const RESTORATION_RECORD: &str = "application/vnd.lockbox.restoration-record.v1+protobuf";
+pub const HELD_KEYS: &str = "application/vnd.lockbox.held-keys.v1+protobuf";
 pub const EVIDENCE_SUMMARY: &str = "application/vnd.lockbox.evidence-summary.v1+protobuf";
 pub const INVENTORY_REPORT: &str = "application/vnd.lockbox.inventory-report.v1+protobuf";
 pub const COMPROMISE_NOTICE: &str = "application/vnd.lockbox.compromise-notice.v1+protobuf";
 
 /// All of them.
-pub const ALL: [&str; 13] = [
+pub const ALL: [&str; 14] = [
     ROSTER_ENTRY,
     JOIN_REQUEST,
     AUTHORIZATION,
@@ -27,6 +28,7 @@ pub const ALL: [&str; 13] = [
     ERASURE_RECORD,
     DESTRUCTION_RECORD,
     RESTORATION_RECORD,
+    HELD_KEYS,
     EVIDENCE_SUMMARY,
     INVENTORY_REPORT,
     COMPROMISE_NOTICE,

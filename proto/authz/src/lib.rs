@@ -34,7 +34,7 @@ pub mod wire {
 pub use authorization::{Authorization, Operation, Party, Revocation, Selection};
 pub use certificate::WrappingCertificate;
 pub use envelope::{EnvelopeError, Statement, UnverifiedEnvelope, Verified};
-pub use evidence::{DestructionRecord, Evidence, EvidenceError, EvidenceSummary, RestorationRecord};
+pub use evidence::{DestructionRecord, Evidence, EvidenceError, EvidenceSummary, HeldKeys, RestorationRecord};
 pub use field::{FieldError, Label, Labels};
 pub use id::{AuthorizationId, ClusterId, Hash, KeyId, LockboxId, MaterialId, NoticeId, SessionId};
 pub use inventory::InventoryReport;

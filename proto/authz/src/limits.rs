@@ -47,6 +47,9 @@ pub const MAX_LABEL_CHARS: usize = 63;
 /// Characters in the name of a cluster, lockbox or broker.
 pub const MAX_NAME_CHARS: usize = 64;
 
+/// Characters in the name of a key.
+pub const MAX_KEY_NAME_CHARS: usize = 128;
+
 /// Characters in a text meant for people.
 pub const MAX_REASON_CHARS: usize = 256;
 
@@ -73,3 +76,6 @@ pub const KEM_X_WING: u32 = 0x647a;
 
 /// Bytes of a file of evidence. A receipt and an erasure record of 1,000 keys take 40 KiB: this is for 10 million moves.
 pub const MAX_EVIDENCE_BYTES: usize = 512 * 1024 * 1024;
+/// Keys in one statement of what a lockbox held: with the longest names they fit an envelope.
+pub const MAX_HELD_KEYS: usize = 64;
+

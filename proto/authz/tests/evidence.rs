@@ -5,10 +5,10 @@ mod support;
 use lockbox_authz::authorization::{Authorization, Operation, Party};
 use lockbox_authz::envelope::{Statement, UnverifiedEnvelope, Verified};
 use lockbox_authz::evidence::{
-    DestructionRecord, Evidence, EvidenceDigest, EvidenceError, EvidenceSummary, Gone, RestorationRecord,
+    DestructionRecord, Evidence, EvidenceDigest, EvidenceError, EvidenceSummary, Gone, HeldKeys, RestorationRecord,
 };
 use lockbox_authz::id::{AuthorizationId, ClusterId, Hash, KeyId, LockboxId, MaterialId, NoticeId, SessionId};
-use lockbox_authz::limits::MAX_CHUNK_KEYS;
+use lockbox_authz::limits::{MAX_CHUNK_KEYS, MAX_HELD_KEYS, MAX_KEY_NAME_CHARS};
 use lockbox_authz::notice::CompromiseNotice;
 use lockbox_authz::roster::{Change, file};
 use lockbox_authz::transfer::{ErasureClass, ErasureRecord, Receipt};
@@ -124,6 +124,14 @@ impl Case {
         self.add(record, by);
     }
 
+    fn reported(&mut self, by: u8, keys: &[(KeyId, &str)], signer: u8) {
+        let held = HeldKeys {
+            cluster_id: self.cluster_id(),
+            ..held(by, keys)
+        };
+        self.add(held, signer);
+    }
+
     fn file(&self) -> Vec<u8> {
         self.file_about(LockboxId([OURS; 16]), BROKER)
     }
@@ -149,6 +157,11 @@ impl Case {
         Evidence::read(file, self.cluster_id(), LockboxId([OURS; 16]))
     }
 
+    fn held(&self) -> Vec<(KeyId, String)> {
+        let evidence = self.read().expect("good evidence");
+        evidence.held().clone().into_iter().collect()
+    }
+
     fn gone(&self) -> Option<Gone> {
         self.read().expect("good evidence").gone(KEY)
     }
@@ -161,6 +174,17 @@ fn destruction() -> DestructionRecord {
         key_ids: vec![KEY],
         erasure_class: ErasureClass::Software,
         signed_at_ms: NOW_MS,
+    }
+}
+
+fn held(by: u8, keys: &[(KeyId, &str)]) -> HeldKeys {
+    HeldKeys {
+        cluster_id: support::CLUSTER,
+        lockbox_id: LockboxId([by; 16]),
+        keys: keys
+            .iter()
+            .map(|(key_id, name)| (*key_id, (*name).to_owned()))
+            .collect(),
     }
 }
 
@@ -478,6 +502,37 @@ fn rejects_evidence_about_another_lockbox_or_of_another_cluster() {
     );
 }
 
+#[test]
+fn what_was_reported_or_received_and_is_not_gone_was_held() {
+    let reported = KeyId([8; 16]);
+    let mut case = Case::new();
+    case.reported(OURS, &[(KEY, "moved"), (reported, "reported")], BROKER);
+    assert_eq!(
+        case.held(),
+        [(KEY, "moved".to_owned()), (reported, "reported".to_owned())]
+    );
+    case.moved(OURS, THEIRS, NOW_MS);
+    assert_eq!(case.held(), [(reported, "reported".to_owned())]);
+    case.moved(THEIRS, OURS, NOW_MS + 10);
+    assert_eq!(case.held().len(), 2, "it came back");
+    case.destroyed(OURS);
+    assert_eq!(case.held(), [(reported, "reported".to_owned())]);
+}
+
+#[test]
+fn rejects_what_another_lockbox_held() {
+    let mut case = Case::new();
+    case.reported(THEIRS, &[(KEY, "")], BROKER);
+    assert!(matches!(case.read(), Err(EvidenceError::Content { .. })));
+}
+
+#[test]
+fn rejects_what_no_broker_says_was_held() {
+    let mut case = Case::new();
+    case.reported(OURS, &[(KEY, "")], OURS);
+    assert!(matches!(case.read(), Err(EvidenceError::Statement { .. })));
+}
+
 /// A receipt that is left out would bring a key back.
 #[test]
 fn rejects_evidence_without_one_of_its_statements() {
@@ -532,6 +587,25 @@ fn rejects_a_field_out_of_its_rule() {
     assert_eq!(of(&|wire| wire.backup_id.push(0)), "backup_id");
     assert_eq!(of(&|wire| wire.as_of_ms = -1), "as_of_ms");
     assert_eq!(of(&|wire| wire.signed_at_ms = 0), "signed_at_ms");
+
+    let of = |change: &dyn Fn(&mut wire::HeldKeys)| {
+        let mut wire = held(OURS, &[(KEY, "a volume")]).to_wire();
+        change(&mut wire);
+        refused_field::<HeldKeys>(wire)
+    };
+    accepted::<HeldKeys>(held(OURS, &[(KEY, "a volume")]).to_wire());
+    assert_eq!(of(&|wire| wire.version = 2), "version");
+    assert_eq!(of(&|wire| wire.keys.clear()), "keys");
+    assert_eq!(
+        of(&|wire| wire.keys = vec![wire.keys[0].clone(); MAX_HELD_KEYS + 1]),
+        "keys"
+    );
+    assert_eq!(of(&|wire| wire.keys[0].key_id.truncate(15)), "key_id");
+    assert_eq!(
+        of(&|wire| wire.keys[0].name = "n".repeat(MAX_KEY_NAME_CHARS + 1)),
+        "name"
+    );
+    assert_eq!(of(&|wire| wire.keys[0].name = "a\u{202e}b".to_owned()), "name");
 
     let summary = EvidenceDigest::default().summary(support::CLUSTER, LockboxId([OURS; 16]), NOW_MS);
     let of = |change: &dyn Fn(&mut wire::EvidenceSummary)| {

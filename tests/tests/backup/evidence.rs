@@ -3,7 +3,8 @@
 use std::fs;
 use std::path::Path;
 
-use lockbox_authz::KeyId;
+use lockbox_authz::roster::file::frames;
+use lockbox_authz::{DestructionRecord, HeldKeys, KeyId, UnverifiedEnvelope};
 use lockbox_tests::testkit::eventually;
 use lockbox_tests::testkit::proxy::Direction;
 
@@ -16,7 +17,12 @@ fn wait_until_told(scene: &Scene, lockbox: &str, key: KeyId) {
         number += 1;
         let file = scene.evidence(lockbox, &format!("probe-{number}"));
         let bytes = fs::read(&file).expect("it was written");
-        bytes.windows(16).any(|window| window == key.0).then_some(())
+        let frames = frames(&bytes).expect("frames");
+        let records = frames.iter().filter_map(|frame| {
+            let envelope = UnverifiedEnvelope::from_bytes(frame).expect("an envelope");
+            envelope.unverified_statement::<DestructionRecord>().ok()
+        });
+        records.flat_map(|record| record.key_ids).find(|told| *told == key)
     });
 }
 
@@ -58,6 +64,43 @@ fn a_key_that_was_moved_since_stays_out_and_one_that_came_back_does_not() {
         (&moved.to_string().into(), &true.into())
     );
     assert!(d.holds(moved));
+}
+
+/// A restore that looks complete must not hide that volumes were made since the backup.
+#[test]
+fn keys_that_the_backup_lacks_are_named() {
+    let scene = Scene::new();
+    let (a, b) = (scene.cluster.add_lockbox("a"), scene.cluster.add_lockbox("b"));
+    let before = a.create_key("before");
+    let backup = scene.back_up(&a, "backup");
+    let made = a.create_key("made since");
+    let gone = a.create_key("made and destroyed since");
+    let come = b.create_key("moved here since");
+    scene.cluster.move_keys(&b, &a, &[come]).wait();
+    a.destroy(gone).expect("nobody uses it");
+    wait_until_told(&scene, "a", gone);
+    let mut number = 0;
+    eventually("the broker has heard of the new keys", || {
+        number += 1;
+        let file = scene.evidence("a", &format!("held-{number}"));
+        let bytes = fs::read(&file).expect("it was written");
+        let frames = frames(&bytes).expect("frames");
+        let held = frames.iter().filter_map(|frame| {
+            let envelope = UnverifiedEnvelope::from_bytes(frame).expect("an envelope");
+            envelope.unverified_statement::<HeldKeys>().ok()
+        });
+        held.flat_map(|held| held.keys).find(|(key, _)| *key == made)
+    });
+    a.kill();
+    let evidence = scene.evidence("a", "evidence");
+    let (c, restored) = backup.restore_with("c", &evidence);
+    assert!(c.holds(before));
+    let lacking = restored["lacking"].as_array().expect("a list").iter();
+    let mut lacking: Vec<_> = lacking.map(|key| key["key_id"].as_str().expect("an id")).collect();
+    let mut expected = [made.to_string(), come.to_string()];
+    lacking.sort_unstable();
+    expected.sort_unstable();
+    assert_eq!(lacking, expected);
 }
 
 #[test]

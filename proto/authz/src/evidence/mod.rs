@@ -1,11 +1,12 @@
 //! What became of a lockbox's keys, by what was signed about them. SPEC section 9.8.
 //!
 //! A file of evidence has the frames of a roster file ([`crate::roster::file`]): the roster, then authorizations, receipts,
-//! erasure and destruction records and compromise notices, then one summary by which a broker says that this is all that it has.
+//! erasure and destruction records, compromise notices and the keys that were held last, then one summary by which a broker says that
+//! this is all that it has.
 
 mod statements;
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use sha2::{Digest, Sha256};
 
@@ -19,7 +20,7 @@ use crate::roster::file::{self, RosterFileError};
 use crate::roster::{Roster, RosterError};
 use crate::transfer::{ErasureRecord, Receipt};
 
-pub use statements::{DestructionRecord, EvidenceSummary, RestorationRecord};
+pub use statements::{DestructionRecord, EvidenceSummary, HeldKeys, RestorationRecord};
 
 /// Why a file of evidence is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -72,6 +73,7 @@ pub struct Evidence {
     gone: HashMap<KeyId, Gone>,
     returned: HashSet<(KeyId, AuthorizationId)>,
     noticed: HashSet<MaterialId>,
+    held: BTreeMap<KeyId, String>,
 }
 
 impl Evidence {
@@ -127,11 +129,16 @@ impl Evidence {
             gone: HashMap::new(),
             returned: HashSet::new(),
             noticed: std::mem::take(&mut custody.noticed),
+            held: std::mem::take(&mut custody.held),
         };
         for (key_id, stay) in custody.stays() {
             if let Some(gone) = stay.gone(lockbox_id) {
                 evidence.gone.insert(key_id, gone);
+                evidence.held.remove(&key_id);
             } else {
+                if stay.came_at_ms.is_some() {
+                    evidence.held.entry(key_id).or_default();
+                }
                 evidence
                     .returned
                     .extend(stay.left_under.into_iter().map(|id| (key_id, id)));
@@ -153,6 +160,12 @@ impl Evidence {
     /// Whether the admins have given notice that strangers know a material.
     pub fn is_noticed(&self, material_id: MaterialId) -> bool {
         self.noticed.contains(&material_id)
+    }
+
+    /// Keys that the lockbox held when the broker last heard of them, with their names, as far as the broker knows: what it
+    /// reported or received, and is not proved to be gone.
+    pub fn held(&self) -> &BTreeMap<KeyId, String> {
+        &self.held
     }
 
     /// When the broker began to gather it.
@@ -277,6 +290,7 @@ struct Custody<'a> {
     given: Vec<(Hash, u32, Vec<KeyId>)>,
     stays: HashMap<KeyId, Stay>,
     noticed: HashSet<MaterialId>,
+    held: BTreeMap<KeyId, String>,
 }
 
 impl<'a> Custody<'a> {
@@ -291,6 +305,7 @@ impl<'a> Custody<'a> {
             given: Vec::new(),
             stays: HashMap::new(),
             noticed: HashSet::new(),
+            held: BTreeMap::new(),
         }
     }
 
@@ -340,6 +355,7 @@ impl<'a> Custody<'a> {
             labels::ERASURE_RECORD => self.erasure(envelope),
             labels::DESTRUCTION_RECORD => self.destruction(envelope),
             labels::COMPROMISE_NOTICE => self.notice(envelope),
+            labels::HELD_KEYS => self.held(envelope),
             // It was taken before all others.
             labels::RESTORATION_RECORD => Ok(()),
             _ => Err(Refused::Content("is of a kind that does not belong here")),
@@ -418,6 +434,17 @@ impl<'a> Custody<'a> {
             NoticeError::OtherCluster { .. } => Refused::Content("is of another cluster"),
         })?;
         self.noticed.extend(&notice.statement().material_ids);
+        Ok(())
+    }
+
+    fn held(&mut self, envelope: &UnverifiedEnvelope) -> Result<(), Refused> {
+        let held = envelope.verify::<HeldKeys>(&self.roster.broker_keys(), 1)?;
+        let held = held.statement();
+        self.check_cluster(held.cluster_id)?;
+        if held.lockbox_id != self.subject {
+            return Err(Refused::Content("is about another lockbox"));
+        }
+        self.held.extend(held.keys.iter().cloned());
         Ok(())
     }
 

@@ -3,7 +3,7 @@
 use crate::envelope::Statement;
 use crate::field::{self, FieldError};
 use crate::id::{ClusterId, Hash, KeyId, LockboxId};
-use crate::limits::{MAX_CHUNK_KEYS, VERSION};
+use crate::limits::{MAX_CHUNK_KEYS, MAX_HELD_KEYS, MAX_KEY_NAME_CHARS, VERSION};
 use crate::transfer::ErasureClass;
 use crate::{labels, wire};
 
@@ -31,6 +31,15 @@ pub struct RestorationRecord {
     /// The moment that the backup shows.
     pub as_of_ms: i64,
     pub signed_at_ms: i64,
+}
+
+/// Keys that a lockbox held when a broker last heard of them. It proves nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeldKeys {
+    pub cluster_id: ClusterId,
+    pub lockbox_id: LockboxId,
+    /// 1 to 64, each with its name, or an empty one.
+    pub keys: Vec<(KeyId, String)>,
 }
 
 /// The last statement of a file of evidence: a broker says that the file is all that it has about one lockbox.
@@ -103,6 +112,40 @@ impl Statement for RestorationRecord {
             backup_id: self.backup_id.to_vec(),
             as_of_ms: self.as_of_ms,
             signed_at_ms: self.signed_at_ms,
+        }
+    }
+}
+
+impl Statement for HeldKeys {
+    const PAYLOAD_TYPE: &'static str = labels::HELD_KEYS;
+    type Wire = wire::HeldKeys;
+
+    fn from_wire(wire: Self::Wire) -> Result<Self, FieldError> {
+        field::version(wire.version)?;
+        if wire.keys.is_empty() || wire.keys.len() > MAX_HELD_KEYS {
+            return Err(FieldError::new("keys", "must be 1 to 64"));
+        }
+        let key = |key: wire::HeldKey| {
+            field::text("name", &key.name, 0, MAX_KEY_NAME_CHARS)?;
+            Ok((KeyId::from_slice("key_id", &key.key_id)?, key.name))
+        };
+        Ok(Self {
+            cluster_id: ClusterId::from_slice("cluster_id", &wire.cluster_id)?,
+            lockbox_id: LockboxId::from_slice("lockbox_id", &wire.lockbox_id)?,
+            keys: wire.keys.into_iter().map(key).collect::<Result<_, _>>()?,
+        })
+    }
+
+    fn to_wire(&self) -> Self::Wire {
+        let keys = self.keys.iter().map(|(key_id, name)| wire::HeldKey {
+            key_id: key_id.to_vec(),
+            name: name.clone(),
+        });
+        wire::HeldKeys {
+            version: VERSION,
+            cluster_id: self.cluster_id.to_vec(),
+            lockbox_id: self.lockbox_id.to_vec(),
+            keys: keys.collect(),
         }
     }
 }
