@@ -18,6 +18,7 @@ use tokio::sync::watch;
 
 use crate::clock::{describe_ahead, now_ms};
 use crate::decide::{self, TransferRequest};
+use crate::health;
 use crate::limits::{CLOCK_WARNING_MS, HISTORY_PERIOD};
 use crate::refusal::Refusal;
 use crate::registry::{
@@ -374,11 +375,12 @@ impl Broker {
                 let roster = Arc::clone(turn.roster());
                 let lockbox = roster.admitted_by_key(&peer).ok_or(Refusal::NotAdmitted)?;
                 let id = lockbox.lockbox_id;
+                let known = turn.lockbox_facts(id);
                 let facts = LockboxFacts {
                     clock_ahead_ms,
+                    health: health::of_connected(known.and_then(|known| known.health.clone())),
                     ..facts_of(&roster, lockbox, hello)?
                 };
-                let known = turn.lockbox_facts(id);
                 let waiting = match known.is_some_and(|known| known.peer_address == facts.peer_address) {
                     true => Vec::new(),
                     false => turn.waiting_for(id, now_ms())?,
@@ -545,6 +547,7 @@ impl Broker {
                 info.roster_head = Some(facts.roster_head.to_wire());
                 info.last_seen_ms = facts.last_seen_ms;
                 info.clock_ahead_ms = facts.clock_ahead_ms;
+                info.health = facts.health.as_ref().map(health::shown);
             }
             if let Some((last_seen_ms, head)) = self.sessions.connected(lockbox.lockbox_id) {
                 info.connected = true;
@@ -587,6 +590,7 @@ fn facts_of(roster: &Roster, lockbox: &lockbox_authz::roster::Lockbox, hello: He
         last_seen_ms: now_ms(),
         takes_notices: hello.takes_notices,
         clock_ahead_ms: None,
+        health: None,
     })
 }
 

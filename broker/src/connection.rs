@@ -15,8 +15,8 @@ use std::sync::Arc;
 
 use lockbox_authz::{AuthorizationId, Hash, LockboxId, PublicKey};
 use lockbox_rpc::api::node::{
-    Ack, ConnectRequest, ConnectResponse, CustodyReport, DeliverNotice, Hello, NoticeReport, OfferTransfer,
-    RevokeTransfer, RosterAdvanced, TransferReport, Welcome, connect_request, connect_response,
+    Ack, ConnectRequest, ConnectResponse, CustodyReport, DeliverNotice, HealthReport, Hello, NoticeReport,
+    OfferTransfer, RevokeTransfer, RosterAdvanced, TransferReport, Welcome, connect_request, connect_response,
 };
 use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
@@ -281,6 +281,7 @@ impl Connection {
             Some(connect_request::Message::TransferReport(report)) => self.report(lockbox_id, report).await,
             Some(connect_request::Message::CustodyReport(report)) => self.custody(lockbox_id, report).await,
             Some(connect_request::Message::NoticeReport(report)) => self.noticed(lockbox_id, report).await,
+            Some(connect_request::Message::HealthReport(report)) => self.health(lockbox_id, report).await,
             Some(connect_request::Message::Hello(_)) => Err(End::Told(Status::invalid_argument(
                 "Hello is said once, at the beginning",
             ))),
@@ -315,6 +316,12 @@ impl Connection {
         let outcome = self.broker.notice_report(lockbox_id, report).await;
         self.answer(lockbox_id, report_id, outcome).await?;
         self.tell_notices(lockbox_id).await
+    }
+
+    async fn health(&mut self, lockbox_id: LockboxId, report: HealthReport) -> Result<(), End> {
+        let report_id = report.report_id;
+        let outcome = self.broker.health_report(lockbox_id, report).await;
+        self.answer(lockbox_id, report_id, outcome).await
     }
 
     async fn answer(&mut self, lockbox_id: LockboxId, report_id: u64, outcome: Result<(), Refusal>) -> Result<(), End> {

@@ -35,6 +35,7 @@ pub mod control_service;
 pub mod decide;
 mod evidence;
 pub mod files;
+mod health;
 pub mod init;
 pub mod inventory_service;
 pub mod keyfile;

@@ -14,6 +14,7 @@ mod stream;
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::pin::pin;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -145,7 +146,7 @@ impl Refusals {
     }
 }
 
-/// Runs until it is dropped, which closes the connection.
+/// Runs until the lockbox is sealed. Dropping it closes the connection.
 pub(crate) async fn run(node: Arc<Node>) {
     let mut cluster = node.engine.watch_cluster();
     let mut backoff = Backoff::default();
@@ -168,6 +169,9 @@ pub(crate) async fn run(node: Arc<Node>) {
         let began = Instant::now();
         let Err(error) = talk(&node, broker, &mut backoff).await;
         node.link.send_modify(|link| link.connected = false);
+        if node.engine.is_sealed() {
+            return;
+        }
         displaced.lasted(began.elapsed());
         let pause = match error {
             LinkError::Displaced => displaced.next(),
@@ -230,10 +234,11 @@ pub(crate) async fn ask_for_admission(
     Ok(answer.status() == JoinStatus::Admitted)
 }
 
+/// Waits for a cluster; `None` once the lockbox is sealed.
 async fn membership(cluster: &mut tokio::sync::watch::Receiver<Option<Arc<Cluster>>>) -> Option<Membership> {
-    let has_membership =
-        |cluster: &Option<Arc<Cluster>>| cluster.as_ref().is_some_and(|cluster| cluster.membership.is_some());
-    let cluster = cluster.wait_for(has_membership).await.ok()?;
+    let is_settled =
+        |cluster: &Option<Arc<Cluster>>| cluster.as_ref().is_none_or(|cluster| cluster.membership.is_some());
+    let cluster = cluster.wait_for(is_settled).await.ok()?;
     cluster.as_ref().and_then(|cluster| cluster.membership.clone())
 }
 
@@ -251,9 +256,14 @@ async fn talk(node: &Arc<Node>, broker: &BrokerAddress, backoff: &mut Backoff) -
         match cluster.standing {
             Standing::Retired => return Err(LinkError::SelfRetired),
             Standing::Admitted => {
+                let mut streaming = pin!(stream::run(node, client, backoff));
                 return tokio::select! {
-                    ended = stream::run(node, client, backoff) => ended,
-                    ended = inventory::run(node, channel) => ended,
+                    ended = &mut streaming => ended,
+                    // The stream has to tell the broker that the lockbox is sealed.
+                    ended = inventory::run(node, channel) => match node.engine.is_sealed() {
+                        true => streaming.await,
+                        false => ended,
+                    },
                 };
             }
             Standing::None | Standing::Pending => {

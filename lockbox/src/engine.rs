@@ -176,8 +176,12 @@ impl Engine {
 
     /// Forgets every secret and closes the store, once what was submitted is answered. Blocks.
     pub fn seal(&self) {
-        let unsealed = self.write().take();
-        self.cluster.send_replace(None);
+        let unsealed = {
+            let mut state = self.write();
+            // Under the lock: who is refused as sealed sees it here, too.
+            self.cluster.send_replace(None);
+            state.take()
+        };
         if let Some(unsealed) = unsealed {
             let store = unsealed.store.clone();
             drop(unsealed);

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use lockbox_authz::Labels;
 use lockbox_core::slots::{SlotError, SlotSecret};
@@ -25,6 +26,9 @@ use crate::ports::PortsFile;
 use crate::puller::{self, Pulls};
 use crate::scan;
 
+/// How long a seal waits for the broker to hear of it. The secrets are gone before.
+const TELL_SEALED: Duration = Duration::from_secs(2);
+
 /// What the parts of the daemon share.
 pub struct Node {
     config: Mutex<Arc<Config>>,
@@ -46,8 +50,15 @@ pub struct Node {
     pub(crate) ports: PortsFile,
     /// Random, and another one with each start. By it a broker tells two machines with one identity.
     pub(crate) instance_id: [u8; 16],
-    /// The tasks of an unsealed lockbox. Held while it is unsealed or sealed.
-    running: AsyncMutex<Option<JoinSet<()>>>,
+    /// Held while it is unsealed or sealed.
+    running: AsyncMutex<Option<Tasks>>,
+}
+
+/// The tasks of an unsealed lockbox. Dropping them ends them.
+struct Tasks {
+    serving: JoinSet<()>,
+    /// The link to a broker, which outlives the seal by the message that says so.
+    link: JoinSet<()>,
 }
 
 /// Why a lockbox was not unsealed.
@@ -126,9 +137,8 @@ impl Node {
         let mut running = self.running.lock().await;
         let Some(mut tasks) = running.take() else { return };
         // Each task that is dropped drops its sessions, connections and listeners.
-        tasks.shutdown().await;
+        tasks.serving.shutdown().await;
         self.peer_address.send_replace(None);
-        self.link.send_replace(LinkState::default());
         self.scan.send_replace(None);
         self.pulls.clear();
         self.refusals.clear();
@@ -136,6 +146,12 @@ impl Node {
         // It can only fail when the runtime is going away, and then everything is dropped anyway.
         let _ = tokio::task::spawn_blocking(move || engine.seal()).await;
         tracing::info!("sealed");
+        let is_connected = self.link.borrow().connected;
+        if is_connected && tokio::time::timeout(TELL_SEALED, tasks.link.join_next()).await.is_err() {
+            tracing::warn!("the broker was not told that this lockbox is sealed: it did not answer");
+        }
+        tasks.link.shutdown().await;
+        self.link.send_replace(LinkState::default());
     }
 
     /// This lockbox's identity for a TLS handshake.
@@ -171,15 +187,16 @@ impl Node {
         }
     }
 
-    fn start(self: &Arc<Self>) -> JoinSet<()> {
-        let mut tasks = JoinSet::new();
-        tasks.spawn(peer_port::run(Arc::clone(self)));
-        tasks.spawn(puller::run(Arc::clone(self)));
-        tasks.spawn(broker_link::run(Arc::clone(self)));
-        tasks.spawn(scan::run(Arc::clone(self)));
-        tasks.spawn(destruction::run(Arc::clone(self)));
-        tasks.spawn(expired::run(Arc::clone(self)));
-        tasks
+    fn start(self: &Arc<Self>) -> Tasks {
+        let mut serving = JoinSet::new();
+        serving.spawn(peer_port::run(Arc::clone(self)));
+        serving.spawn(puller::run(Arc::clone(self)));
+        serving.spawn(scan::run(Arc::clone(self)));
+        serving.spawn(destruction::run(Arc::clone(self)));
+        serving.spawn(expired::run(Arc::clone(self)));
+        let mut link = JoinSet::new();
+        link.spawn(broker_link::run(Arc::clone(self)));
+        Tasks { serving, link }
     }
 }
 

@@ -3,7 +3,7 @@
 use clap::Subcommand;
 use lockbox_authz::roster::{self, Change};
 use lockbox_authz::{Fingerprint, Labels};
-use lockbox_rpc::api::control::{ListLockboxesRequest, LockboxInfo, LockboxStatus};
+use lockbox_rpc::api::control::{ListLockboxesRequest, LockboxAlarm, LockboxHealth, LockboxInfo, LockboxStatus};
 use serde_json::{Value, json};
 
 use super::certificate::warn_of_port;
@@ -12,7 +12,7 @@ use super::confirm::{check_terminal, confirm};
 use super::error::CliError;
 use super::impact::Theft;
 use super::joins::Rejected;
-use super::output::{Format, Table, print, print_json};
+use super::output::{Format, Table, counted, print, print_json, printable};
 use super::since::{Since, since};
 use super::{Global, block_on, impact, joins};
 use crate::clock::rfc3339;
@@ -232,6 +232,7 @@ fn show_list(global: &Global, infos: &[LockboxInfo]) -> Result<(), CliError> {
         "NAME",
         "STATUS",
         "CONNECTED",
+        "HEALTH",
         "ADDRESS",
         "LABELS",
         "LAST SEEN",
@@ -243,6 +244,7 @@ fn show_list(global: &Global, infos: &[LockboxInfo]) -> Result<(), CliError> {
             name(info).to_owned(),
             status(info).to_owned(),
             if info.connected { "yes" } else { "no" }.to_owned(),
+            health(info),
             info.peer_address.clone(),
             labels(info),
             rfc3339(info.last_seen_ms),
@@ -250,18 +252,56 @@ fn show_list(global: &Global, infos: &[LockboxInfo]) -> Result<(), CliError> {
             id(info),
         ]);
     }
-    let warnings: Vec<String> = infos.iter().filter_map(warning).collect();
-    let warnings: String = warnings.iter().map(|warning| format!("\n{warning}\n")).collect();
+    let warnings = infos.iter().flat_map(warnings);
+    let warnings: String = warnings.map(|warning| format!("\n{warning}\n")).collect();
     print(&format!("{}{}{warnings}", table.render(), joins::table(infos)))
 }
 
-/// Two machines with one identity.
-fn warning(info: &LockboxInfo) -> Option<String> {
-    let addresses = info.shared_identity.as_ref()?.addresses.join(" and ");
-    Some(format!(
-        "warning: two machines connect as lockbox {}, from {addresses}; stop the copy, and make it a lockbox of its own",
-        name(info),
-    ))
+/// Two machines with one identity, and alarms.
+fn warnings(info: &LockboxInfo) -> Vec<String> {
+    let name = printable(name(info).to_owned());
+    let shared = info.shared_identity.iter().map(|shared| {
+        let addresses = shared.addresses.join(" and ");
+        format!(
+            "warning: two machines connect as lockbox {name}, from {addresses}; stop the copy, and make it a lockbox of its own"
+        )
+    });
+    let health = info.health.clone().unwrap_or_default();
+    let alarms = health.alarms.iter().map(|alarm| {
+        let (since, what) = (rfc3339(alarm.raised_at_ms), printable(alarm.what.clone()));
+        let effect = match alarm.stops_transfers {
+            true => "alarm, transfers are stopped",
+            false => "warning",
+        };
+        format!("lockbox {name} ({effect}) since {since}: {what}")
+    });
+    let further = match health.further_alarms {
+        0 => None,
+        count => Some(format!(
+            "lockbox {name} has {count} more alarms; `lockbox status` on its machine shows them"
+        )),
+    };
+    shared.chain(alarms).chain(further).collect()
+}
+
+/// As the lockbox last said: `ok`, `sealed`, its alarms; `-` before it said anything, or when it is retired.
+fn health(info: &LockboxInfo) -> String {
+    let Some(health) = info
+        .health
+        .as_ref()
+        .filter(|_| info.status() == LockboxStatus::Admitted)
+    else {
+        return "-".to_owned();
+    };
+    let alarms = match health.alarms.len() + health.further_alarms as usize {
+        0 => None,
+        count => Some(counted(count, "alarm", "alarms")),
+    };
+    let sealed = health.sealed.then(|| "sealed".to_owned());
+    match sealed.into_iter().chain(alarms).collect::<Vec<_>>().join(", ") {
+        health if health.is_empty() => "ok".to_owned(),
+        health => health,
+    }
 }
 
 fn show(global: &Global, info: &LockboxInfo) -> Result<(), CliError> {
@@ -277,6 +317,7 @@ fn show(global: &Global, info: &LockboxInfo) -> Result<(), CliError> {
         ("fingerprint", info.fingerprint.clone()),
         ("labels", labels(info)),
         ("connected", if info.connected { "yes" } else { "no" }.to_owned()),
+        ("health", health(info)),
         ("address", info.peer_address.clone()),
         ("asked from", info.asked_from.clone()),
         ("version", info.software_version.clone()),
@@ -289,12 +330,8 @@ fn show(global: &Global, info: &LockboxInfo) -> Result<(), CliError> {
     ] {
         table.row([key.to_owned(), value]);
     }
-    let warning = warning(info).map(|warning| format!("\n{warning}\n"));
-    print(&format!(
-        "{}{}",
-        table.render().trim_start_matches('\n'),
-        warning.unwrap_or_default()
-    ))
+    let warnings: String = warnings(info).iter().map(|warning| format!("\n{warning}\n")).collect();
+    print(&format!("{}{warnings}", table.render().trim_start_matches('\n')))
 }
 
 fn to_json(info: &LockboxInfo) -> Value {
@@ -321,6 +358,22 @@ fn to_json(info: &LockboxInfo) -> Value {
             "last_at_ms": shared.last_at_ms,
         })),
         "clock_ahead_ms": info.clock_ahead_ms,
+        "health": info.health.as_ref().map(health_json),
+    })
+}
+
+fn health_json(health: &LockboxHealth) -> Value {
+    let alarm = |alarm: &LockboxAlarm| {
+        json!({
+            "what": alarm.what,
+            "raised_at_ms": alarm.raised_at_ms,
+            "stops_transfers": alarm.stops_transfers,
+        })
+    };
+    json!({
+        "sealed": health.sealed,
+        "alarms": health.alarms.iter().map(alarm).collect::<Vec<_>>(),
+        "further_alarms": health.further_alarms,
     })
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use lockbox_authz::roster::Head;
 use lockbox_authz::{FieldError, Hash, LockboxId, UnverifiedEnvelope};
+use lockbox_rpc::api::node::HealthReport;
 use lockbox_store::{Batch, Store};
 use prost::Message;
 
@@ -26,6 +27,8 @@ pub struct LockboxFacts {
     pub takes_notices: bool,
     /// By how much its clock was ahead of this machine's when it last connected; negative if it was behind.
     pub clock_ahead_ms: Option<i64>,
+    /// How it is, as it last reported it. Its `report_id` is 0, and its head is `roster_head`.
+    pub health: Option<HealthReport>,
 }
 
 pub(super) fn load(store: &dyn Store) -> Result<BTreeMap<LockboxId, LockboxFacts>, OpenError> {
@@ -72,6 +75,7 @@ impl LockboxFacts {
             last_seen_ms: self.last_seen_ms,
             takes_notices: self.takes_notices,
             clock_ahead_ms: self.clock_ahead_ms,
+            health: self.health.clone(),
         }
         .encode_to_vec()
     }
@@ -90,6 +94,7 @@ impl LockboxFacts {
             last_seen_ms: record.last_seen_ms,
             takes_notices: record.takes_notices,
             clock_ahead_ms: record.clock_ahead_ms,
+            health: record.health,
         })
     }
 }

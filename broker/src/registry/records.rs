@@ -2,6 +2,7 @@
 
 use lockbox_authz::FieldError;
 use lockbox_rpc::api::control::WithheldKey;
+use lockbox_rpc::api::node::HealthReport;
 use prost::Message;
 
 #[derive(Clone, PartialEq, Message)]
@@ -98,6 +99,9 @@ pub(super) struct LockboxRecord {
     pub(super) takes_notices: bool,
     #[prost(int64, optional, tag = "8")]
     pub(super) clock_ahead_ms: Option<i64>,
+    /// Checked when it arrived.
+    #[prost(message, optional, tag = "9")]
+    pub(super) health: Option<HealthReport>,
 }
 
 #[derive(Clone, PartialEq, Message)]

@@ -110,6 +110,7 @@ fn facts(roster: &Roster, number: u8) -> LockboxFacts {
         last_seen_ms: NOW_MS,
         takes_notices: true,
         clock_ahead_ms: None,
+        health: None,
     }
 }
 

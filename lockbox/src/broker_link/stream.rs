@@ -3,6 +3,7 @@
 //! Nothing here has to be remembered: on each connection the broker says again what is open, and the ledger's outbox what
 //! has not been acknowledged.
 
+mod health;
 mod notice;
 
 use std::collections::HashMap;
@@ -20,13 +21,13 @@ use lockbox_core::transfer::target::{ALARM_AT_TARGET, TargetError};
 use lockbox_core::wire::TransferState;
 use lockbox_rpc::api::node::node_service_client::NodeServiceClient;
 use lockbox_rpc::api::node::{
-    ConnectRequest, CustodyReport, Hello, OfferTransfer, TransferReport, TransferStage, connect_request,
-    connect_response,
+    ConnectRequest, ConnectResponse, CustodyReport, HealthReport, Hello, OfferTransfer, TransferReport, TransferStage,
+    connect_request, connect_response,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
-use tonic::{Code, Status};
+use tonic::{Code, Status, Streaming};
 
 use super::report::{self, Gist};
 use super::{LinkError, LinkState, Word};
@@ -66,6 +67,8 @@ struct Stream<'a> {
     reports_after: Option<(Role, AuthorizationId)>,
     deferred: Vec<OfferTransfer>,
     deferred_notices: notice::Deferred,
+    /// How the lockbox was when the broker was told last.
+    health: Option<HealthReport>,
 }
 
 /// What the broker was told last about one end of a transfer.
@@ -105,37 +108,13 @@ pub(super) async fn run(
         reports_after: None,
         deferred: Vec::new(),
         deferred_notices: notice::Deferred::default(),
+        health: None,
     };
-    stream.roster_at(welcome.roster_head).await?;
-    let mut activity = node.engine.watch_activity();
-    let mut rounds = tokio::time::interval(BETWEEN_ROUNDS);
-    rounds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    // Whether something has happened since the last round.
-    let mut is_due = true;
-    loop {
-        tokio::select! {
-            message = inbound.message() => {
-                let message = message.map_err(ended)?.ok_or(LinkError::Closed)?;
-                stream.hear(message.message.ok_or(LinkError::Unexpected)?).await?;
-            }
-            () = node.refusals.wake.notified() => stream.tell_refusals().await?,
-            () = stream.deferred_notices.due() => stream.retry_notices().await?,
-            changed = activity.changed(), if !is_due => {
-                changed.map_err(|_| LinkError::Closed)?;
-                is_due = true;
-            }
-            _ = rounds.tick(), if is_due => {
-                // What happens while the outbox is gone through is seen when it is gone through once more.
-                if stream.reports_after.is_none() {
-                    activity.mark_unchanged();
-                    stream.retry_deferred().await?;
-                }
-                stream.tell_reports().await?;
-                stream.tell_custody().await?;
-                is_due = stream.reports_after.is_some();
-            }
-        }
+    let Err(ended) = stream.serve(&mut inbound, welcome.roster_head).await;
+    if node.engine.is_sealed() {
+        stream.tell_sealed(&mut inbound).await;
     }
+    Err(ended)
 }
 
 /// Why the broker ended the stream.
@@ -173,6 +152,50 @@ async fn hello(node: &Arc<Node>) -> Result<Hello, LinkError> {
 }
 
 impl Stream<'_> {
+    /// Until the connection ends, or the lockbox is sealed.
+    async fn serve(
+        &mut self,
+        inbound: &mut Streaming<ConnectResponse>,
+        head: Option<lockbox_authz::wire::RosterHead>,
+    ) -> Result<Infallible, LinkError> {
+        let mut cluster = self.node.engine.watch_cluster();
+        let mut activity = self.node.engine.watch_activity();
+        self.roster_at(head).await?;
+        self.tell_health().await?;
+        let mut rounds = tokio::time::interval(BETWEEN_ROUNDS);
+        rounds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        // Whether something has happened since the last round.
+        let mut is_due = true;
+        loop {
+            tokio::select! {
+                message = inbound.message() => {
+                    let message = message.map_err(ended)?.ok_or(LinkError::Closed)?;
+                    self.hear(message.message.ok_or(LinkError::Unexpected)?).await?;
+                }
+                changed = cluster.changed() => {
+                    changed.map_err(|_| LinkError::Closed)?;
+                    self.tell_health().await?;
+                }
+                () = self.node.refusals.wake.notified() => self.tell_refusals().await?,
+                () = self.deferred_notices.due() => self.retry_notices().await?,
+                changed = activity.changed(), if !is_due => {
+                    changed.map_err(|_| LinkError::Closed)?;
+                    is_due = true;
+                }
+                _ = rounds.tick(), if is_due => {
+                    // What happens while the outbox is gone through is seen when it is gone through once more.
+                    if self.reports_after.is_none() {
+                        activity.mark_unchanged();
+                        self.retry_deferred().await?;
+                    }
+                    self.tell_reports().await?;
+                    self.tell_custody().await?;
+                    is_due = self.reports_after.is_some();
+                }
+            }
+        }
+    }
+
     async fn hear(&mut self, message: connect_response::Message) -> Result<(), LinkError> {
         match message {
             connect_response::Message::Welcome(_) => Err(LinkError::Unexpected),

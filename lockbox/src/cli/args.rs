@@ -48,7 +48,8 @@ pub(super) enum Command {
     Unseal(SecretArgs),
     /// Forget every secret and close every connection.
     Seal,
-    /// Show whether it is sealed, and how it stands.
+    /// Show whether it is sealed, and how it stands. Exit code 0: healthy; 2: sealed; 3: unsealed, but with an alarm, a damaged
+    /// store, or retired by the cluster.
     Status,
     /// Ask a broker for admission to its cluster.
     Join(JoinArgs),

@@ -51,7 +51,34 @@ pub(super) async fn seal(mut client: Client, output: &Output) -> Result<(), CliE
 
 pub(super) async fn status(mut client: Client, output: &Output) -> Result<(), CliError> {
     let status = client.service.get_status(GetStatusRequest {}).await?.into_inner();
-    output.print(&status_json(&status), || status_text(&status))
+    output.print(&status_json(&status), || status_text(&status))?;
+    health(&status)
+}
+
+/// The exit code: 0 for a healthy lockbox.
+fn health(status: &GetStatusResponse) -> Result<(), CliError> {
+    if status.sealed {
+        return Err(CliError::sealed("it is sealed"));
+    }
+    let mut reasons = Vec::new();
+    if status.store_state() == StoreState::Damaged {
+        reasons.push("the store is damaged".to_owned());
+    }
+    if status.membership() == Membership::Retired {
+        reasons.push("the cluster's roster has retired it".to_owned());
+    }
+    match status.alarms.len() {
+        0 => {}
+        1 => reasons.push("1 alarm".to_owned()),
+        count => reasons.push(format!("{count} alarms")),
+    }
+    match reasons.is_empty() {
+        true => Ok(()),
+        false => Err(CliError::degraded(format!(
+            "it needs an operator: {}",
+            reasons.join(", ")
+        ))),
+    }
 }
 
 fn store_text(state: StoreState) -> &'static str {

@@ -4,6 +4,10 @@ use std::fmt;
 
 use tonic::{Code, Status};
 
+/// `lockbox status`: the lockbox is sealed.
+const SEALED: u8 = 2;
+/// `lockbox status`: it is unsealed, and something needs an operator.
+const DEGRADED: u8 = 3;
 /// The command was used wrongly.
 pub(super) const USAGE: u8 = 64;
 /// The daemon, or something that it needs, does not answer.
@@ -26,6 +30,14 @@ pub(super) struct CliError {
 impl CliError {
     pub(super) fn failed(text: impl Into<String>) -> Self {
         Self::new(FAILED, text)
+    }
+
+    pub(super) fn sealed(text: impl Into<String>) -> Self {
+        Self::new(SEALED, text)
+    }
+
+    pub(super) fn degraded(text: impl Into<String>) -> Self {
+        Self::new(DEGRADED, text)
     }
 
     pub(super) fn usage(text: impl Into<String>) -> Self {

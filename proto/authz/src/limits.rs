@@ -62,6 +62,12 @@ pub const MAX_REQUESTER_CHARS: usize = 256;
 /// Characters in a host:port.
 pub const MAX_ADDRESS_CHARS: usize = 262;
 
+/// Alarms that a lockbox tells its broker of at once.
+pub const MAX_ALARMS_TOLD: usize = 16;
+
+/// Characters of the text of an alarm that a lockbox tells its broker of.
+pub const MAX_ALARM_CHARS: usize = 512;
+
 /// Entries in one page of a roster.
 pub const MAX_ROSTER_PAGE: usize = 256;
 
@@ -74,8 +80,8 @@ pub const ENCAPSULATED_KEY_BYTES: usize = 1_120;
 /// HPKE KEM id of X-Wing.
 pub const KEM_X_WING: u32 = 0x647a;
 
-/// Bytes of a file of evidence. A receipt and an erasure record of 1,000 keys take 40 KiB: this is for 10 million moves.
-pub const MAX_EVIDENCE_BYTES: usize = 512 * 1024 * 1024;
 /// Keys in one statement of what a lockbox held: with the longest names they fit an envelope.
 pub const MAX_HELD_KEYS: usize = 64;
 
+/// Bytes of a file of evidence. A receipt and an erasure record of 1,000 keys take 40 KiB: this is for 10 million moves.
+pub const MAX_EVIDENCE_BYTES: usize = 512 * 1024 * 1024;
