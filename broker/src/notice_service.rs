@@ -230,9 +230,10 @@ impl Broker {
         let finding = |named: Named| {
             let lockbox_id = named.holding.lockbox_id;
             let name = roster.lockbox(&lockbox_id).map(|member| member.lockbox.name.clone());
-            // Who uses it is not asked here, and would make a page too large.
+            // Who uses it and its labels are not asked here, and would make a page too large.
             let entry = lockbox_authz::inventory::InventoryEntry {
                 consumers: Vec::new(),
+                labels: lockbox_authz::Labels::default(),
                 ..named.holding.entry
             };
             NoticeFinding {

@@ -7,10 +7,9 @@ mod common;
 use std::process::Output;
 
 use common::{Authorized, Link, Peer, World, secret};
-use lockbox_authz::inventory::{InventoryEntry, InventoryState};
+use lockbox_authz::inventory::InventoryEntry;
 use lockbox_authz::{
-    CompromiseNotice, InventoryReport, KeyId, MaterialId, NoticeId, SecretKey, Selection, Signer, UnverifiedEnvelope,
-    Verified,
+    CompromiseNotice, KeyId, MaterialId, NoticeId, SecretKey, Selection, Signer, UnverifiedEnvelope, Verified,
 };
 use lockbox_broker::keyfile;
 use lockbox_broker::limits::MAX_NOTICES_IN_FLIGHT;
@@ -19,10 +18,7 @@ use lockbox_rpc::api::control::{
     ListNoticesRequest, NoticeInfo, NoticeKeys, NoticeStanding, PreviewNoticeRequest, SubmitNoticeRequest,
     preview_notice_request::Subject,
 };
-use lockbox_rpc::api::node::inventory_service_client::InventoryServiceClient;
-use lockbox_rpc::api::node::{
-    NoticeReport, ReportInventoryRequest, TransferReport, TransferRole, TransferStage, connect_response,
-};
+use lockbox_rpc::api::node::{NoticeReport, TransferReport, TransferRole, TransferStage, connect_response};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
@@ -243,25 +239,10 @@ async fn report_keys(world: &World, peer: &Peer, keys: &[(KeyId, u8)]) {
     let entry = |(key_id, material): &(KeyId, u8)| InventoryEntry {
         key_id: *key_id,
         material_id: MaterialId([*material; 16]),
-        state: InventoryState::Active,
-        parent: None,
-        consumers: Vec::new(),
-        job: None,
+        ..common::held(0, "")
     };
-    let report = InventoryReport {
-        cluster_id: peer.cluster_id,
-        lockbox_id: peer.lockbox.lockbox_id,
-        reported_at_ms: common::NOW_MS,
-        after: None,
-        last: None,
-        entries: keys.iter().map(entry).collect(),
-    };
-    let report = Verified::sign(report, &peer.identity).envelope().to_bytes();
-    let mut client = InventoryServiceClient::new(peer.node_channel(world).await);
-    client
-        .report_inventory(ReportInventoryRequest { report })
-        .await
-        .unwrap();
+    let entries = keys.iter().map(entry).collect();
+    peer.report_keys(world, [None, None], entries).await.unwrap();
 }
 
 /// Runs the command line as an admin. No lockbox is connected that it could wait for.

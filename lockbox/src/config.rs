@@ -39,6 +39,8 @@ pub struct Config {
     pub caps: Caps,
     /// How long the daemon runs until a key is erased that was scheduled for destruction.
     pub grace: Duration,
+    /// Whether the broker is told the keys' names and labels.
+    pub inventory_names: bool,
     /// Where systemd and crypttab(5) fetch keys; `None` for nowhere.
     pub key_socket: Option<KeySocket>,
     pub log: Log,
@@ -108,6 +110,7 @@ impl Config {
             ("peer_listen", new.peer_listen != read.peer_listen),
             ("peer_address", new.peer_address != read.peer_address),
             ("store", new.store != read.store),
+            ("inventory.names", new.inventory_names != read.inventory_names),
             ("key_socket.path", !is_same_key_socket),
             ("log.format", new.log.format != read.log.format),
         ];
@@ -156,6 +159,10 @@ impl Config {
              [destruction]\n\
              # grace = \"7d\"\n\
              \n\
+             # Whether the broker is told the names and labels of keys, so that its commands take and show names.\n\
+             [inventory]\n\
+             # names = true\n\
+             \n\
              [log]\n\
              # \"text\" or \"json\"\n\
              format = \"text\"\n\
@@ -200,7 +207,15 @@ struct RawConfig {
     #[serde(default)]
     destruction: RawDestruction,
     #[serde(default)]
+    inventory: RawInventory,
+    #[serde(default)]
     log: Log,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawInventory {
+    names: Option<bool>,
 }
 
 #[derive(Default, Deserialize)]
@@ -290,6 +305,7 @@ impl RawConfig {
                 keys_per_authorization: self.caps.keys_per_authorization,
             },
             grace,
+            inventory_names: self.inventory.names.unwrap_or(true),
             key_socket,
             log: self.log,
         })
@@ -422,6 +438,13 @@ allowed_gids = [107]
             (Some(3), Some(10))
         );
         assert_eq!(parse(GOOD).unwrap().caps, Caps::default());
+    }
+
+    #[test]
+    fn names_are_told_unless_it_says_otherwise() {
+        assert!(parse(GOOD).unwrap().inventory_names);
+        let text = format!("{GOOD}[inventory]\nnames = false\n");
+        assert!(!parse(&text).unwrap().inventory_names);
     }
 
     /// Nothing may leave is said by pinning, and never by a number that looks like no limit.

@@ -9,21 +9,24 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
+use lockbox_authz::inventory::{InventoryEntry, InventoryState};
 use lockbox_authz::limits::WRAPPING_KEY_BYTES;
 use lockbox_authz::roster::{Change, Lockbox, Roster};
 use lockbox_authz::{
-    Authorization, ClusterId, ErasureClass, ErasureRecord, Hash, JoinRequest, JoinToken, KeyId, Labels, LockboxId,
-    PublicKey, Receipt, SecretKey, Selection, SessionId, Signer, UnverifiedEnvelope, Verified, WrappingCertificate,
+    Authorization, ClusterId, ErasureClass, ErasureRecord, Hash, InventoryReport, JoinRequest, JoinToken, KeyId,
+    Labels, LockboxId, MaterialId, PublicKey, Receipt, SecretKey, Selection, SessionId, Signer, UnverifiedEnvelope,
+    Verified, WrappingCertificate,
 };
 use lockbox_broker::cli::ClientFile;
 use lockbox_rpc::api::control::control_service_client::ControlServiceClient;
 use lockbox_rpc::api::control::{
     self, AuthorizeTransferRequest, AuthorizeTransferResponse, Transfer, WatchTransferRequest, WatchTransferResponse,
 };
+use lockbox_rpc::api::node::inventory_service_client::InventoryServiceClient;
 use lockbox_rpc::api::node::node_service_client::NodeServiceClient;
 use lockbox_rpc::api::node::{
-    ConnectRequest, ConnectResponse, Hello, JoinResponse, NoticeReport, OfferTransfer, SyncRosterRequest,
-    TransferReport, TransferRole, TransferStage, connect_request, connect_response,
+    ConnectRequest, ConnectResponse, Hello, JoinResponse, NoticeReport, OfferTransfer, ReportInventoryRequest,
+    SyncRosterRequest, TransferReport, TransferRole, TransferStage, connect_request, connect_response,
 };
 use lockbox_rpc::tls::raw_key::{self, NodeKey};
 use lockbox_rpc::tls::x509;
@@ -281,6 +284,24 @@ pub fn key_ids(count: u16) -> Vec<KeyId> {
     (0..count).map(id).collect()
 }
 
+pub fn key(number: u8) -> KeyId {
+    KeyId([number; 16])
+}
+
+/// A key with material of its own, as a lockbox that has it reports it.
+pub fn held(number: u8, name: &str) -> InventoryEntry {
+    InventoryEntry {
+        key_id: key(number),
+        material_id: MaterialId([number; 16]),
+        state: InventoryState::Active,
+        parent: None,
+        consumers: Vec::new(),
+        job: None,
+        name: name.to_owned(),
+        labels: Labels::default(),
+    }
+}
+
 /// A request of the operator's for keys from alpha to beta.
 pub fn request(request_id: &str, operation: lockbox_authz::Operation, keys: u16) -> AuthorizeTransferRequest {
     AuthorizeTransferRequest {
@@ -437,6 +458,27 @@ impl Peer {
         let first = link.next().await.unwrap();
         assert!(matches!(first, connect_response::Message::Welcome(_)), "{first:?}");
         link
+    }
+
+    /// Says what it has of the keys after one, up to another; of all if neither is named.
+    pub async fn report_keys(
+        &self,
+        world: &World,
+        [after, last]: [Option<u8>; 2],
+        entries: Vec<InventoryEntry>,
+    ) -> Result<(), Status> {
+        let report = InventoryReport {
+            cluster_id: self.cluster_id,
+            lockbox_id: self.lockbox.lockbox_id,
+            reported_at_ms: NOW_MS,
+            after: after.map(key),
+            last: last.map(key),
+            entries,
+        };
+        let report = Verified::sign(report, &self.identity).envelope().to_bytes();
+        let mut client = InventoryServiceClient::new(self.node_channel(world).await);
+        let told = client.report_inventory(ReportInventoryRequest { report }).await;
+        told.map(drop)
     }
 
     pub fn receipt(&self, authorized: &Authorized, chunk: u32, key_ids: &[KeyId]) -> Vec<u8> {

@@ -144,10 +144,11 @@ impl Teller<'_> {
     }
 
     async fn tell_changed(&mut self, mut changed: BTreeSet<KeyId>) -> Result<(), LinkError> {
+        let with_names = self.node.config().inventory_names;
         loop {
             // What a power cut could take back would be told again as it is then.
             let read = self.node.engine.read(move |lockbox| {
-                let range = lockbox.inventory_report_of(&changed, now_ms());
+                let range = lockbox.inventory_report_of(&changed, with_names, now_ms());
                 (changed, range)
             });
             let (asked, range) = read.await?;
@@ -168,9 +169,10 @@ impl Teller<'_> {
         self.begin_watch().await?;
         let mut after = None;
         let mut damaged_count = 0;
+        let with_names = self.node.config().inventory_names;
         loop {
             let range = self.node.engine.read(move |lockbox| {
-                let range = || lockbox.inventory_report(after, now_ms());
+                let range = || lockbox.inventory_report(after, with_names, now_ms());
                 lockbox.knows_every_key().then(range).transpose()
             });
             let Some(range) = range.await?.map_err(StepError::Refused)? else {

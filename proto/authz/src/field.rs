@@ -126,15 +126,17 @@ pub fn text(field: &'static str, value: &str, least: usize, most: usize) -> Resu
     if length > most {
         return Err(FieldError::new(field, "is too long"));
     }
-    if value.chars().any(|c| c.is_control() || moves_text(c)) {
+    if !value.chars().all(is_plain) {
         return Err(FieldError::new(field, "must have no control characters"));
     }
     Ok(())
 }
 
-/// Characters that print as nothing and break a line or turn its direction: with them a name could look like another.
-fn moves_text(c: char) -> bool {
-    matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
+/// Whether a character only prints itself. Control characters steer a terminal; others print as nothing and break a line or turn
+/// its direction, so that a name could look like another.
+pub fn is_plain(c: char) -> bool {
+    let moves_text = matches!(c, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}');
+    !c.is_control() && !moves_text
 }
 
 pub fn version(found: u32) -> Result<(), FieldError> {

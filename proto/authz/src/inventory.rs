@@ -1,13 +1,13 @@
 //! What a lockbox says of its keys, so that a broker can answer what a stolen one opens. SPEC section 13.6.
 //!
-//! A report has ids, lineage, states and consumers, and no secret. Fields may be added; a state or a job's state that a
-//! reader does not know refuses the report.
+//! A report has ids, lineage, states, consumers, names and labels, and no secret. Fields may be added; a state or a job's
+//! state that a reader does not know refuses the report.
 
 use crate::envelope::{EnvelopeError, Statement, UnverifiedEnvelope, Verified};
-use crate::field::{self, FieldError};
+use crate::field::{self, FieldError, Labels};
 use crate::id::{ClusterId, KeyId, LockboxId, MaterialId};
 use crate::keys::PublicKey;
-use crate::limits::VERSION;
+use crate::limits::{MAX_KEY_NAME_CHARS, VERSION};
 use crate::{labels, lineage, wire};
 
 /// Entries in one report.
@@ -16,7 +16,8 @@ pub const MAX_INVENTORY_ENTRIES: usize = 256;
 /// Consumers of one key.
 pub const MAX_CONSUMERS: usize = 64;
 
-/// Bytes of the entries of one report: the envelope around them has at most 48 KiB.
+/// Bytes of the entries of one report: the envelope around them has at most 48 KiB. An entry that is larger by itself, with
+/// the longest consumers and labels, takes 44 KiB and is told alone.
 pub const MAX_INVENTORY_BYTES: usize = 40 * 1024;
 
 /// What a lockbox has, and had, in one range of key ids.
@@ -43,6 +44,9 @@ pub struct InventoryEntry {
     pub consumers: Vec<Consumer>,
     /// The job that re-encrypts under this key.
     pub job: Option<JobProgress>,
+    /// Chosen by the lockbox; empty if it has none, or if the lockbox does not tell names and labels.
+    pub name: String,
+    pub labels: Labels,
 }
 
 /// What became of a key at one lockbox.
@@ -193,6 +197,7 @@ impl InventoryEntry {
         };
         let stated = parent.as_ref().and_then(|parent| parent.stated_lies_on);
         lineage::check_stated(key_id, stated)?;
+        field::text("name", &wire.name, 0, MAX_KEY_NAME_CHARS)?;
         Ok(Self {
             key_id,
             material_id: MaterialId::from_slice("material_id", &wire.material_id)?,
@@ -204,6 +209,8 @@ impl InventoryEntry {
                 .map(Consumer::from_wire)
                 .collect::<Result<_, _>>()?,
             job,
+            name: wire.name,
+            labels: Labels::from_wire(wire.labels)?,
         })
     }
 
@@ -228,6 +235,8 @@ impl InventoryEntry {
             job: self.job.map_or(wire::InventoryJob::Unspecified, job_to_wire).into(),
             job_percent: self.job.map_or(0, |job| job.percent),
             lies_on_key_id: stated.map(KeyId::to_vec).unwrap_or_default(),
+            name: self.name.clone(),
+            labels: self.labels.to_wire(),
         }
     }
 }
@@ -293,6 +302,13 @@ impl Statement for InventoryReport {
             .into_iter()
             .map(InventoryEntry::from_wire)
             .collect::<Result<_, _>>()?;
+        let is_named = |entry: &InventoryEntry| !entry.name.is_empty() || !entry.labels.is_empty();
+        if entries.iter().any(|entry| !entry.state.is_held() && is_named(entry)) {
+            return Err(FieldError::new(
+                "name",
+                "must be empty, as must labels, unless the key is held",
+            ));
+        }
         let ids = entries.iter().map(|entry| Some(entry.key_id));
         let bounded: Vec<_> = std::iter::once(after).chain(ids).collect();
         let ascends = bounded.windows(2).all(|pair| pair[0] < pair[1]);

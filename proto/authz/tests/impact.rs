@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use lockbox_authz::Labels;
 use lockbox_authz::id::{KeyId, LockboxId, MaterialId};
 use lockbox_authz::impact::{Finding, Holding, Kinship, Progress, Remedy, assess};
 use lockbox_authz::inventory::{InventoryEntry, InventoryState, JobProgress, JobState, Parent};
@@ -23,6 +24,8 @@ fn root(lockbox_id: LockboxId, key_id: KeyId) -> Holding {
             parent: None,
             consumers: Vec::new(),
             job: None,
+            name: String::new(),
+            labels: Labels::default(),
         },
     }
 }

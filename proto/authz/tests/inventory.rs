@@ -7,7 +7,8 @@ use lockbox_authz::id::{ClusterId, Hash, KeyId, MaterialId};
 use lockbox_authz::inventory::{
     Consumer, InventoryEntry, InventoryError, InventoryReport, InventoryState, JobProgress, JobState, Parent,
 };
-use lockbox_authz::{SecretKey, Signer, Verified, wire};
+use lockbox_authz::limits::MAX_ENVELOPE_BYTES;
+use lockbox_authz::{Label, Labels, SecretKey, Signer, Verified, wire};
 use support::{CLUSTER, SOURCE, TARGET, refused_field};
 
 fn entry(number: u8) -> InventoryEntry {
@@ -29,6 +30,28 @@ fn entry(number: u8) -> InventoryEntry {
             state: JobState::Running,
             percent: 40,
         }),
+        name: String::new(),
+        labels: Labels::default(),
+    }
+}
+
+/// The largest that a lockbox tells of a key: 32 KiB of consumers, a name and labels in characters of four bytes.
+fn largest() -> InventoryEntry {
+    let consumer = |number: usize| Consumer {
+        service: format!("{number:x}").repeat(32),
+        resource_type: "\u{1f511}".repeat(64),
+        resource_id: "\u{1f511}".repeat(56),
+    };
+    let label = |number: usize| Label {
+        key: format!("{number:063}"),
+        value: "\u{1f511}".repeat(63),
+    };
+    InventoryEntry {
+        state: InventoryState::Active,
+        consumers: (0..64).map(|number| consumer(number % 16)).collect(),
+        name: "\u{1f511}".repeat(128),
+        labels: Labels::from_unsorted((0..32).map(label).collect()).expect("good labels"),
+        ..entry(3)
     }
 }
 
@@ -52,6 +75,84 @@ fn refused(change: impl FnOnce(&mut wire::InventoryReport)) -> &'static str {
 #[test]
 fn what_is_reported_is_read_as_it_was() {
     assert_eq!(InventoryReport::from_wire(report().to_wire()), Ok(report()));
+    let mut named = report();
+    named.entries[0] = largest();
+    assert_eq!(InventoryReport::from_wire(named.to_wire()), Ok(named));
+}
+
+/// It is told alone, and the broker must take it.
+#[test]
+fn the_largest_entry_fits_into_an_envelope() {
+    let report = InventoryReport {
+        entries: vec![largest()],
+        ..report()
+    };
+    let key = SecretKey::from_seed(&[7; 32]);
+    let envelope = Verified::sign(report, &key).envelope().to_bytes();
+    assert!(
+        (40 * 1024..MAX_ENVELOPE_BYTES).contains(&envelope.len()),
+        "{}",
+        envelope.len()
+    );
+}
+
+/// Names are shown to operators, who act on them.
+#[test]
+fn rejects_a_name_or_labels_that_break_their_rules() {
+    let with = |state: i32, name: &str, labels: &[(&str, &str)]| {
+        let mut wire = report().to_wire();
+        let entry = &mut wire.entries[0];
+        (entry.state, entry.name) = (state, name.to_owned());
+        if state != wire::InventoryState::Moved as i32 {
+            entry.moved_to.clear();
+        }
+        let label = |(key, value): &(&str, &str)| wire::Label {
+            key: (*key).to_owned(),
+            value: (*value).to_owned(),
+        };
+        entry.labels = labels.iter().map(label).collect();
+        wire
+    };
+    let held = wire::InventoryState::Active as i32;
+    assert!(InventoryReport::from_wire(with(held, &"n".repeat(128), &[("a", ""), ("b", "1")])).is_ok());
+    let too_long = "n".repeat(129);
+    for name in [
+        "\u{1b}[2J",
+        "a\nb",
+        "\u{202e}2-lov",
+        "\u{61c}",
+        "\u{200f}",
+        "\u{9b}",
+        &too_long,
+    ] {
+        assert_eq!(
+            refused_field::<InventoryReport>(with(held, name, &[])),
+            "name",
+            "{name:?}"
+        );
+    }
+    for (labels, field) in [
+        (&[("b", "1"), ("a", "1")][..], "labels"),
+        (&[("a", "1"), ("a", "2")], "labels"),
+        (&[("A", "1")], "label key"),
+        (&[("a", "\u{202e}")], "label value"),
+    ] {
+        assert_eq!(
+            refused_field::<InventoryReport>(with(held, "", labels)),
+            field,
+            "{labels:?}"
+        );
+    }
+    for gone in [wire::InventoryState::Destroyed, wire::InventoryState::Moved] {
+        assert_eq!(
+            refused_field::<InventoryReport>(with(gone as i32, "vol-2", &[])),
+            "name"
+        );
+        assert_eq!(
+            refused_field::<InventoryReport>(with(gone as i32, "", &[("a", "1")])),
+            "name"
+        );
+    }
 }
 
 #[test]

@@ -1,8 +1,8 @@
 """The rules of what lockboxes say of their keys outside of transfers, as the comments in the .proto files state them."""
 
-from .statements import ascending, field, length, text, time, version
+from .statements import ascending, field, labels, length, text, time, version
 
-_ACTIVE, _MOVED, _SCHEDULED_COMPROMISED = 1, 6, 8
+_ACTIVE, _DESTROYED, _MOVED, _SCHEDULED_COMPROMISED = 1, 5, 6, 8
 _CANCELLED = 5
 
 
@@ -43,6 +43,10 @@ def inventory_entry(fields: dict) -> None:
         text(consumer, "service", 1, 64)
         text(consumer, "resource_type", 1, 64)
         text(consumer, "resource_id", 1, 128)
+    text(fields, "name", 0, 128)
+    labels(fields["labels"])
+    is_held = fields["state"] not in (_DESTROYED, _MOVED)
+    field(is_held or not (fields["name"] or fields["labels"]), "name")
     field(0 <= fields["job"] <= _CANCELLED, "job")
     field(fields["job_percent"] <= (100 if fields["job"] else 0), "job_percent")
 

@@ -7,6 +7,10 @@ from . import keys
 from .refused import demand
 
 _DAY_MS = 24 * 60 * 60 * 1_000
+# They print as nothing, and break a line or turn its direction.
+_MOVES_TEXT = frozenset(
+    map(chr, [0x61C, *range(0x200B, 0x2010), *range(0x2028, 0x202F), *range(0x2066, 0x206A), 0xFEFF])
+)
 _LABEL_KEY = re.compile(r"[a-z0-9./_-]{1,63}", re.ASCII)
 
 
@@ -17,7 +21,7 @@ def field(kept: bool, name: str) -> None:
 def text(fields: dict, name: str, least: int, most: int) -> None:
     value = fields[name]
     field(least <= len(value) <= most, name)
-    field(not any(unicodedata.category(character) == "Cc" for character in value), name)
+    field(not any(unicodedata.category(character) == "Cc" or character in _MOVES_TEXT for character in value), name)
 
 
 def length(fields: dict, name: str, expected: int) -> None:

@@ -1,6 +1,5 @@
 //! What lockboxes say of their keys outside of transfers: destroyed, restored from a backup, and there.
 
-use lockbox_authz::ErasureClass;
 use lockbox_authz::envelope::{Statement, Verified};
 use lockbox_authz::evidence::{DestructionRecord, RestorationRecord};
 use lockbox_authz::id::{KeyId, LockboxId, MaterialId};
@@ -10,6 +9,7 @@ use lockbox_authz::inventory::{
 use lockbox_authz::keys::Signer;
 use lockbox_authz::transfer::ErasureRecord;
 use lockbox_authz::wire;
+use lockbox_authz::{ErasureClass, Labels};
 
 use super::Vector;
 use super::fixed::{NOW_MS, id16};
@@ -130,6 +130,8 @@ fn entries() -> Vec<InventoryEntry> {
         parent: None,
         consumers: Vec::new(),
         job: None,
+        name: String::new(),
+        labels: Labels::default(),
     };
     let consumer = Consumer {
         service: "cinder".to_owned(),
@@ -153,6 +155,8 @@ fn entries() -> Vec<InventoryEntry> {
     vec![
         InventoryEntry {
             consumers: vec![consumer],
+            name: "vol-1".to_owned(),
+            labels: Labels::parse(["tier=gold", "zone=a"]).expect("good labels"),
             ..entry(1, InventoryState::Compromised)
         },
         InventoryEntry {
@@ -290,6 +294,20 @@ fn spoiled_reports() -> Vec<(&'static str, &'static str, Spoil)> {
         ("too-many-consumers", "A key has 65 consumers.", |wire| {
             let consumer = wire.entries[0].consumers[0].clone();
             wire.entries[0].consumers = vec![consumer; 65];
+        }),
+        ("name-long", "A key's name has 129 characters.", |wire| {
+            wire.entries[0].name = "n".repeat(129)
+        }),
+        (
+            "name-reversed",
+            "A key's name turns the direction of what is printed.",
+            |wire| wire.entries[0].name = "vol-\u{202e}1".to_owned(),
+        ),
+        ("name-of-gone", "A key that was destroyed has a name.", |wire| {
+            wire.entries[4].name = "vol-5".to_owned()
+        }),
+        ("labels-descending", "A key's labels are not in their order.", |wire| {
+            wire.entries[0].labels.reverse()
         }),
         ("unknown-job", "A job's state that nobody knows.", |wire| {
             wire.entries[1].job = 6

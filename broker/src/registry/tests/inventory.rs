@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use lockbox_authz::impact::{Finding, Kinship, Remedy};
 use lockbox_authz::inventory::{InventoryEntry, InventoryState, MAX_INVENTORY_ENTRIES, Parent};
-use lockbox_authz::{InventoryReport, MaterialId};
+use lockbox_authz::{InventoryReport, Labels, MaterialId};
 
 use tokio::sync::mpsc;
 
@@ -22,6 +22,8 @@ pub(super) fn held(number: u8, material: u8) -> InventoryEntry {
         parent: None,
         consumers: Vec::new(),
         job: None,
+        name: String::new(),
+        labels: Labels::default(),
     }
 }
 

@@ -1,8 +1,10 @@
-//! What the broker is told of the keys: ids, lineage, states and consumers. SPEC section 13.6.
+//! What the broker is told of the keys: ids, lineage, states and consumers, and names and labels unless the lockbox is
+//! configured not to tell them. SPEC section 13.6.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use lockbox_authz::Labels;
 use lockbox_authz::envelope::Verified;
 use lockbox_authz::id::KeyId;
 use lockbox_authz::inventory::{
@@ -42,9 +44,15 @@ struct Range {
 }
 
 impl Lockbox {
-    /// The signed report of the range after a key. The range after the one that ends with the last key is empty, and open.
-    pub fn inventory_report(&self, after: Option<KeyId>, now_ms: i64) -> Result<InventoryRange, LockboxError> {
-        let range = self.range_after(after, MAX_INVENTORY_ENTRIES)?;
+    /// The signed report of the range after a key, with names and labels if the broker may know them. The range after the one
+    /// that ends with the last key is empty, and open.
+    pub fn inventory_report(
+        &self,
+        after: Option<KeyId>,
+        with_names: bool,
+        now_ms: i64,
+    ) -> Result<InventoryRange, LockboxError> {
+        let range = self.range_after(after, MAX_INVENTORY_ENTRIES, with_names)?;
         self.report_range(range, now_ms)
     }
 
@@ -73,16 +81,17 @@ impl Lockbox {
     pub fn inventory_report_of(
         &self,
         changed: &BTreeSet<KeyId>,
+        with_names: bool,
         now_ms: i64,
     ) -> Result<Option<InventoryRange>, LockboxError> {
         let (Some(first), Some(last)) = (changed.first(), changed.last()) else {
             return Ok(None);
         };
         if !self.vault.knows_every_key() {
-            let range = self.range_of_one(*first)?;
+            let range = self.range_of_one(*first, with_names)?;
             return self.report_range(range, now_ms).map(Some);
         }
-        let mut range = self.range_after(before(*first), NEAREST_ENTRIES)?;
+        let mut range = self.range_after(before(*first), NEAREST_ENTRIES, with_names)?;
         // Otherwise the first can't be read itself, and the range begins after it.
         if range.after < Some(*first) {
             let end = range.last.unwrap_or(*last);
@@ -116,8 +125,8 @@ impl Lockbox {
     }
 
     /// A key by itself; nothing of it if it is not found.
-    fn range_of_one(&self, key_id: KeyId) -> Result<Range, LockboxError> {
-        let (found, entry) = match self.entries_after(before(key_id), 1)?.pop() {
+    fn range_of_one(&self, key_id: KeyId, with_names: bool) -> Result<Range, LockboxError> {
+        let (found, entry) = match self.entries_after(before(key_id), 1, with_names)?.pop() {
             Some((found, entry)) if found == key_id => (true, entry),
             _ => (false, None),
         };
@@ -131,7 +140,7 @@ impl Lockbox {
     }
 
     /// As many as fit into a report, and no further than the next key that can't be read.
-    fn range_after(&self, after: Option<KeyId>, at_most: usize) -> Result<Range, LockboxError> {
+    fn range_after(&self, after: Option<KeyId>, at_most: usize, with_names: bool) -> Result<Range, LockboxError> {
         let mut range = Range {
             after,
             last: None,
@@ -140,7 +149,7 @@ impl Lockbox {
             damaged_count: 0,
         };
         let mut bytes = 0;
-        let entries = self.entries_after(after, at_most + 1)?;
+        let entries = self.entries_after(after, at_most + 1, with_names)?;
         let (count, end) = (entries.len(), entries.last().map(|(key_id, _)| *key_id));
         for (key_id, entry) in entries {
             let Some(entry) = entry else {
@@ -184,11 +193,16 @@ impl Lockbox {
         &self,
         after: Option<KeyId>,
         limit: usize,
+        with_names: bool,
     ) -> Result<Vec<(KeyId, Option<InventoryEntry>)>, LockboxError> {
         let mut entries = Vec::new();
         for Each { key_id, read } in self.vault.each_key_after(after, limit)? {
             let entry = read.map_err(LockboxError::from);
-            entries.push((key_id, readable(entry.and_then(|key| self.entry_of(&key.info)))?));
+            let mut entry = readable(entry.and_then(|key| self.entry_of(&key.info)))?;
+            if !with_names && let Some(entry) = &mut entry {
+                (entry.name, entry.labels) = (String::new(), Labels::default());
+            }
+            entries.push((key_id, entry));
         }
         for departed in self.departed_after(after, limit)? {
             let key_id = departed.key_id();
@@ -230,6 +244,8 @@ impl Lockbox {
                 Some(_) => self.find_job(info.key_id)?.map(|job| job.progress()),
                 None => None,
             },
+            name: info.name.clone(),
+            labels: info.labels.clone(),
         })
     }
 
@@ -247,6 +263,8 @@ impl Lockbox {
                 Some(_) => self.find_job(tombstone.key_id)?.map(|job| job.progress()),
                 None => None,
             },
+            name: String::new(),
+            labels: Labels::default(),
         })
     }
 }

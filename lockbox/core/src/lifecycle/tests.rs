@@ -403,7 +403,7 @@ fn an_inventory_in_pages_has_every_key_once() {
         let report = cluster
             .a
             .lockbox()
-            .inventory_report(after, now_ms)
+            .inventory_report(after, true, now_ms)
             .expect("it has a cluster")
             .report
             .expect("every key can be read");

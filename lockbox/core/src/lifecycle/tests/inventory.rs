@@ -36,7 +36,7 @@ impl Known {
     fn take_everything(&mut self, node: &Node) {
         let mut after = None;
         loop {
-            let range = node.lockbox().inventory_report(after, node.now_ms);
+            let range = node.lockbox().inventory_report(after, true, node.now_ms);
             let range = range.expect("it has a cluster");
             if let Some(report) = &range.report {
                 self.take(report.statement());
@@ -53,7 +53,7 @@ impl Known {
         let mut changed = node.lockbox().changed_keys(watch).expect("there are few");
         let mut count = 0;
         loop {
-            let report = node.lockbox().inventory_report_of(&changed, node.now_ms);
+            let report = node.lockbox().inventory_report_of(&changed, true, node.now_ms);
             let Some(range) = report.expect("it has a cluster") else {
                 return count;
             };

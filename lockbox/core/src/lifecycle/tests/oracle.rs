@@ -613,7 +613,7 @@ impl World {
             loop {
                 let report = node
                     .lockbox()
-                    .inventory_report(after, node.now_ms)
+                    .inventory_report(after, true, node.now_ms)
                     .expect("it has a cluster")
                     .report
                     .expect("every key can be read");
