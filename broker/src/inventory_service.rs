@@ -27,8 +27,8 @@ use crate::requesters::Permission;
 use crate::sessions::Signal;
 use crate::{control_service, status};
 
-/// A message takes 4 MiB, and the consumers of a finding up to 33 KiB.
-const FINDINGS_PER_PAGE: usize = 100;
+/// A message takes 4 MiB, and an entry as much as an envelope: 48 KiB.
+const FINDINGS_PER_PAGE: usize = 80;
 
 /// Answers lockboxes.
 pub struct InventoryPort {
@@ -137,7 +137,7 @@ impl Broker {
         match request.subject {
             Some(Subject::KeyId(id)) => Ok(Exposed::Key(KeyId::from_slice("key_id", &id)?)),
             Some(Subject::Lockbox(name)) => {
-                let theft = self.theft(name, request.held_since_ms, request.with_gone_at_first)?;
+                let theft = self.theft(&name, request.held_since_ms, request.with_gone_at_first)?;
                 Ok(Exposed::Lockbox(theft))
             }
             None => Err(lockbox_authz::FieldError::new("subject", "is missing").into()),

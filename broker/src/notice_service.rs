@@ -210,7 +210,7 @@ impl Broker {
                 Ok(Subject::Keys(ids.collect::<Result<_, _>>()?))
             }
             Some(Asked::Lockbox(name)) => {
-                let theft = self.theft(name, request.held_since_ms, request.with_gone_at_first)?;
+                let theft = self.theft(&name, request.held_since_ms, request.with_gone_at_first)?;
                 Ok(Subject::Lockbox(theft))
             }
             Some(Asked::Materials(materials)) => {

@@ -2,7 +2,7 @@
 
 use lockbox_authz::certificate::CertificateError;
 use lockbox_authz::inventory::InventoryError;
-use lockbox_authz::limits::MAX_CLOCK_SKEW_MS;
+use lockbox_authz::limits::{MAX_CLOCK_SKEW_MS, MAX_NAME_CHARS};
 use lockbox_authz::{EnvelopeError, FieldError, KeyId, NoticeError, RosterError};
 use lockbox_store::StoreFailure;
 
@@ -56,7 +56,7 @@ pub enum Refusal {
     UnknownNotice,
     #[error("no lockbox has reported a key {0}; its lockbox may not have connected since it was made")]
     UnknownKey(KeyId),
-    #[error("no lockbox is called {0}; `lockbox-broker lockbox list` shows them")]
+    #[error("no lockbox is called {0:?}; `lockbox-broker lockbox list` shows them")]
     UnknownLockbox(String),
     #[error("this is about another cluster; check which broker is asked")]
     OtherCluster,
@@ -98,4 +98,11 @@ pub enum Refusal {
     Store(StoreFailure),
     #[error("a record in the store is damaged: {0}")]
     Record(FieldError),
+}
+
+impl Refusal {
+    /// No more of what was sent is repeated than a name may have.
+    pub(crate) fn unknown_lockbox(name_or_id: &str) -> Self {
+        Self::UnknownLockbox(name_or_id.chars().take(MAX_NAME_CHARS).collect())
+    }
 }

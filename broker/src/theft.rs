@@ -16,12 +16,12 @@ impl Broker {
     /// A lockbox of the roster, and since when it is thought to be taken over; 0 if nobody says.
     pub(crate) fn theft(
         &self,
-        name_or_id: String,
+        name_or_id: &str,
         held_since_ms: i64,
         with_gone_at_first: bool,
     ) -> Result<Theft, Refusal> {
         let roster = self.roster();
-        let member = find_lockbox(&roster, &name_or_id).ok_or(Refusal::UnknownLockbox(name_or_id))?;
+        let member = find_lockbox(&roster, name_or_id).ok_or_else(|| Refusal::unknown_lockbox(name_or_id))?;
         let lockbox_id = member.lockbox.lockbox_id;
         let since_ms = match held_since_ms {
             0 => {

@@ -7,6 +7,7 @@ use lockbox_rpc::transport::ConnectError;
 use lockbox_store::StoreFailure;
 use tonic::{Code, Status};
 
+use super::output::printable;
 use crate::admin::AdminError;
 use crate::config::ConfigError;
 use crate::files::FileError;
@@ -56,7 +57,8 @@ impl CliError {
             Code::PermissionDenied | Code::Unauthenticated => (PERMISSION, ""),
             _ => (OTHER, ""),
         };
-        Self::new(code, format!("{what}: {}{mend}", status.message()))
+        let answer = printable(status.message().to_owned());
+        Self::new(code, format!("{what}: {answer}{mend}"))
     }
 }
 

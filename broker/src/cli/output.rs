@@ -1,7 +1,7 @@
 //! Tables for people, JSON for programs.
 
 use clap::ValueEnum;
-use lockbox_authz::Labels;
+use lockbox_authz::{Labels, field};
 use lockbox_host::console;
 use serde_json::Value;
 
@@ -78,10 +78,10 @@ pub(super) fn labels(labels: &Labels) -> String {
     }
 }
 
-/// What others chose to be called must not steer the terminal.
+/// What others chose to be called must neither steer the terminal nor look like another name.
 pub(super) fn printable(text: String) -> String {
     text.chars()
-        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
+        .map(|c| if field::is_plain(c) { c } else { '\u{fffd}' })
         .collect()
 }
 
@@ -93,6 +93,8 @@ mod tests {
     fn a_name_can_not_steer_the_terminal() {
         let mut table = Table::new(&["NAME", "STATUS"]);
         table.row(["a\u{1b}[2J".to_owned(), "pending".to_owned()]);
-        assert_eq!(table.render(), "NAME   STATUS\na\u{fffd}[2J  pending\n");
+        table.row(["\u{202e}b\n".to_owned(), "\u{9b}31m".to_owned()]);
+        let rows = "a\u{fffd}[2J  pending\n\u{fffd}b\u{fffd}    \u{fffd}31m\n";
+        assert_eq!(table.render(), format!("NAME   STATUS\n{rows}"));
     }
 }
