@@ -49,6 +49,7 @@ pub struct TransferDetail {
     /// Serialized envelope.
     pub authorization: Vec<u8>,
     pub evidence: Evidence,
+    pub key_names: Vec<control::KeyName>,
 }
 
 impl Broker {
@@ -128,8 +129,10 @@ impl Broker {
     ) -> Result<TransferDetail, Refusal> {
         self.turn(move |broker, turn| {
             let transfer = broker.visible(turn, &requester, id)?;
+            let shown = turn.view(&transfer, now_ms())?;
             Ok(TransferDetail {
-                transfer: turn.view(&transfer, now_ms())?,
+                key_names: turn.key_names(&transfer, &shown)?,
+                transfer: shown,
                 authorization: turn.authorization(id)?.unwrap_or_default(),
                 evidence: turn.evidence(id, from_chunk)?,
             })

@@ -9,8 +9,8 @@ use lockbox_authz::{
 };
 use lockbox_rpc::api::control::control_service_server::{ControlService, ControlServiceServer};
 use lockbox_rpc::api::control::{
-    AuthorizeTransferRequest, AuthorizeTransferResponse, ExportEvidenceRequest, GetTransferRequest,
-    GetTransferResponse, ListLockboxesRequest, ListLockboxesResponse, ListRosterEntriesRequest,
+    AuthorizeTransferRequest, AuthorizeTransferResponse, ExportEvidenceRequest, FindKeyRequest, FindKeyResponse,
+    GetTransferRequest, GetTransferResponse, ListLockboxesRequest, ListLockboxesResponse, ListRosterEntriesRequest,
     ListRosterEntriesResponse, ListTransfersRequest, ListTransfersResponse, RejectJoinsRequest, RejectJoinsResponse,
     RevokeTransferRequest, RevokeTransferResponse, SubmitRosterEntryRequest, SubmitRosterEntryResponse, Transfer,
     TransferState, WatchTransferRequest, WatchTransferResponse,
@@ -83,6 +83,7 @@ impl ControlService for ControlPort {
             receipts: detail.evidence.receipts,
             erasure_records: detail.evidence.erasure_records,
             next_chunk: detail.evidence.next_chunk.unwrap_or_default(),
+            key_names: detail.key_names,
         }))
     }
 
@@ -137,6 +138,12 @@ impl ControlService for ControlPort {
         Ok(Response::new(RevokeTransferResponse {
             transfer: Some(transfer),
         }))
+    }
+
+    async fn find_key(&self, request: Request<FindKeyRequest>) -> Result<Response<FindKeyResponse>, Status> {
+        let requester = self.requester(&request)?;
+        let found = self.broker.find_key(requester, request.into_inner()).await;
+        Ok(Response::new(found.map_err(refused)?))
     }
 
     async fn list_lockboxes(

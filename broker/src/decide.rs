@@ -164,6 +164,19 @@ pub fn permitted<'a>(requesters: &'a Requesters, name: &str, permission: Permiss
     Ok(requester)
 }
 
+/// Whether a requester may find a lockbox's keys by their names: it may see everything, or name the keys by id in a transfer.
+pub fn may_find_keys(requesters: &Requesters, name: &str, lockbox: &Lockbox) -> Result<(), Denied> {
+    let requester = known(requesters, name)?;
+    if requester.may(Permission::ListAll) {
+        return Ok(());
+    }
+    if !requester.may(Permission::Copy) {
+        permitted(requesters, name, Permission::Move)?;
+    }
+    check_kind(requester, SelectionKind::Ids)?;
+    check_labels(requester, End::Source, lockbox)
+}
+
 /// The requester's row.
 pub fn known<'a>(requesters: &'a Requesters, name: &str) -> Result<&'a Requester, Denied> {
     requesters.find(name).ok_or_else(|| Denied::UnknownRequester {
@@ -195,13 +208,7 @@ fn ttl(ttl_seconds: u32) -> Result<u32, Denied> {
 }
 
 fn check_selection(requester: &Requester, selection: &Selection) -> Result<(), Denied> {
-    let kind = SelectionKind::of(selection);
-    if !requester.selections.contains(&kind) {
-        return Err(Denied::SelectionNotAllowed {
-            requester: requester.name.clone(),
-            kind: kind.as_str(),
-        });
-    }
+    check_kind(requester, SelectionKind::of(selection))?;
     // How many keys labels select is known at the source, which gets the limit in the authorization (SPEC 6.3, step 19).
     let Selection::Ids(ids) = selection else { return Ok(()) };
     let keys = ids.len() as u64;
@@ -212,6 +219,16 @@ fn check_selection(requester: &Requester, selection: &Selection) -> Result<(), D
             max_keys,
         }),
         None => Ok(()),
+    }
+}
+
+fn check_kind(requester: &Requester, kind: SelectionKind) -> Result<(), Denied> {
+    match requester.selections.contains(&kind) {
+        true => Ok(()),
+        false => Err(Denied::SelectionNotAllowed {
+            requester: requester.name.clone(),
+            kind: kind.as_str(),
+        }),
     }
 }
 

@@ -38,6 +38,7 @@ pub mod files;
 mod health;
 pub mod init;
 pub mod inventory_service;
+mod key_names;
 pub mod keyfile;
 pub mod limits;
 pub mod node_service;

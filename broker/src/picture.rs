@@ -7,6 +7,8 @@ use std::fmt::Write as _;
 #[derive(Clone, Debug, Default)]
 pub struct Node {
     pub key_id: String,
+    /// Empty if it is not known.
+    pub name: String,
     pub lockbox: String,
     pub state: String,
     pub parent: Option<String>,
@@ -127,10 +129,12 @@ fn boxes(nodes: &[Node]) -> BTreeMap<String, KeyBox<'_>> {
             lines: vec![node.key_id.clone()],
             colour: "#e8f5e9",
         });
-        key.lines.push(format!(
-            "{}: {}, {}, {}",
-            node.lockbox, node.state, node.remedy, node.progress
-        ));
+        let name = match node.name.is_empty() {
+            true => node.lockbox.clone(),
+            false => format!("{}/{}", node.lockbox, node.name),
+        };
+        let (state, remedy, progress) = (&node.state, &node.remedy, &node.progress);
+        key.lines.push(format!("{name}: {state}, {remedy}, {progress}"));
         key.lines
             .extend(node.consumers.iter().map(|consumer| format!("  {consumer}")));
         if node.remedy == "deep" && node.progress != "done" {
@@ -182,6 +186,7 @@ mod tests {
     fn node(key_id: &str, parent: Option<&str>, progress: &str) -> Node {
         Node {
             key_id: key_id.to_owned(),
+            name: "<vol>".to_owned(),
             lockbox: "<store\"1>".to_owned(),
             state: "active".to_owned(),
             parent: parent.map(str::to_owned),
@@ -200,7 +205,10 @@ mod tests {
             node("b", Some("a"), "done"),
         ];
         let svg = svg(&nodes);
-        assert!(svg.contains("&lt;store&quot;1&gt;") && !svg.contains("<store"), "{svg}");
+        assert!(
+            svg.contains("&lt;store&quot;1&gt;/&lt;vol&gt;: active") && !svg.contains("<store"),
+            "{svg}"
+        );
         assert_eq!(svg.matches("<rect").count(), 2);
         assert_eq!(svg.matches("<line").count(), 1);
         assert!(svg.contains("#ef9a9a") && svg.contains("#e8f5e9"));

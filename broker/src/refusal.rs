@@ -58,6 +58,18 @@ pub enum Refusal {
     UnknownKey(KeyId),
     #[error("no lockbox is called {0:?}; `lockbox-broker lockbox list` shows them")]
     UnknownLockbox(String),
+    #[error(
+        "lockbox {lockbox:?} reports no key named {name:?}; name the key by its id if it was made or renamed since the last \
+         report"
+    )]
+    NoKeyNamed { lockbox: String, name: String },
+    #[error(
+        "lockbox {lockbox:?} reports no names of keys; name the key by its id, or let the lockbox report names (names in \
+         [inventory] of its lockbox.toml)"
+    )]
+    NoKeyNames { lockbox: String },
+    #[error("lockbox {lockbox:?} reports several keys named {name:?}: {ids}; name one by its id")]
+    SeveralKeysNamed { lockbox: String, name: String, ids: String },
     #[error("this is about another cluster; check which broker is asked")]
     OtherCluster,
     #[error("this is about another authorization")]

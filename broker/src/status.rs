@@ -48,9 +48,11 @@ fn code(refusal: &Refusal) -> Code {
         | Refusal::Roster(_)
         | Refusal::Notice(_) => Code::PermissionDenied,
         Refusal::RequestIdTaken => Code::AlreadyExists,
-        Refusal::UnknownTransfer | Refusal::UnknownLockbox(_) | Refusal::UnknownNotice | Refusal::UnknownKey(_) => {
-            Code::NotFound
-        }
+        Refusal::UnknownTransfer
+        | Refusal::UnknownLockbox(_)
+        | Refusal::UnknownNotice
+        | Refusal::UnknownKey(_)
+        | Refusal::NoKeyNamed { .. } => Code::NotFound,
         Refusal::NotNext { .. } => Code::Aborted,
         Refusal::AlreadyComplete
         | Refusal::OtherCluster
@@ -58,6 +60,8 @@ fn code(refusal: &Refusal) -> Code {
         | Refusal::IdTaken
         | Refusal::OlderReport
         | Refusal::MuchIsGone
+        | Refusal::NoKeyNames { .. }
+        | Refusal::SeveralKeysNamed { .. }
         | Refusal::FromTheFuture { .. } => Code::FailedPrecondition,
         Refusal::Name(_) | Refusal::NotAnEnd | Refusal::NotAdmitted | Refusal::Retired | Refusal::JoinRejected => {
             Code::PermissionDenied

@@ -14,11 +14,11 @@ use lockbox_authz::{Hash, UnverifiedEnvelope};
 use lockbox_broker::clock::now_ms;
 use lockbox_rpc::api::control::control_service_server::{ControlService, ControlServiceServer};
 use lockbox_rpc::api::control::{
-    AuthorizeTransferRequest, AuthorizeTransferResponse, ExportEvidenceRequest, ExportEvidenceResponse,
-    GetTransferRequest, GetTransferResponse, ListLockboxesRequest, ListLockboxesResponse, ListRosterEntriesRequest,
-    ListRosterEntriesResponse, ListTransfersRequest, ListTransfersResponse, RejectJoinsRequest, RejectJoinsResponse,
-    RevokeTransferRequest, RevokeTransferResponse, SubmitRosterEntryRequest, SubmitRosterEntryResponse,
-    WatchTransferRequest, WatchTransferResponse,
+    AuthorizeTransferRequest, AuthorizeTransferResponse, ExportEvidenceRequest, ExportEvidenceResponse, FindKeyRequest,
+    FindKeyResponse, GetTransferRequest, GetTransferResponse, ListLockboxesRequest, ListLockboxesResponse,
+    ListRosterEntriesRequest, ListRosterEntriesResponse, ListTransfersRequest, ListTransfersResponse,
+    RejectJoinsRequest, RejectJoinsResponse, RevokeTransferRequest, RevokeTransferResponse, SubmitRosterEntryRequest,
+    SubmitRosterEntryResponse, WatchTransferRequest, WatchTransferResponse,
 };
 use lockbox_rpc::tls::x509;
 use lockbox_rpc::transport::{ServerLimits, serve_tls};
@@ -145,6 +145,10 @@ impl ControlService for Thief {
         &self,
         _: Request<RevokeTransferRequest>,
     ) -> Result<Response<RevokeTransferResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn find_key(&self, _: Request<FindKeyRequest>) -> Result<Response<FindKeyResponse>, Status> {
         Err(Status::unimplemented(""))
     }
 

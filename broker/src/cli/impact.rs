@@ -2,9 +2,9 @@
 
 use clap::{Args, ValueEnum};
 use lockbox_authz::impact::Remedy;
-use lockbox_authz::inventory::InventoryState;
+use lockbox_authz::inventory::{InventoryEntry, InventoryState};
 use lockbox_authz::roster::{Change, LockboxMember, Roster};
-use lockbox_authz::{AuthorizationId, KeyId, LockboxId};
+use lockbox_authz::{AuthorizationId, KeyId, LockboxId, wire};
 use lockbox_rpc::api::control::get_impact_request::Subject;
 use lockbox_rpc::api::control::{
     GetImpactRequest, GetTransferRequest, ImpactFinding, ListTransfersRequest, RevokeTransferRequest, Transfer,
@@ -17,8 +17,9 @@ use super::confirm::confirm;
 use super::counted::{Asked, Counted};
 use super::error::CliError;
 use super::key::Preview;
+use super::key_ref::KeyRef;
 use super::notice;
-use super::output::{Format, Table, print, print_json};
+use super::output::{Format, Table, or_dash, print, print_json};
 use super::since::{Since, since};
 use super::{Global, block_on};
 use crate::clock::rfc3339;
@@ -30,9 +31,9 @@ const PAGE: u32 = 1_000;
 
 #[derive(Debug, Args)]
 pub(super) struct ImpactCommand {
-    /// The key whose material is known to strangers, by its id
+    /// The key whose material is known to strangers: its id, or LOCKBOX/NAME
     #[arg(required_unless_present = "lockbox", conflicts_with = "lockbox")]
-    key: Option<KeyId>,
+    key: Option<KeyRef>,
     /// Instead of a key: a lockbox, by its name or id, with everything that it held
     #[arg(long, value_name = "NAME")]
     lockbox: Option<String>,
@@ -62,14 +63,14 @@ struct Found {
 
 impl ImpactCommand {
     pub(super) fn run(self, global: &Global) -> Result<(), CliError> {
-        let subject = match (self.key, self.lockbox) {
-            (Some(key), _) => Subject::KeyId(key.to_vec()),
-            (None, lockbox) => Subject::Lockbox(lockbox.unwrap_or_default()),
-        };
         let asked = Asked::of(self.since);
-        let is_lockbox = matches!(subject, Subject::Lockbox(_));
+        let is_lockbox = self.key.is_none();
         let found = block_on(async {
             let mut broker = Broker::connect(global).await?;
+            let subject = match self.key {
+                Some(key) => Subject::KeyId(key.resolve(&mut broker).await?.to_vec()),
+                None => Subject::Lockbox(self.lockbox.unwrap_or_default()),
+            };
             fetch(&mut broker, subject, asked).await
         })?;
         if is_lockbox {
@@ -311,7 +312,10 @@ async fn fetch(broker: &mut Broker, subject: Subject, asked: Asked) -> Result<Fo
         counted: Counted::new(asked),
     };
     while let Some(page) = pages.message().await.map_err(failed)? {
-        found.findings.extend(page.findings);
+        for finding in page.findings {
+            check(&finding)?;
+            found.findings.push(finding);
+        }
         found.truncated |= page.truncated;
         let counted = &mut found.counted;
         counted.take(page.left_known_from_ms, page.held_since_ms, page.left_out);
@@ -321,6 +325,13 @@ async fn fetch(broker: &mut Broker, subject: Subject, asked: Asked) -> Result<Fo
         .findings
         .sort_by_key(|finding| finding.remedy != Remedy::Deep.name());
     Ok(found)
+}
+
+/// What lockboxes chose is printed, and the broker may be a thief's.
+fn check(finding: &ImpactFinding) -> Result<(), CliError> {
+    let entry = InventoryEntry::from_wire(finding.entry.clone().unwrap_or_default());
+    let refused = |error| CliError::other(format!("the broker's answer is refused: {error}"));
+    entry.map(drop).map_err(refused)
 }
 
 impl Found {
@@ -334,6 +345,7 @@ impl Found {
     fn table(&self) -> String {
         let mut table = Table::new(&[
             "KEY",
+            "NAME",
             "LOCKBOX",
             "STATE",
             "KINSHIP",
@@ -346,6 +358,7 @@ impl Found {
             let node = node(finding);
             table.row([
                 node.key_id,
+                or_dash(&node.name).to_owned(),
                 node.lockbox,
                 state_for_people(&node.state, finding.held_until_ms),
                 finding.kinship.clone(),
@@ -372,6 +385,8 @@ fn to_json(finding: &ImpactFinding) -> Value {
     let lockbox_id = finding.lockbox.as_ref().map(|lockbox| id(&lockbox.lockbox_id));
     json!({
         "key_id": node.key_id,
+        "name": (!node.name.is_empty()).then_some(node.name),
+        "labels": labels_json(&entry.labels),
         "material_id": id(&entry.material_id),
         "lockbox": node.lockbox,
         "lockbox_id": lockbox_id,
@@ -403,18 +418,26 @@ pub(super) fn state_for_people(state: &str, held_until_ms: i64) -> String {
     }
 }
 
-fn lies_on(entry: &lockbox_authz::wire::InventoryEntry) -> Option<String> {
-    let entry = lockbox_authz::inventory::InventoryEntry::from_wire(entry.clone()).ok()?;
+fn labels_json(labels: &[wire::Label]) -> Value {
+    let pairs = labels
+        .iter()
+        .map(|label| (label.key.clone(), label.value.clone().into()));
+    Value::Object(pairs.collect())
+}
+
+fn lies_on(entry: &wire::InventoryEntry) -> Option<String> {
+    let entry = InventoryEntry::from_wire(entry.clone()).ok()?;
     entry.parent?.lies_on().map(|key_id| key_id.to_string())
 }
 
 fn node(finding: &ImpactFinding) -> Node {
     let entry = finding.entry.clone().unwrap_or_default();
-    let state = lockbox_authz::inventory::InventoryEntry::from_wire(entry.clone())
+    let state = InventoryEntry::from_wire(entry.clone())
         .map_or("?", |entry| state(entry.state, finding.held_until_ms))
         .to_owned();
     Node {
         key_id: id(&entry.key_id),
+        name: entry.name,
         lockbox: finding
             .lockbox
             .as_ref()

@@ -14,8 +14,9 @@ use super::confirm::{check_terminal, confirm};
 use super::counted::{Asked, Counted};
 use super::error::CliError;
 use super::impact::{state, state_for_people};
+use super::key_ref::KeyRef;
 use super::notice;
-use super::output::{Format, Table, counted};
+use super::output::{Format, Table, counted, or_dash};
 use super::since::Since;
 use super::{Global, block_on};
 use crate::clock::rfc3339;
@@ -28,9 +29,9 @@ pub(super) enum Key {
     /// Tell every lockbox that strangers know these keys' material: all keys that have it are marked, wherever they are or
     /// come to be. It can't be taken back
     Compromise {
-        /// The keys, by their ids
+        /// The keys: their ids, or LOCKBOX/NAME
         #[arg(id = "key", required = true)]
-        keys: Vec<KeyId>,
+        keys: Vec<KeyRef>,
         /// For people
         #[arg(long, default_value = "")]
         reason: String,
@@ -59,6 +60,7 @@ impl Key {
         }
         block_on(async {
             let mut broker = Broker::connect(global).await?;
+            let keys = KeyRef::resolve_all(&keys, &mut broker).await?;
             let mut preview = Preview::of_keys(&mut broker, &keys).await?;
             preview.settle(&keys, believe.as_deref())?;
             let materials = preview.unnoticed();
@@ -134,7 +136,7 @@ impl LeftKeys {
 
 struct Row {
     material_id: MaterialId,
-    cells: [String; 5],
+    cells: [String; 6],
 }
 
 impl Preview {
@@ -192,7 +194,7 @@ impl Preview {
 
     /// What would be marked where, and who says so.
     pub(super) fn text(&self) -> String {
-        let mut table = Table::new(&["MATERIAL", "KEY", "REPORTED BY", "STATE", "REPORTED"]);
+        let mut table = Table::new(&["MATERIAL", "KEY", "NAME", "REPORTED BY", "STATE", "REPORTED"]);
         for row in self.shown.iter().take(SHOWN) {
             table.row(row.cells.clone());
         }
@@ -270,6 +272,7 @@ impl Preview {
                 cells: [
                     entry.material_id.to_string(),
                     entry.key_id.to_string(),
+                    or_dash(&entry.name).to_owned(),
                     lockbox,
                     state_for_people(state, finding.held_until_ms),
                     rfc3339(finding.reported_at_ms),

@@ -12,6 +12,7 @@ mod head_file;
 mod impact;
 mod joins;
 mod key;
+mod key_ref;
 mod lockbox;
 mod members;
 mod notice;

@@ -78,6 +78,10 @@ pub(super) fn labels(labels: &Labels) -> String {
     }
 }
 
+pub(super) fn or_dash(text: &str) -> &str {
+    if text.is_empty() { "-" } else { text }
+}
+
 /// What others chose to be called must neither steer the terminal nor look like another name.
 pub(super) fn printable(text: String) -> String {
     text.chars()

@@ -13,7 +13,8 @@ use serde_json::{Value, json};
 
 use super::client::Broker;
 use super::error::{CliError, OTHER, UNAVAILABLE, WITHHELD};
-use super::output::{Format, Table, print, print_json};
+use super::key_ref::KeyRef;
+use super::output::{Format, Table, or_dash, print, print_json, printable};
 use super::{Global, block_on};
 use crate::broker::random;
 use crate::clock::rfc3339;
@@ -59,9 +60,9 @@ pub(super) struct Authorize {
     /// Whether the source keeps them
     #[arg(long, value_enum)]
     operation: OperationArg,
-    /// A key; repeatable. All of them may leave the source, or none does
-    #[arg(long = "key", value_name = "UUID")]
-    keys: Vec<KeyId>,
+    /// A key: its id, or LOCKBOX/NAME, such as store1/vol-2; repeatable. All of them may leave the source, or none does
+    #[arg(long = "key", value_name = "KEY")]
+    keys: Vec<KeyRef>,
     /// Every key with this label, as key=value; repeatable: with all of them
     #[arg(long = "select-label", value_name = "KEY=VALUE")]
     select_labels: Vec<String>,
@@ -101,20 +102,16 @@ impl Transfer {
     pub(super) fn run(self, global: &Global) -> Result<(), CliError> {
         block_on(async {
             // What is wrong with the arguments is said before anything is asked of the network.
-            let request = match &self {
-                Self::Authorize(authorize) => Some(authorize.request()?),
-                _ => None,
-            };
+            if let Self::Authorize(authorize) = &self {
+                authorize.check()?;
+            }
             let mut broker = Broker::connect(global).await?;
-            match (self, request) {
-                (Self::Authorize(authorize), Some(request)) => authorize.run(global, &mut broker, request).await,
-                (Self::Authorize(_), None) => Ok(()),
-                (Self::List { limit }, _) => list(global, &mut broker, limit).await,
-                (Self::Show { id }, _) => show(global, &mut broker, id).await,
-                (Self::Watch { id, wait_timeout }, _) => {
-                    watch_for(global, &mut broker, id, wait_timeout).await.map(drop)
-                }
-                (Self::Revoke { id, reason }, _) => {
+            match self {
+                Self::Authorize(authorize) => authorize.run(global, &mut broker).await,
+                Self::List { limit } => list(global, &mut broker, limit).await,
+                Self::Show { id } => show(global, &mut broker, id).await,
+                Self::Watch { id, wait_timeout } => watch_for(global, &mut broker, id, wait_timeout).await.map(drop),
+                Self::Revoke { id, reason } => {
                     let request = RevokeTransferRequest {
                         authorization_id: id.to_vec(),
                         reason,
@@ -130,24 +127,34 @@ impl Transfer {
 }
 
 impl Authorize {
-    fn request(&self) -> Result<AuthorizeTransferRequest, CliError> {
+    /// Checks what is known of the selection before names are looked up.
+    fn check(&self) -> Result<(), CliError> {
+        let ids: Vec<KeyId> = self.keys.iter().filter_map(KeyRef::id).collect();
+        match ids.is_empty() && !self.keys.is_empty() {
+            true => Ok(()),
+            false => self.selection(ids).map(drop),
+        }
+    }
+
+    fn request(&self, selection: &Selection) -> AuthorizeTransferRequest {
         let operation = match self.operation {
             OperationArg::Copy => Operation::Copy,
             OperationArg::Move => Operation::Move,
         };
         let new_id = || AuthorizationId::from_random(random()).to_string();
-        Ok(AuthorizeTransferRequest {
+        AuthorizeTransferRequest {
             request_id: self.request_id.clone().unwrap_or_else(new_id),
             source: self.source.clone(),
             target: self.target.clone(),
             operation: operation.to_wire().into(),
-            selection: Some(self.selection()?.to_wire()),
+            selection: Some(selection.to_wire()),
             ttl_seconds: self.ttl,
             reason: self.reason.clone(),
-        })
+        }
     }
 
-    fn selection(&self) -> Result<Selection, CliError> {
+    /// What is asked for, with the keys by their ids.
+    fn selection(&self, keys: Vec<KeyId>) -> Result<Selection, CliError> {
         if self.all {
             Ok(Selection::All)
         } else if self.keys.is_empty() {
@@ -155,17 +162,14 @@ impl Authorize {
             let labels = labels.map_err(|error| CliError::usage(format!("--select-label: {error}")))?;
             Ok(Selection::Labels(labels))
         } else {
-            Selection::from_unsorted_ids(self.keys.clone())
+            Selection::from_unsorted_ids(keys)
                 .map_err(|error| CliError::usage(format!("--key: {error}; select larger sets by label")))
         }
     }
 
-    async fn run(
-        self,
-        global: &Global,
-        broker: &mut Broker,
-        request: AuthorizeTransferRequest,
-    ) -> Result<(), CliError> {
+    async fn run(self, global: &Global, broker: &mut Broker) -> Result<(), CliError> {
+        let keys = KeyRef::resolve_at(&self.source, &self.keys, broker).await?;
+        let request = self.request(&self.selection(keys)?);
         // Before the request: a transfer that runs without the file that was asked for is worse than none.
         let out = self.out.as_deref().map(OutFile::create).transpose()?;
         let answer = broker.client.authorize_transfer(request).await;
@@ -281,7 +285,7 @@ async fn list(global: &Global, broker: &mut Broker, limit: usize) -> Result<(), 
 async fn show(global: &Global, broker: &mut Broker, id: AuthorizationId) -> Result<(), CliError> {
     let (mut receipts, mut erasure_records) = (0, 0);
     let mut from_chunk = 0;
-    let transfer = loop {
+    let (transfer, names) = loop {
         let request = GetTransferRequest {
             authorization_id: id.to_vec(),
             from_chunk,
@@ -293,7 +297,7 @@ async fn show(global: &Global, broker: &mut Broker, id: AuthorizationId) -> Resu
         receipts += answer.receipts.len();
         erasure_records += answer.erasure_records.len();
         if answer.next_chunk <= from_chunk {
-            break answer.transfer.unwrap_or_default();
+            break (answer.transfer.unwrap_or_default(), answer.key_names);
         }
         from_chunk = answer.next_chunk;
     };
@@ -301,12 +305,20 @@ async fn show(global: &Global, broker: &mut Broker, id: AuthorizationId) -> Resu
         let mut value = to_json(&transfer);
         value["receipts"] = receipts.into();
         value["erasure_records"] = erasure_records.into();
+        let names = names
+            .iter()
+            .map(|key| (uuid(&key.key_id), printable(key.name.clone()).into()));
+        value["key_names"] = Value::Object(names.collect());
         return print_json(&value);
     }
-    print(&describe(
+    let mut text = describe(
         &transfer,
         &[("receipts", receipts), ("erasure records", erasure_records)],
-    ))
+    );
+    for key in &names {
+        text += &format!("name  {}  {}\n", uuid(&key.key_id), printable(key.name.clone()));
+    }
+    print(&text)
 }
 
 /// Prints each change until the transfer has ended, or the time is over; returns the last state.
@@ -371,7 +383,7 @@ async fn watch(
                 if transfer.detail.is_empty() {
                     String::new()
                 } else {
-                    format!("  {}", transfer.detail)
+                    format!("  {}", printable(transfer.detail.clone()))
                 },
                 if is_complete {
                     withheld(&transfer)
@@ -423,7 +435,7 @@ fn describe(transfer: &WireTransfer, counts: &[(&str, usize)]) -> String {
 
 /// A line for each key that stays at the source, as far as they are told.
 fn withheld(transfer: &WireTransfer) -> String {
-    let line = |key: &WithheldKey| format!("withheld  {}  {}\n", key_id(key), key.reason);
+    let line = |key: &WithheldKey| format!("withheld  {}  {}\n", uuid(&key.key_id), printable(key.reason.clone()));
     let mut lines: String = transfer.withheld.iter().map(line).collect();
     let told = transfer.withheld.len() as u64;
     if transfer.withheld_count > told {
@@ -432,8 +444,8 @@ fn withheld(transfer: &WireTransfer) -> String {
     lines
 }
 
-fn key_id(key: &WithheldKey) -> String {
-    KeyId::from_slice("key_id", &key.key_id).map_or_else(|_| "?".to_owned(), |id| id.to_string())
+fn uuid(key_id: &[u8]) -> String {
+    KeyId::from_slice("key_id", key_id).map_or_else(|_| "?".to_owned(), |id| id.to_string())
 }
 
 fn to_json(transfer: &WireTransfer) -> Value {
@@ -449,7 +461,7 @@ fn to_json(transfer: &WireTransfer) -> Value {
         "keys_erased": transfer.keys_erased,
         "withheld_count": transfer.withheld_count,
         "withheld": transfer.withheld.iter().map(|key| json!({
-            "key_id": key_id(key),
+            "key_id": uuid(&key.key_id),
             "reason": key.reason,
         })).collect::<Vec<_>>(),
         "requester": transfer.requester,
@@ -524,8 +536,4 @@ fn progress(transfer: &WireTransfer) -> String {
         0 => progress,
         withheld => format!("{progress} ({withheld} withheld)"),
     }
-}
-
-fn or_dash(text: &str) -> &str {
-    if text.is_empty() { "-" } else { text }
 }

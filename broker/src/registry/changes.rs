@@ -74,6 +74,16 @@ impl<'a> Changes<'a> {
             }
             None => self.batch.remove(place),
         }
+        let name = |entry: &InventoryEntry| keys::name(self.lockbox_id, entry);
+        let (was_named, is_named) = (before.as_ref().and_then(name), entry.and_then(name));
+        if was_named != is_named {
+            if let Some(row) = was_named {
+                self.batch.remove(row);
+            }
+            if let Some(row) = is_named {
+                self.batch.put(row, Vec::new());
+            }
+        }
         if let (Some(before), Some(entry)) = (&before, entry)
             && before.material_id == entry.material_id
             && before.state.is_held() == entry.state.is_held()

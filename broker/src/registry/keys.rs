@@ -30,6 +30,7 @@
 //! | `holder/` key id, lockbox id | nothing: the lockboxes that have, or had, a key |
 //! | `material/` material id, key id | nothing: the keys of a material |
 //! | `child/` key id, key id | nothing: the keys whose parent one is, or that lie on it |
+//! | `name/` lockbox id, hash of a name, key id | nothing: the keys that a lockbox reports with a name |
 //! | `notice/` number | `NoticeRecord` |
 //! | `notice-last` | the number of the last notice |
 //! | `notice-number/` hash | its number |
@@ -198,6 +199,20 @@ pub(super) fn inventory_first(lockbox_id: LockboxId) -> Vec<u8> {
 
 pub(super) fn inventory_weight(lockbox_id: LockboxId) -> Vec<u8> {
     [b"inventory-weight/", &lockbox_id.0[..]].concat()
+}
+
+pub(super) fn names(lockbox_id: LockboxId) -> Vec<u8> {
+    [b"name/", &lockbox_id.0[..]].concat()
+}
+
+pub(super) fn named(lockbox_id: LockboxId, name: &str) -> Vec<u8> {
+    [&names(lockbox_id)[..], &Hash::of(name.as_bytes()).0].concat()
+}
+
+/// Where the name of a key stands, if it has one.
+pub(super) fn name(lockbox_id: LockboxId, entry: &InventoryEntry) -> Option<Vec<u8>> {
+    let place = || [&named(lockbox_id, &entry.name)[..], &entry.key_id.0].concat();
+    (!entry.name.is_empty()).then(place)
 }
 
 /// A key at a lockbox that has it or had it, with the material that it had there.

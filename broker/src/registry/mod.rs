@@ -15,6 +15,7 @@ mod keys;
 mod left;
 mod left_out;
 mod lockboxes;
+mod names;
 mod notices;
 mod open;
 mod preview;

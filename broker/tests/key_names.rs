@@ -1,0 +1,196 @@
+//! Names of keys at a real broker: what they mean, who may ask, and what a lockbox that lies can do with them.
+
+#![allow(clippy::unwrap_used, reason = "a test may fail that way")]
+
+mod common;
+
+use common::{Peer, World, held, key, stderr};
+use lockbox_authz::inventory::{InventoryEntry, InventoryState};
+use lockbox_authz::{KeyId, Selection, field};
+use lockbox_rpc::api::control::{FindKeyRequest, GetTransferRequest};
+use tonic::{Code, Status};
+
+async fn report_all(world: &World, peer: &Peer, entries: Vec<InventoryEntry>) {
+    peer.report_keys(world, [None, None], entries).await.unwrap();
+}
+
+async fn find(world: &World, lockbox: &str, name: &str) -> Result<KeyId, Status> {
+    let request = FindKeyRequest {
+        lockbox: lockbox.to_owned(),
+        name: name.to_owned(),
+    };
+    let found = world.client().await.find_key(request).await?.into_inner();
+    Ok(KeyId::from_slice("key_id", &found.key_id).unwrap())
+}
+
+#[tokio::test]
+async fn a_name_means_the_key_that_has_it_now() {
+    let mut world = World::new();
+    let (a, _, b, _) = world.two().await;
+    report_all(&world, &a, vec![held(1, "vol-1"), held(2, "vol-2"), held(3, "")]).await;
+    report_all(&world, &b, vec![held(4, "vol-2")]).await;
+    assert_eq!(find(&world, "alpha", "vol-2").await.unwrap(), key(2));
+    let id = b.lockbox.lockbox_id.to_string();
+    assert_eq!(find(&world, &id, "vol-2").await.unwrap(), key(4));
+
+    // Renamed, and given to another key; gone.
+    report_all(&world, &a, vec![held(1, "vol-2"), held(2, "vol-1")]).await;
+    assert_eq!(find(&world, "alpha", "vol-2").await.unwrap(), key(1));
+    report_all(&world, &a, vec![held(2, "vol-1")]).await;
+    world.restart();
+    assert_eq!(find(&world, "alpha", "vol-1").await.unwrap(), key(2));
+    let gone = find(&world, "alpha", "vol-2").await.unwrap_err();
+    assert_eq!(gone.code(), Code::NotFound);
+    assert!(gone.message().contains("by its id"), "{gone}");
+    let unknown = find(&world, "gamma", "vol-2").await.unwrap_err();
+    assert_eq!(unknown.code(), Code::NotFound);
+}
+
+/// The wrong one might be moved, or marked for good.
+#[tokio::test]
+async fn rejects_a_name_that_several_keys_have() {
+    let world = World::new();
+    let (a, _, _, _) = world.two().await;
+    let scheduled = InventoryEntry {
+        state: InventoryState::Scheduled { is_compromised: false },
+        ..held(3, "vol")
+    };
+    report_all(&world, &a, vec![held(1, "vol"), scheduled.clone()]).await;
+    assert_eq!(find(&world, "alpha", "vol").await.unwrap(), key(1), "3 is only kept");
+    report_all(&world, &a, vec![scheduled.clone()]).await;
+    assert_eq!(find(&world, "alpha", "vol").await.unwrap(), key(3));
+
+    report_all(&world, &a, vec![held(1, "vol"), held(2, "vol"), scheduled]).await;
+    let refused = find(&world, "alpha", "vol").await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    let says = refused.message();
+    assert!(
+        says.contains(&key(1).to_string()) && says.contains(&key(2).to_string()),
+        "{says}"
+    );
+    let many = (1..=100).map(|number| held(number, "vol")).collect();
+    report_all(&world, &a, many).await;
+    assert!(find(&world, "alpha", "vol").await.unwrap_err().message().len() < 1_000);
+}
+
+#[tokio::test]
+async fn rejects_names_of_a_lockbox_that_tells_none() {
+    let world = World::new();
+    let (a, _, _, _) = world.two().await;
+    report_all(&world, &a, vec![held(1, "")]).await;
+    let refused = find(&world, "alpha", "vol-1").await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    let says = refused.message();
+    assert!(says.contains("by its id") && says.contains("[inventory]"), "{says}");
+}
+
+/// A requester learns nothing of lockboxes from which it may have no key.
+#[tokio::test]
+async fn rejects_a_requester_that_may_not_name_keys_of_the_lockbox() {
+    let mut world = World::new();
+    let mut clients = Vec::new();
+    for (name, row) in [
+        (
+            "nova",
+            "operations = [\"move\"]\nsource_labels = {}\nselections = [\"ids\"]",
+        ),
+        (
+            "other-zone",
+            "operations = [\"move\"]\nsource_labels = { zone = \"b\" }\nselections = [\"ids\"]",
+        ),
+        (
+            "by-label",
+            "operations = [\"copy\"]\nsource_labels = {}\nselections = [\"labels\"]",
+        ),
+        (
+            "none",
+            "operations = [\"revoke\"]\nsource_labels = {}\nselections = [\"ids\"]",
+        ),
+    ] {
+        let out = world.temp.path().join(name);
+        let (dir, out_text) = (world.path(""), out.to_str().unwrap());
+        let made = common::run(&["client", "create", name, "--dir", &dir, "--out", out_text]);
+        assert!(made.status.success(), "{}", stderr(&made));
+        world.configure(&format!(
+            "[[requester]]\nname = \"{name}\"\n{row}\ntarget_labels = {{}}\n"
+        ));
+        clients.push(out.join("client.toml"));
+    }
+    world.restart();
+    let (a, _, _, _) = world.two().await;
+    report_all(&world, &a, vec![held(1, "vol-1")]).await;
+    let mut codes = Vec::new();
+    for client in &clients {
+        let request = FindKeyRequest {
+            lockbox: "alpha".to_owned(),
+            name: "vol-1".to_owned(),
+        };
+        let found = world.client_as(client).await.find_key(request).await;
+        codes.push(found.map_or_else(|status| status.code(), |_| Code::Ok));
+    }
+    use Code::{Ok, PermissionDenied};
+    assert_eq!(codes, [Ok, PermissionDenied, PermissionDenied, PermissionDenied]);
+}
+
+/// The name in the request is as little known as any other text.
+#[tokio::test]
+async fn rejects_a_name_that_no_key_may_have() {
+    let world = World::new();
+    for hostile in ["\u{202e}a\u{1b}[2J\nb", &"n".repeat(100_000), ""] {
+        for (lockbox, name) in [(hostile, "vol-1"), ("alpha", hostile)] {
+            let refused = find(&world, lockbox, name).await.unwrap_err();
+            let says = refused.message();
+            assert!(says.chars().all(field::is_plain) && says.len() < 500, "{says:?}");
+        }
+    }
+}
+
+/// What beta calls its key may be anything: it must not choose which key leaves alpha.
+#[tokio::test]
+async fn a_transfer_takes_the_source_s_names_and_no_others() {
+    let world = World::new();
+    let (a, _, b, _) = world.two().await;
+    report_all(&world, &a, vec![held(1, "vol-1"), held(2, "vol-2")]).await;
+    report_all(&world, &b, vec![held(1, "vol-2")]).await;
+    let authorize = [
+        "transfer",
+        "authorize",
+        "--source",
+        "alpha",
+        "--target",
+        "beta",
+        "--operation",
+        "copy",
+    ];
+    let refused = world.operator_runs(&[&authorize[..], &["--key", "beta/vol-2"]].concat());
+    assert_eq!(refused.status.code(), Some(64), "{}", stderr(&refused));
+    assert!(
+        stderr(&refused).contains("beta is not the source"),
+        "{}",
+        stderr(&refused)
+    );
+    let listed = world.operator(&["transfer", "list", "--output", "json"]);
+    assert_eq!(listed.trim(), "[]", "nothing was authorized");
+
+    let other = key(9).to_string();
+    let keys = ["--key", "alpha/vol-2", "--key", &other, "--output", "json"];
+    let made = world.operator_runs(&[&authorize[..], &keys].concat());
+    assert!(made.status.success(), "{}", stderr(&made));
+    assert!(
+        stderr(&made).contains(&format!("alpha/vol-2 is key {}", key(2))),
+        "{}",
+        stderr(&made)
+    );
+    let transfer: serde_json::Value = serde_json::from_slice(&made.stdout).unwrap();
+    let id = transfer["id"].as_str().unwrap();
+    let authorization_id: lockbox_authz::AuthorizationId = id.parse().unwrap();
+    let request = GetTransferRequest {
+        authorization_id: authorization_id.to_vec(),
+        from_chunk: 0,
+    };
+    let detail = world.client().await.get_transfer(request).await.unwrap().into_inner();
+    let selection = Selection::from_wire(detail.transfer.unwrap().selection.unwrap()).unwrap();
+    assert_eq!(selection, Selection::Ids(vec![key(2), key(9)]));
+    let shown = world.operator(&["transfer", "show", id]);
+    assert!(shown.contains(&format!("name  {}  vol-2\n", key(2))), "{shown}");
+}
