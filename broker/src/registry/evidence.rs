@@ -142,7 +142,7 @@ impl Turn<'_> {
         for (_, entry) in &pairs {
             let entry = inventory::decode(entry)?;
             if entry.state.is_held() {
-                held.push((entry.key_id, String::new()));
+                held.push((entry.key_id, entry.name));
             }
         }
         let last = pairs.into_iter().next_back();

@@ -398,8 +398,8 @@ fn lacking_text(lacking: &BTreeMap<KeyId, String>) -> String {
         return String::new();
     }
     let mut text = format!(
-        "{} keys are not in the backup, and the lockbox held them when the broker last heard of it. `lockbox-broker impact \
-         --key ID` shows whether another lockbox holds one:\n",
+        "{} keys are not in the backup, and the lockbox held them when the broker last heard of it. `lockbox-broker impact ID` \
+         shows whether another lockbox holds one:\n",
         lacking.len()
     );
     for (key_id, name) in lacking {

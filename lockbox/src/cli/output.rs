@@ -89,13 +89,13 @@ pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// `null` for an empty text.
 /// A number of bytes for people.
 pub(super) fn mebibytes(bytes: u64) -> String {
     // Only shown: what a double can't hold is nothing to a reader.
     format!("{:.1} MiB", bytes as f64 / (1024.0 * 1024.0))
 }
 
+/// `null` for an empty text.
 pub(super) fn or_null(text: String) -> Value {
     if text.is_empty() { Value::Null } else { text.into() }
 }

@@ -1,5 +1,6 @@
 //! What became of keys since a backup was made keeps them out of a restore.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
@@ -89,15 +90,20 @@ fn keys_that_the_backup_lacks_are_named() {
             let envelope = UnverifiedEnvelope::from_bytes(frame).expect("an envelope");
             envelope.unverified_statement::<HeldKeys>().ok()
         });
-        held.flat_map(|held| held.keys).find(|(key, _)| *key == made)
+        let held: BTreeMap<_, _> = held.flat_map(|held| held.keys).collect();
+        (held.contains_key(&made) && held.contains_key(&come)).then_some(())
     });
     a.kill();
     let evidence = scene.evidence("a", "evidence");
     let (c, restored) = backup.restore_with("c", &evidence);
     assert!(c.holds(before));
     let lacking = restored["lacking"].as_array().expect("a list").iter();
-    let mut lacking: Vec<_> = lacking.map(|key| key["key_id"].as_str().expect("an id")).collect();
-    let mut expected = [made.to_string(), come.to_string()];
+    let text = |value: &serde_json::Value| value.as_str().expect("text").to_owned();
+    let mut lacking: Vec<_> = lacking.map(|key| (text(&key["key_id"]), text(&key["name"]))).collect();
+    let mut expected = [
+        (made.to_string(), "made since".to_owned()),
+        (come.to_string(), "moved here since".to_owned()),
+    ];
     lacking.sort_unstable();
     expected.sort_unstable();
     assert_eq!(lacking, expected);
