@@ -26,7 +26,8 @@ use crate::ports::PortsFile;
 use crate::puller::{self, Pulls};
 use crate::scan;
 
-/// How long a seal waits for the broker to hear of it. The secrets are gone before.
+/// How long a seal waits for the broker to hear of it. The root key and the volume keys are gone before; the connection has the
+/// identity key until it ends.
 const TELL_SEALED: Duration = Duration::from_secs(2);
 
 /// What the parts of the daemon share.
@@ -119,7 +120,15 @@ impl Node {
     ///
     /// One attempt at a time: guessing is as slow as one Argon2id after the other. With a lockbox that is unsealed already,
     /// only the secret is checked.
+    ///
+    /// Goes on to its end if the caller goes away: keys that are open without what serves and seals them would stay.
     pub async fn unseal(self: &Arc<Self>, secret: SlotSecret) -> Result<u32, UnsealError> {
+        let node = Arc::clone(self);
+        let unsealing = tokio::spawn(async move { node.unseal_to_the_end(secret).await });
+        unsealing.await.map_err(|_| UnsealError::Stopping)?
+    }
+
+    async fn unseal_to_the_end(self: &Arc<Self>, secret: SlotSecret) -> Result<u32, UnsealError> {
         let mut running = self.running.lock().await;
         let node = Arc::clone(self);
         let opened = tokio::task::spawn_blocking(move || node.open(&secret));
@@ -132,8 +141,16 @@ impl Node {
         Ok(slot_id)
     }
 
-    /// Stops serving and forgets every secret. A lockbox that is sealed already stays so.
+    /// Stops serving and forgets every secret. A lockbox that is sealed already stays so. Goes on to its end if the caller goes
+    /// away.
     pub async fn seal(self: &Arc<Self>) {
+        let node = Arc::clone(self);
+        let sealing = tokio::spawn(async move { node.seal_to_the_end().await });
+        // It can only fail when the runtime is going away, and then everything is dropped anyway.
+        let _ = sealing.await;
+    }
+
+    async fn seal_to_the_end(&self) {
         let mut running = self.running.lock().await;
         let Some(mut tasks) = running.take() else { return };
         // Each task that is dropped drops its sessions, connections and listeners.
@@ -203,4 +220,42 @@ impl Node {
 /// Locks what no panic can leave half changed.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use lockbox_core::slots::SlotSecret;
+    use zeroize::Zeroizing;
+
+    use super::Node;
+    use crate::config::Config;
+    use crate::engine::Engine;
+    use crate::folder::Folder;
+
+    /// As when the operator interrupts the command: the daemon must not be left open without what serves and seals it.
+    #[tokio::test]
+    async fn an_unseal_whose_caller_goes_away_can_be_sealed() {
+        let secret = || SlotSecret::KeyFile(Zeroizing::new(vec![7; 32]));
+        let dir = tempfile::tempdir().unwrap();
+        let (folder, _) = Folder::init(&dir.path().join("state"), "a", &secret()).unwrap();
+        let text = "state_dir = \"state\"\nsocket = \"s\"\npeer_listen = \"127.0.0.1:0\"\n";
+        let config = Config::parse(Path::new("/lockbox.toml"), text).unwrap();
+        let engine = Engine::new(Arc::new(|why| panic!("stopped: {why}")));
+        let node = Node::new(config, folder, engine, None);
+        let mut cluster = node.engine.watch_cluster();
+        {
+            let mut unsealing = Box::pin(node.unseal(secret()));
+            tokio::select! {
+                biased;
+                done = &mut unsealing => panic!("it takes time: {done:?}"),
+                () = std::future::ready(()) => {}
+            }
+        }
+        cluster.wait_for(Option::is_some).await.unwrap();
+        node.seal().await;
+        assert!(node.engine.is_sealed(), "the keys are still open");
+    }
 }
