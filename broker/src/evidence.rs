@@ -18,6 +18,10 @@ use crate::status;
 /// Statements of one message. A receipt of 1,024 keys takes 20 KiB.
 const STATEMENTS_PER_MESSAGE: usize = 64;
 
+/// Bytes of names that are told of what a lockbox held; further keys are told by their ids alone. A lockbox chooses its names, and
+/// must not make the evidence about it too large to be read.
+const MAX_HELD_NAMES_BYTES: usize = 64 * 1024 * 1024;
+
 pub(crate) type Part = Result<ExportEvidenceResponse, Status>;
 
 /// Sends the roster, what was signed, and a summary.
@@ -107,8 +111,15 @@ impl Export {
     /// What the lockbox said last that it has.
     async fn held(&mut self, cluster_id: ClusterId, lockbox_id: LockboxId) -> Result<(), End> {
         let mut after = None;
+        let mut room = MAX_HELD_NAMES_BYTES;
         loop {
-            let (keys, last) = self.broker.held_keys(lockbox_id, after).await?;
+            let (mut keys, last) = self.broker.held_keys(lockbox_id, after).await?;
+            for (_, name) in &mut keys {
+                match room.checked_sub(name.len()) {
+                    Some(rest) => room = rest,
+                    None => name.clear(),
+                }
+            }
             let pages = keys.chunks(MAX_HELD_KEYS).map(|keys| HeldKeys {
                 cluster_id,
                 lockbox_id,

@@ -81,7 +81,8 @@ pub(super) fn restore(args: BackupRestoreArgs, output: &Output, socket: &Path) -
             let now_ms = now_ms();
             let mut lacking = plan.evidence.as_ref().map(Evidence::held).cloned().unwrap_or_default();
             opened.visit(|entries| {
-                entries.iter().for_each(|entry| drop(lacking.remove(&entry.key_id())));
+                let keys = entries.iter().filter(|entry| matches!(entry.what, Held::Key(_)));
+                keys.for_each(|entry| drop(lacking.remove(&entry.key_id())));
                 let selected = plan.select(entries, now_ms);
                 restored.keys += selected.key_count();
                 restored.marked += selected.marked;

@@ -73,7 +73,10 @@ fn keys_that_the_backup_lacks_are_named() {
     let scene = Scene::new();
     let (a, b) = (scene.cluster.add_lockbox("a"), scene.cluster.add_lockbox("b"));
     let before = a.create_key("before");
+    let wanderer = a.create_key("away at the time");
+    scene.cluster.move_keys(&a, &b, &[wanderer]).wait();
     let backup = scene.back_up(&a, "backup");
+    scene.cluster.move_keys(&b, &a, &[wanderer]).wait();
     let made = a.create_key("made since");
     let gone = a.create_key("made and destroyed since");
     let come = b.create_key("moved here since");
@@ -91,7 +94,10 @@ fn keys_that_the_backup_lacks_are_named() {
             envelope.unverified_statement::<HeldKeys>().ok()
         });
         let held: BTreeMap<_, _> = held.flat_map(|held| held.keys).collect();
-        (held.contains_key(&made) && held.contains_key(&come)).then_some(())
+        [made, come, wanderer]
+            .iter()
+            .all(|key| held.contains_key(key))
+            .then_some(())
     });
     a.kill();
     let evidence = scene.evidence("a", "evidence");
@@ -103,6 +109,7 @@ fn keys_that_the_backup_lacks_are_named() {
     let mut expected = [
         (made.to_string(), "made since".to_owned()),
         (come.to_string(), "moved here since".to_owned()),
+        (wanderer.to_string(), "away at the time".to_owned()),
     ];
     lacking.sort_unstable();
     expected.sort_unstable();
