@@ -130,8 +130,13 @@ impl Broker {
         self.turn(move |broker, turn| {
             let transfer = broker.visible(turn, &requester, id)?;
             let shown = turn.view(&transfer, now_ms())?;
+            let requesters = broker.requesters();
+            let may_see = |lockbox_id| {
+                let member = turn.roster().lockbox(&lockbox_id);
+                member.is_some_and(|member| decide::may_find_keys(&requesters, &requester, &member.lockbox).is_ok())
+            };
             Ok(TransferDetail {
-                key_names: turn.key_names(&transfer, &shown)?,
+                key_names: turn.key_names(&transfer, &shown, may_see)?,
                 transfer: shown,
                 authorization: turn.authorization(id)?.unwrap_or_default(),
                 evidence: turn.evidence(id, from_chunk)?,
@@ -191,8 +196,13 @@ impl Broker {
     /// The lockboxes of the roster and those that wait, by name.
     pub async fn lockboxes(self: &Arc<Self>, requester: String) -> Result<Vec<LockboxInfo>, Refusal> {
         self.turn(move |broker, turn| {
-            decide::known(&broker.requesters(), &requester)?;
-            broker.lockbox_infos(turn)
+            let requesters = broker.requesters();
+            let sees_all = decide::known(&requesters, &requester)?.may(Permission::ListAll);
+            let mut infos = broker.lockbox_infos(turn)?;
+            if !sees_all {
+                infos.iter_mut().for_each(health::hide_texts);
+            }
+            Ok(infos)
         })
         .await
     }

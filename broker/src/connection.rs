@@ -19,11 +19,12 @@ use lockbox_rpc::api::node::{
     OfferTransfer, RevokeTransfer, RosterAdvanced, TransferReport, Welcome, connect_request, connect_response,
 };
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tonic::{Status, Streaming};
 
 use crate::broker::Broker;
 use crate::clock::now_ms;
-use crate::limits::{HELLO_TIMEOUT, MAX_NOTICES_IN_FLIGHT};
+use crate::limits::{BETWEEN_HEALTH_REPORTS, HELLO_TIMEOUT, MAX_NOTICES_IN_FLIGHT};
 use crate::offers::{Offers, Queued};
 use crate::refusal::Refusal;
 use crate::registry::{Offer, OpenOffer, ToHear};
@@ -43,6 +44,8 @@ pub(crate) struct Connection {
     notices: Notices,
     /// What this lockbox is offered as a target, and what waits for its turn.
     offers: Offers,
+    /// Before this no further health report is taken.
+    next_health: Instant,
 }
 
 /// How far a lockbox was told of the compromise notices on this connection.
@@ -83,6 +86,7 @@ impl Connection {
             lockbox_id: None,
             notices: Notices::default(),
             offers: Offers::default(),
+            next_health: Instant::now(),
         }
     }
 
@@ -318,7 +322,13 @@ impl Connection {
         self.tell_notices(lockbox_id).await
     }
 
+    /// A lockbox reports its health once in a second at most. One that does not keep to that waits for its answers: each report is a
+    /// commit and a line in the log.
     async fn health(&mut self, lockbox_id: LockboxId, report: HealthReport) -> Result<(), End> {
+        if !report.sealed {
+            tokio::time::sleep_until(self.next_health).await;
+            self.next_health = Instant::now() + BETWEEN_HEALTH_REPORTS;
+        }
         let report_id = report.report_id;
         let outcome = self.broker.health_report(lockbox_id, report).await;
         self.answer(lockbox_id, report_id, outcome).await

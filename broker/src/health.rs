@@ -5,7 +5,7 @@ use std::sync::Arc;
 use lockbox_authz::limits::{MAX_ALARM_CHARS, MAX_ALARMS_TOLD};
 use lockbox_authz::roster::Head;
 use lockbox_authz::{FieldError, LockboxId, field};
-use lockbox_rpc::api::control::{LockboxAlarm, LockboxHealth};
+use lockbox_rpc::api::control::{LockboxAlarm, LockboxHealth, LockboxInfo};
 use lockbox_rpc::api::node::{Alarm, HealthReport};
 
 use crate::broker::Broker;
@@ -62,6 +62,12 @@ pub(crate) fn shown(health: &HealthReport) -> LockboxHealth {
     }
 }
 
+/// The texts of alarms may name keys of others: they are for requesters that see every transfer.
+pub(crate) fn hide_texts(info: &mut LockboxInfo) {
+    let alarms = info.health.iter_mut().flat_map(|health| &mut health.alarms);
+    alarms.for_each(|alarm| alarm.what.clear());
+}
+
 fn check(report: &HealthReport) -> Result<Head, Refusal> {
     if report.alarms.len() > MAX_ALARMS_TOLD {
         return Err(FieldError::new("alarms", "must be at most 16").into());
@@ -73,14 +79,15 @@ fn check(report: &HealthReport) -> Result<Head, Refusal> {
     Ok(Head::from_wire(head)?)
 }
 
-/// The text of an alarm is the lockbox's: escaped in the log.
+/// One line for each report. The text of an alarm is the lockbox's: escaped in the log.
 fn warn_of_new(lockbox_id: LockboxId, known: Option<&HealthReport>, health: &HealthReport) {
     let known = known.map_or(&[][..], |known| &known.alarms);
-    for alarm in health.alarms.iter().filter(|alarm| !known.contains(alarm)) {
+    if let Some(alarm) = health.alarms.iter().find(|alarm| !known.contains(alarm)) {
         tracing::warn!(
             lockbox = %lockbox_id,
             alarm = ?alarm.what,
             stops_transfers = alarm.stops_transfers,
+            alarms = health.alarms.len(),
             "a lockbox has raised an alarm"
         );
     }

@@ -30,6 +30,8 @@ impl Broker {
                     lockbox_id: lockbox.lockbox_id.to_vec(),
                     name: lockbox.name.clone(),
                 }),
+                connected: broker.sessions.connected(lockbox.lockbox_id).is_some(),
+                reported_at_ms: turn.reported_at_ms(lockbox.lockbox_id)?,
             })
         })
         .await

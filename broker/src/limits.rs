@@ -101,6 +101,9 @@ pub const ANSWER_TAKEN_WITHIN: Duration = Duration::from_secs(30);
 /// (`lockbox_authz::limits::MAX_CLOCK_SKEW_MS`).
 pub const CLOCK_WARNING_MS: i64 = 30 * 1_000;
 
+/// Least time between two health reports of one connection: half of what a lockbox keeps to.
+pub const BETWEEN_HEALTH_REPORTS: Duration = Duration::from_millis(500);
+
 /// From an opened stream to the lockbox's Hello.
 pub const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 

@@ -46,6 +46,42 @@ async fn a_name_means_the_key_that_has_it_now() {
     assert_eq!(unknown.code(), Code::NotFound);
 }
 
+/// As at the lockbox: a key that came with another's id for its name must not be taken for it.
+#[tokio::test]
+async fn an_id_wins_over_a_name_that_looks_like_it() {
+    let world = World::new();
+    let (a, _, _, _) = world.two().await;
+    let id = key(1).to_string();
+    report_all(&world, &a, vec![held(1, "vol-1"), held(2, &id)]).await;
+    assert_eq!(find(&world, "alpha", &id).await.unwrap(), key(1));
+    report_all(&world, &a, vec![held(2, &id)]).await;
+    assert_eq!(find(&world, "alpha", &id).await.unwrap(), key(2));
+}
+
+/// The names of a lockbox that is away may be others by now.
+#[tokio::test]
+async fn rejects_a_transfer_by_the_names_of_a_source_that_is_not_connected() {
+    let world = World::new();
+    let (a, alpha, _, _beta) = world.two().await;
+    report_all(&world, &a, vec![held(1, "vol-1")]).await;
+    drop(alpha);
+    let ends = ["--source", "alpha", "--target", "beta", "--operation", "copy"];
+    let authorize = [&["transfer", "authorize"], &ends[..], &["--key", "alpha/vol-1"]].concat();
+    let refused = loop {
+        // The broker notices a moment later.
+        let output = world.operator_runs(&authorize);
+        if !output.status.success() {
+            break output;
+        }
+    };
+    assert!(
+        stderr(&refused).contains("alpha is not connected"),
+        "{}",
+        stderr(&refused)
+    );
+    assert_eq!(find(&world, "alpha", "vol-1").await.unwrap(), key(1), "for other uses");
+}
+
 /// The wrong one might be moved, or marked for good.
 #[tokio::test]
 async fn rejects_a_name_that_several_keys_have() {
@@ -149,7 +185,7 @@ async fn rejects_a_name_that_no_key_may_have() {
 #[tokio::test]
 async fn a_transfer_takes_the_source_s_names_and_no_others() {
     let world = World::new();
-    let (a, _, b, _) = world.two().await;
+    let (a, _alpha, b, _beta) = world.two().await;
     report_all(&world, &a, vec![held(1, "vol-1"), held(2, "vol-2")]).await;
     report_all(&world, &b, vec![held(1, "vol-2")]).await;
     let authorize = [

@@ -3,11 +3,12 @@
 use std::str::FromStr;
 
 use lockbox_authz::{KeyId, LockboxId};
-use lockbox_rpc::api::control::{FindKeyRequest, LockboxName};
+use lockbox_rpc::api::control::{FindKeyRequest, FindKeyResponse, LockboxName};
 
 use super::client::Broker;
 use super::error::CliError;
 use super::output::printable;
+use crate::clock::rfc3339;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum KeyRef {
@@ -47,6 +48,19 @@ impl KeyRef {
         let mut ids = Vec::with_capacity(keys.len());
         for key in keys {
             let (key_id, named_by) = key.find(broker).await?;
+            if let Some(FindKeyResponse {
+                connected: false,
+                reported_at_ms,
+                ..
+            }) = named_by
+            {
+                return Err(CliError::other(format!(
+                    "--key: {source} is not connected, and its names are as it reported them at {}; name the key by its id, or \
+                     wait until it is connected",
+                    rfc3339(reported_at_ms)
+                )));
+            }
+            let named_by = named_by.map(|found| found.lockbox.unwrap_or_default());
             let is_source = |by: &LockboxName| {
                 by.name == source || source.parse::<LockboxId>().is_ok_and(|id| id.to_vec() == by.lockbox_id)
             };
@@ -61,8 +75,8 @@ impl KeyRef {
         Ok(ids)
     }
 
-    /// The key, and the lockbox that gave the name.
-    async fn find(&self, broker: &mut Broker) -> Result<(KeyId, Option<LockboxName>), CliError> {
+    /// The key, and for a name the whole answer.
+    async fn find(&self, broker: &mut Broker) -> Result<(KeyId, Option<FindKeyResponse>), CliError> {
         let (lockbox, name) = match self {
             Self::Id(key_id) => return Ok((*key_id, None)),
             Self::Named { lockbox, name } => (lockbox, name),
@@ -80,7 +94,7 @@ impl KeyRef {
         let key_id = KeyId::from_slice("key_id", &answer.key_id)
             .map_err(|error| CliError::other(format!("the broker's answer is refused: {error}")))?;
         lockbox_host::say!("{shown} is key {key_id}");
-        Ok((key_id, Some(answer.lockbox.unwrap_or_default())))
+        Ok((key_id, Some(answer)))
     }
 }
 

@@ -261,14 +261,18 @@ fn show_list(global: &Global, infos: &[LockboxInfo]) -> Result<(), CliError> {
 fn warnings(info: &LockboxInfo) -> Vec<String> {
     let name = printable(name(info).to_owned());
     let shared = info.shared_identity.iter().map(|shared| {
-        let addresses = shared.addresses.join(" and ");
+        let addresses = printable(shared.addresses.join(" and "));
         format!(
             "warning: two machines connect as lockbox {name}, from {addresses}; stop the copy, and make it a lockbox of its own"
         )
     });
     let health = info.health.clone().unwrap_or_default();
     let alarms = health.alarms.iter().map(|alarm| {
-        let (since, what) = (rfc3339(alarm.raised_at_ms), printable(alarm.what.clone()));
+        let since = rfc3339(alarm.raised_at_ms);
+        let what = match alarm.what.as_str() {
+            "" => "`lockbox status` on its machine shows it".to_owned(),
+            what => printable(what.to_owned()),
+        };
         let effect = match alarm.stops_transfers {
             true => "alarm, transfers are stopped",
             false => "warning",
@@ -365,7 +369,7 @@ fn to_json(info: &LockboxInfo) -> Value {
 fn health_json(health: &LockboxHealth) -> Value {
     let alarm = |alarm: &LockboxAlarm| {
         json!({
-            "what": alarm.what,
+            "what": printable(alarm.what.clone()),
             "raised_at_ms": alarm.raised_at_ms,
             "stops_transfers": alarm.stops_transfers,
         })

@@ -23,6 +23,12 @@ impl Turn<'_> {
     /// Finds the key that a lockbox holds with a name. A key that is scheduled for destruction is meant only if no other has it.
     pub fn key_named(&self, lockbox: &Lockbox, name: &str) -> Result<KeyId, Refusal> {
         let lockbox_id = lockbox.lockbox_id;
+        // As the lockbox does it: an id wins over a name that looks like it.
+        if let Ok(key_id) = name.parse()
+            && self.reader().reported(lockbox_id, key_id)?.is_some()
+        {
+            return Ok(key_id);
+        }
         let rows = self.scan(&keys::named(lockbox_id, name), None, MAX_NAMED + 1)?;
         let named = rows.iter().map(|(place, _)| last_id(place).map_err(Refusal::Record));
         let mut named = named.collect::<Result<Vec<_>, _>>()?;
@@ -51,8 +57,14 @@ impl Turn<'_> {
         }
     }
 
-    /// The names of the keys that a transfer selects by id or leaves at its source, as far as an end of it reports them.
-    pub fn key_names(&self, transfer: &Transfer, shown: &control::Transfer) -> Result<Vec<control::KeyName>, Refusal> {
+    /// The names of the keys that a transfer selects by id or leaves at its source, as far as an end of it reports them whose
+    /// names the requester may see.
+    pub fn key_names(
+        &self,
+        transfer: &Transfer,
+        shown: &control::Transfer,
+        may_see: impl Fn(LockboxId) -> bool,
+    ) -> Result<Vec<control::KeyName>, Refusal> {
         let selected = match shown.selection.as_ref().and_then(|selection| selection.keys.as_ref()) {
             Some(Keys::Ids(ids)) => &ids.ids[..],
             _ => &[],
@@ -63,7 +75,8 @@ impl Turn<'_> {
         for id in ids {
             let key_id = KeyId::from_slice("key_id", id).map_err(Refusal::Record)?;
             // After a MOVE only the target has it.
-            for lockbox_id in [transfer.target_id, transfer.source_id] {
+            let ends = [transfer.target_id, transfer.source_id];
+            for lockbox_id in ends.into_iter().filter(|id| may_see(*id)) {
                 let entry = self.reader().reported(lockbox_id, key_id)?;
                 if let Some(entry) = entry.filter(|entry| !entry.name.is_empty()) {
                     names.push(control::KeyName {
@@ -75,6 +88,11 @@ impl Turn<'_> {
             }
         }
         Ok(names)
+    }
+
+    /// When a lockbox last reported its keys.
+    pub fn reported_at_ms(&self, lockbox_id: LockboxId) -> Result<i64, Refusal> {
+        self.reader().reported_at_ms(lockbox_id)
     }
 
     fn is_scheduled(&self, lockbox_id: LockboxId, key_id: KeyId) -> Result<bool, Refusal> {

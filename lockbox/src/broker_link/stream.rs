@@ -49,6 +49,9 @@ const PAGES_PER_ROUND: usize = 64;
 /// Least time between two rounds of reports: a transfer makes many steps, and the broker needs to hear of the latest.
 const BETWEEN_ROUNDS: Duration = Duration::from_millis(20);
 
+/// Least time between two reports of this lockbox's health.
+const BETWEEN_HEALTH_REPORTS: Duration = Duration::from_secs(1);
+
 /// Offers that could not be accepted yet.
 const MAX_DEFERRED: usize = 1_024;
 
@@ -161,7 +164,9 @@ impl Stream<'_> {
         let mut cluster = self.node.engine.watch_cluster();
         let mut activity = self.node.engine.watch_activity();
         self.roster_at(head).await?;
-        self.tell_health().await?;
+        let mut is_health_due = true;
+        let mut health_rounds = tokio::time::interval(BETWEEN_HEALTH_REPORTS);
+        health_rounds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut rounds = tokio::time::interval(BETWEEN_ROUNDS);
         rounds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         // Whether something has happened since the last round.
@@ -174,6 +179,12 @@ impl Stream<'_> {
                 }
                 changed = cluster.changed() => {
                     changed.map_err(|_| LinkError::Closed)?;
+                    // Ends the stream if it is because the lockbox was sealed.
+                    self.node.engine.cluster()?;
+                    is_health_due = true;
+                }
+                _ = health_rounds.tick(), if is_health_due => {
+                    is_health_due = false;
                     self.tell_health().await?;
                 }
                 () = self.node.refusals.wake.notified() => self.tell_refusals().await?,

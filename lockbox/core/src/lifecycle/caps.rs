@@ -26,6 +26,10 @@ pub struct Caps {
     pub keys_per_authorization: Option<u64>,
 }
 
+/// How the text of a canary's alarm begins. The rest names the key, and is for this machine alone: whoever learns which key is the
+/// canary leaves it out the next time.
+pub const CANARY_ALARM: &str = "an authorization asked for a canary key";
+
 impl Lockbox {
     /// Sets what the configuration says.
     pub fn set_caps(&mut self, caps: Caps) {
@@ -41,7 +45,7 @@ impl Lockbox {
         now_ms: i64,
         rng: &mut dyn CryptoRng,
     ) -> Result<Step<()>, LockboxError> {
-        let what = format!("an authorization asked for the canary key {key_id}");
+        let what = format!("{CANARY_ALARM}: {key_id}");
         self.raise_alarm(what, authorization, now_ms, rng)
     }
 

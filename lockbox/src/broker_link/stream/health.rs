@@ -1,6 +1,7 @@
 //! How the lockbox is, for the broker's lists: when it connects, when that changes, and once it is sealed. SPEC section 7.9.
 
 use lockbox_authz::limits::{MAX_ALARM_CHARS, MAX_ALARMS_TOLD};
+use lockbox_core::lifecycle::caps::CANARY_ALARM;
 use lockbox_core::lockbox::AlarmKind;
 use lockbox_rpc::api::node::{Alarm, ConnectResponse, HealthReport, connect_request, connect_response};
 use tonic::Streaming;
@@ -12,7 +13,7 @@ impl Stream<'_> {
     pub(super) async fn tell_health(&mut self) -> Result<(), LinkError> {
         let alarms = self.node.engine.read(|lockbox| {
             let alarms = lockbox.alarms().values().map(|alarm| Alarm {
-                what: one_line(&alarm.what),
+                what: told(&alarm.what),
                 raised_at_ms: alarm.raised_at_ms,
                 stops_transfers: alarm.kind == AlarmKind::Stop,
             });
@@ -66,8 +67,12 @@ impl Stream<'_> {
     }
 }
 
-/// As long as the broker takes it, and without characters that it refuses.
-fn one_line(what: &str) -> String {
+/// As long as the broker takes it, without characters that it refuses, and without the name of a canary.
+fn told(what: &str) -> String {
+    let what = match what.starts_with(CANARY_ALARM) {
+        true => CANARY_ALARM,
+        false => what,
+    };
     let plain = what.chars().map(|c| match c.is_control() {
         true => ' ',
         false => c,
