@@ -10,6 +10,9 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use tonic::body::Body;
 use tonic::codegen::Bytes;
 
+/// How many times the limit of a silence the first request may take.
+const LIMITS_BEFORE_THE_FIRST: u32 = 10;
+
 /// Counts the requests under way on one connection, and those that there ever were.
 #[derive(Default)]
 pub(super) struct Activity {
@@ -27,15 +30,20 @@ impl Activity {
         UnderWay(Arc::clone(self))
     }
 
-    /// Returns when there was no request for as long as `limit`, or up to twice that; without one, never.
+    /// Returns when there was no request for as long as `limit`, or up to twice that; without one, never. The first request may
+    /// take [`LIMITS_BEFORE_THE_FIRST`] times as long: no key went over the connection yet, and the program may have been stopped
+    /// between connecting and asking.
     pub(super) async fn fallen_silent(&self, limit: Option<Duration>) {
         let Some(limit) = limit else {
             return std::future::pending().await;
         };
+        let mut silent = 0;
         loop {
             let begun = self.begun.load(Ordering::Relaxed);
             tokio::time::sleep(limit).await;
-            if self.under_way.load(Ordering::Relaxed) == 0 && self.begun.load(Ordering::Relaxed) == begun {
+            let is_silent = self.under_way.load(Ordering::Relaxed) == 0 && self.begun.load(Ordering::Relaxed) == begun;
+            silent = if is_silent { silent + 1 } else { 0 };
+            if is_silent && (begun > 0 || silent == LIMITS_BEFORE_THE_FIRST) {
                 return;
             }
         }

@@ -194,6 +194,20 @@ mod tests {
         assert!(ask(&channel).await.is_err(), "the connection that it knows was ended");
     }
 
+    /// On a loaded machine a command may be stopped for seconds between connecting and asking.
+    #[tokio::test]
+    async fn a_first_request_may_be_late() {
+        let folder = tempfile::tempdir().expect("there is a folder for temporary files");
+        let path = folder.path().join("s");
+        let _daemon = Daemon::start(&path);
+        let channel = LocalChannel::keeping(path, Duration::MAX).await.expect("it is served");
+
+        // As if the whole program were stopped.
+        thread::sleep(LOCAL_IDLE_LIMIT * 3);
+
+        ask(&channel).await.expect("the connection is still open");
+    }
+
     #[tokio::test]
     async fn a_request_to_a_daemon_that_is_gone_says_so() {
         let folder = tempfile::tempdir().expect("there is a folder for temporary files");
