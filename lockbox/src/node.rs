@@ -28,7 +28,7 @@ use crate::scan;
 
 /// How long a seal waits for the broker to hear of it. The root key and the volume keys are gone before; the connection has the
 /// identity key until it ends.
-const TELL_SEALED: Duration = Duration::from_secs(2);
+const TELL_SEALED: Duration = Duration::from_secs(5);
 
 /// What the parts of the daemon share.
 pub struct Node {
@@ -121,7 +121,7 @@ impl Node {
     /// One attempt at a time: guessing is as slow as one Argon2id after the other. With a lockbox that is unsealed already,
     /// only the secret is checked.
     ///
-    /// Goes on to its end if the caller goes away: keys that are open without what serves and seals them would stay.
+    /// Completes even if the caller drops the future: otherwise keys would stay open without the tasks that serve and seal them.
     pub async fn unseal(self: &Arc<Self>, secret: SlotSecret) -> Result<u32, UnsealError> {
         let node = Arc::clone(self);
         let unsealing = tokio::spawn(async move { node.unseal_to_the_end(secret).await });
@@ -141,8 +141,8 @@ impl Node {
         Ok(slot_id)
     }
 
-    /// Stops serving and forgets every secret. A lockbox that is sealed already stays so. Goes on to its end if the caller goes
-    /// away.
+    /// Stops serving and forgets every secret. A lockbox that is sealed already stays so. Completes even if the caller drops the
+    /// future.
     pub async fn seal(self: &Arc<Self>) {
         let node = Arc::clone(self);
         let sealing = tokio::spawn(async move { node.seal_to_the_end().await });

@@ -26,8 +26,8 @@ pub struct Caps {
     pub keys_per_authorization: Option<u64>,
 }
 
-/// How the text of a canary's alarm begins. The rest names the key, and is for this machine alone: whoever learns which key is the
-/// canary leaves it out the next time.
+/// Start of the text of a canary's alarm. The rest names the key and stays on this machine: a thief who learns which key is the
+/// canary does not ask for it again.
 pub const CANARY_ALARM: &str = "an authorization asked for a canary key";
 
 impl Lockbox {

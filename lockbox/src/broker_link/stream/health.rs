@@ -1,5 +1,6 @@
 //! How the lockbox is, for the broker's lists: when it connects, when that changes, and once it is sealed. SPEC section 7.9.
 
+use lockbox_authz::field;
 use lockbox_authz::limits::{MAX_ALARM_CHARS, MAX_ALARMS_TOLD};
 use lockbox_core::lifecycle::caps::CANARY_ALARM;
 use lockbox_core::lockbox::AlarmKind;
@@ -73,9 +74,24 @@ fn told(what: &str) -> String {
         true => CANARY_ALARM,
         false => what,
     };
-    let plain = what.chars().map(|c| match c.is_control() {
-        true => ' ',
-        false => c,
+    let plain = what.chars().map(|c| match field::is_plain(c) {
+        true => c,
+        false => ' ',
     });
     plain.take(MAX_ALARM_CHARS).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The broker refuses a report with any other text, and would then show neither the alarm nor that the lockbox is sealed.
+    #[test]
+    fn a_text_is_told_as_the_broker_takes_it_and_names_no_canary() {
+        let hostile = format!("a\u{1b}[2J\u{202e}\n{}", "b".repeat(2 * MAX_ALARM_CHARS));
+        let text = told(&hostile);
+        assert!(text.starts_with("a [2J  bb"), "{text}");
+        field::text("alarm", &text, 0, MAX_ALARM_CHARS).unwrap();
+        assert_eq!(told(&format!("{CANARY_ALARM}: an id")), CANARY_ALARM);
+    }
 }
