@@ -6,8 +6,8 @@ mod common;
 
 use common::{Peer, World, held, key, stderr};
 use lockbox_authz::inventory::{InventoryEntry, InventoryState};
-use lockbox_authz::{KeyId, Selection, field};
-use lockbox_rpc::api::control::{FindKeyRequest, GetTransferRequest};
+use lockbox_authz::{KeyId, Labels, Selection, field};
+use lockbox_rpc::api::control::{AuthorizeTransferRequest, FindKeyRequest, GetTransferRequest, GetTransferResponse};
 use tonic::{Code, Status};
 
 async fn report_all(world: &World, peer: &Peer, entries: Vec<InventoryEntry>) {
@@ -80,6 +80,65 @@ async fn rejects_a_transfer_by_the_names_of_a_source_that_is_not_connected() {
         stderr(&refused)
     );
     assert_eq!(find(&world, "alpha", "vol-1").await.unwrap(), key(1), "for other uses");
+}
+
+/// A transfer of ids is authorized whether or not its source holds them: that must not show what its target holds.
+#[tokio::test]
+async fn a_transfer_shows_only_names_that_the_requester_may_find() {
+    let mut world = World::new();
+    let out = world.temp.path().join("nova");
+    let made = common::run(&[
+        "client",
+        "create",
+        "nova",
+        "--dir",
+        &world.path(""),
+        "--out",
+        out.to_str().unwrap(),
+    ]);
+    assert!(made.status.success(), "{}", stderr(&made));
+    world.configure(
+        "[[requester]]\nname = \"nova\"\noperations = [\"copy\"]\nsource_labels = { zone = \"a\" }\ntarget_labels = {}\n\
+         selections = [\"ids\"]\n",
+    );
+    world.restart();
+    let (mut a, b) = (Peer::new(&world, 1, "alpha"), Peer::new(&world, 2, "beta"));
+    a.lockbox.labels = Labels::parse(["zone=a"]).unwrap();
+    a.join(&world, &world.token(&["--label", "zone=a"])).await;
+    b.join(&world, &world.token(&[])).await;
+    let (_alpha, _beta) = (a.connect(&world).await, b.connect(&world).await);
+    report_all(&world, &a, vec![held(1, "vol-1")]).await;
+    report_all(&world, &b, vec![held(2, "secret-project")]).await;
+
+    let selection = Selection::from_unsorted_ids(vec![key(1), key(2)]).unwrap();
+    let request = AuthorizeTransferRequest {
+        selection: Some(selection.to_wire()),
+        ..common::request("names", lockbox_authz::Operation::Copy, 1)
+    };
+    let client = out.join("client.toml");
+    let made = world
+        .client_as(&client)
+        .await
+        .authorize_transfer(request)
+        .await
+        .unwrap();
+    let request = GetTransferRequest {
+        authorization_id: made.into_inner().transfer.unwrap().authorization_id,
+        from_chunk: 0,
+    };
+    let names = |detail: tonic::Response<GetTransferResponse>| {
+        let names = detail.into_inner().key_names.into_iter().map(|key| key.name);
+        names.collect::<Vec<_>>()
+    };
+    let shown = world
+        .client_as(&client)
+        .await
+        .get_transfer(request.clone())
+        .await
+        .unwrap();
+    assert_eq!(names(shown), ["vol-1"]);
+    let shown = world.client().await.get_transfer(request).await.unwrap();
+    assert_eq!(names(shown), ["vol-1", "secret-project"], "the operator may see both");
 }
 
 /// The wrong one might be moved, or marked for good.

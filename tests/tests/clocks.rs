@@ -92,7 +92,7 @@ fn a_source_whose_clock_is_ahead_serves_an_authorization_when_its_clock_is_right
     assert!(b.holds(key) && !a.holds(key));
 }
 
-/// What was revoked and has expired is told to nobody any more, and yet it is not good once more when a clock is set back.
+/// The broker stops telling revocations of expired authorizations. Setting a clock back must not make such an authorization valid.
 #[test]
 fn what_expired_is_dropped_and_is_never_good_again() {
     let cluster = Cluster::start();

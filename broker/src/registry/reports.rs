@@ -72,7 +72,7 @@ impl Turn<'_> {
         if transfer.end(report.role()).is_over() && !before.end(report.role()).is_over() {
             batch.remove(keys::end_transfer(lockbox_id, id));
         }
-        // An end that began it far from the broker, and comes back when the revocation is told to nobody any more.
+        // An end that began it far from the broker, and comes back when the broker tells the revocation no longer.
         let must_hear = transfer.revoked.is_some() && transfer.is_under_way_at(lockbox_id);
         if must_hear {
             batch.put(keys::end_transfer(lockbox_id, id), Vec::new());
